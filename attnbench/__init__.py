@@ -1,0 +1,63 @@
+"""attnbench: what does an attention cost, and what quality does it buy, in one diffusion transformer?
+
+The public names below load on first use, so that `import attnbench` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attnbench.api import build_attention, build_model, list_backends, run_suite
+    from attnbench.contract import (
+        AttentionBackend,
+        AttentionContext,
+        AttentionSite,
+        BackendOptions,
+        FeatureExtractor,
+        MacCount,
+    )
+    from attnbench.hookspecs import hookimpl
+
+__version__ = metadata.version("attnbench")
+
+_HOME = {
+    "build_attention": "attnbench.api",
+    "build_model": "attnbench.api",
+    "list_backends": "attnbench.api",
+    "run_suite": "attnbench.api",
+    "AttentionBackend": "attnbench.contract",
+    "AttentionContext": "attnbench.contract",
+    "AttentionSite": "attnbench.contract",
+    "BackendOptions": "attnbench.contract",
+    "FeatureExtractor": "attnbench.contract",
+    "MacCount": "attnbench.contract",
+    "hookimpl": "attnbench.hookspecs",
+}
+
+__all__ = [
+    "AttentionBackend",
+    "AttentionContext",
+    "AttentionSite",
+    "BackendOptions",
+    "FeatureExtractor",
+    "MacCount",
+    "__version__",
+    "build_attention",
+    "build_model",
+    "hookimpl",
+    "list_backends",
+    "run_suite",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'attnbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,81 @@
+"""The Python interface: build one attention, build one model, list what there is, run a suite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from attnbench.contract import AttentionBackend, AttentionContext, AttentionSite
+from attnbench.errors import UnsupportedError
+from attnbench.models.options import resolve_attention
+from attnbench.models.recipes import resolve
+from attnbench.models.resolution import input_size
+from attnbench.models.skeleton import DiffusionTransformer
+from attnbench.models.skeleton import build_model as build_from_config
+from attnbench.plugins import registry
+from attnbench.specs import AttentionSpec
+
+if TYPE_CHECKING:
+    from attnbench.runner import SuiteRun
+
+
+class Attention(nn.Module):
+    """One attention module at one site; the context may be left out when calling it.
+
+    forward(x [B, N, C], context=None) -> [B, N, C], tokens row-major on `site.grid`.
+    """
+
+    def __init__(self, site: AttentionSite, module: nn.Module) -> None:
+        super().__init__()
+        self.site, self.module = site, module
+
+    def forward(self, x: torch.Tensor, context: AttentionContext | None = None) -> torch.Tensor:
+        if context is None:
+            context = AttentionContext(grid=self.site.grid)
+        return self.module(x, context)
+
+
+def build_attention(name: str, *, dim: int, num_heads: int, grid: tuple[int, int], **options: Any) -> Attention:
+    """Build one attention module by name.
+
+    Raises UnknownNameError (nearest spelling), UserInputError (a wrong option or size) or
+    UnsupportedError (the backend's reason).
+    """
+    backend, checked = resolve_attention(AttentionSpec(name=name, options=options))
+    site = AttentionSite(dim=dim, num_heads=num_heads, grid=grid)
+    reason = backend.supports(site, checked, torch.get_default_dtype(), torch.get_default_device())
+    if reason:
+        raise UnsupportedError(f"{name}: {reason}")
+    return Attention(site, backend.build(site, checked))
+
+
+def build_model(
+    recipe: str, *, resolution: int, num_classes: int, seed: int = 0, **overrides: Any
+) -> DiffusionTransformer:
+    """Build a model from a recipe for images of `resolution` pixels.
+
+    `overrides` are ModelConfig fields (`depth=8`, `attention="linear"`). A latent recipe sees
+    resolution / 8. forward(x [B, C, H, W], t [B] in [0, 1000), y int64 [B]).
+    """
+    config = resolve(recipe, overrides)
+    return build_from_config(config, input_size(config, resolution), num_classes, seed=seed)
+
+
+def list_backends() -> list[AttentionBackend]:
+    """Return all attention backends, built-in and installed, in the order they registered."""
+    return [provided.record for provided in registry().backends.values()]
+
+
+def run_suite(path: str | Path, overrides: Sequence[str] = (), *, runs: str | Path = "runs") -> SuiteRun:
+    """Run a suite and write its report; what is finished already is not computed again.
+
+    `overrides` are `key=value` strings as on the command line. Raises SuiteError with file and line.
+    """
+    from attnbench.runner import run
+    from attnbench.suite import load_suite
+
+    return run(load_suite(path, overrides), Path(runs))

@@ -1,0 +1,130 @@
+"""Agent attention: a few pooled agent tokens between queries and keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt, field_validator
+from torch import nn
+
+from attnbench.contract import (
+    AttentionBackend,
+    AttentionContext,
+    AttentionSite,
+    BackendOptions,
+    MacCount,
+)
+from attnbench.hookspecs import hookimpl
+from attnbench.layers import DepthwiseConv, QKVProjection, compute_dtype, merge_heads, split_heads
+
+BIAS_SIDE = 7  # side of the bias tables that are interpolated to the grid (released code)
+
+
+class AgentOptions(BackendOptions):
+    """Options of `agent`."""
+
+    num_agents: PositiveInt = 49
+    """Agent tokens; a square number not above the number of tokens."""
+    position_bias: bool = True
+    """Learned agent and position biases in both softmaxes."""
+    qkv_bias: bool = False
+    """Bias of the query, key, value projection (released code: no)."""
+
+    @field_validator("num_agents")
+    @classmethod
+    def _square(cls, value: int) -> int:
+        if math.isqrt(value) ** 2 != value:
+            raise ValueError(f"num_agents must be a square number (4, 9, 16, ... 49, 64), got {value}")
+        return value
+
+
+class AgentAttention(nn.Module):
+    """softmax(q A^T / sqrt(D) + B2) softmax(A k^T / sqrt(D) + B1) v + DWC_3x3(v), A = pool(q).
+
+    [B, N, C] -> [B, N, C]; both softmaxes through torch's fused kernel with an additive bias.
+    Source: Agent Attention arXiv:2312.08874, eq. 5-7, and its released code.
+    """
+
+    def __init__(self, site: AttentionSite, options: AgentOptions) -> None:
+        super().__init__()
+        self.num_heads = site.num_heads
+        self.side = math.isqrt(options.num_agents)
+        self.qkv = QKVProjection(site.dim, bias=options.qkv_bias)
+        self.conv = DepthwiseConv(site.dim, 3)
+        self.out = nn.Linear(site.dim, site.dim)
+        shape = (site.num_heads, options.num_agents, site.grid)
+        self.gather_bias = PositionBias(*shape) if options.position_bias else None
+        self.spread_bias = PositionBias(*shape) if options.position_bias else None
+
+    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        q, k, v = self.qkv(x)
+        agents = split_heads(self._pool(q, context.grid), self.num_heads)  # [B, H, n, D]
+        heads = [split_heads(z, self.num_heads) for z in (q, k, v)]  # [B, H, N, D]
+        gathered = F.scaled_dot_product_attention(agents, *heads[1:], attn_mask=_bias(self.gather_bias, x))
+        spread_bias = _bias(self.spread_bias, x)
+        spread_bias = None if spread_bias is None else spread_bias.transpose(-2, -1)
+        o = F.scaled_dot_product_attention(heads[0], agents, gathered, attn_mask=spread_bias)
+        return self.out(merge_heads(o) + self.conv(v, context.grid))
+
+    def _pool(self, q: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        image = q.transpose(1, 2).unflatten(2, grid)  # [B, C, height, width]
+        return F.adaptive_avg_pool2d(image, self.side).flatten(2).transpose(1, 2)  # [B, n, C]
+
+
+class PositionBias(nn.Module):
+    """A bias [H, n, N] between agents and tokens: an interpolated 7x7 table plus row and column terms."""
+
+    def __init__(self, num_heads: int, num_agents: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        height, width = grid
+        self.grid = grid
+        self.table = nn.Parameter(torch.empty(num_heads, num_agents, BIAS_SIDE, BIAS_SIDE))
+        self.rows = nn.Parameter(torch.empty(num_heads, num_agents, height, 1))
+        self.columns = nn.Parameter(torch.empty(num_heads, num_agents, 1, width))
+        for parameter in self.parameters():
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self) -> torch.Tensor:
+        table = F.interpolate(self.table, size=self.grid, mode="bilinear")
+        return (table + self.rows + self.columns).flatten(2)  # [H, n, N]
+
+
+def _bias(bias: PositionBias | None, x: torch.Tensor) -> torch.Tensor | None:
+    """Return the bias as SDPA wants its mask: in the dtype the queries will have."""
+    return None if bias is None else bias().to(compute_dtype(x))
+
+
+def supports(
+    site: AttentionSite, options: AgentOptions, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """Refuse more agents than tokens: pooling would only repeat tokens."""
+    if options.num_agents > site.num_tokens:
+        return (
+            f"num_agents={options.num_agents} exceeds the {site.num_tokens} tokens of grid {site.grid}; "
+            f"choose at most {math.isqrt(site.num_tokens) ** 2}"
+        )
+    return None
+
+
+def macs(site: AttentionSite, options: AgentOptions) -> MacCount:
+    """4 N C^2 for the projections, 9 N C for the convolution, 4 n N C for the two attentions."""
+    n, c = site.num_tokens, site.dim
+    return MacCount(linear=4 * n * c * c + 9 * n * c, attention=4 * options.num_agents * n * c)
+
+
+@hookimpl
+def attnbench_backends() -> Iterator[AttentionBackend]:
+    """Yield `agent`."""
+    yield AttentionBackend(
+        name="agent",
+        summary="agent attention: softmax through a few pooled tokens",
+        source="Agent Attention arXiv:2312.08874",
+        options=AgentOptions,
+        build=AgentAttention,
+        macs=macs,
+        supports=supports,
+        complexity="linear",
+    )

@@ -1,0 +1,292 @@
+"""DyDiLA: dynamic differential linear attention, token-wise (Eq. 8) and map-wise (Eq. 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import nn
+
+from attnbench.contract import (
+    AttentionBackend,
+    AttentionContext,
+    AttentionSite,
+    BackendOptions,
+    MacCount,
+)
+from attnbench.hookspecs import hookimpl
+from attnbench.layers import (
+    Association,
+    DepthwiseConv,
+    QKVProjection,
+    ReparameterisedConv,
+    contraction,
+    contraction_macs,
+    key_mass,
+    merge_heads,
+    power_focus,
+    routed_projection,
+    split_heads,
+    without_autocast,
+)
+
+RouterTraining = Literal["frozen", "straight_through", "unit_gate", "switch"]
+
+
+class DyDiLAOptions(BackendOptions):
+    """Options of `dydila`; what the paper leaves open is an option, with its default marked "ours"."""
+
+    mode: Literal["token", "map"] = "token"
+    """`token`: differences of tokens (Eq. 8); `map`: differences of attention maps (Eq. 10)."""
+    num_projectors: PositiveInt = 3
+    """n_P, projectors of each of Q' and K' (paper: 3, 5, 7 for S, B, L)."""
+    num_kernels: PositiveInt = 9
+    """n_F, kernel factors gamma (paper: 9, 15, 21)."""
+    num_factors: PositiveInt = 9
+    """n_D, differential factors lambda (paper: 9, 15, 21)."""
+    gamma_init: float = Field(default=3.0, ge=1.0)
+    """Initial value of every gamma."""
+    lambda_init: float = 0.01
+    """Initial value of every lambda (in the first block, where lambda_init_last is given)."""
+    lambda_init_last: float | None = None
+    """Initial value in the last block, linear in between (Table 6: 0.2 to 0.8); null: the same."""
+    normaliser: Literal["undifferenced", "none", "tokens", "rms"] = "undifferenced"
+    """`none`: Eq. 8 literally; `tokens`: 1/N; `undifferenced`: Eq. 4's denominator of Q~ and K~ (ours);
+    `rms`: unit root mean square over the width."""
+    projection_router: Literal["frozen", "unit_gate", "switch"] = "unit_gate"
+    """How the argmax over projectors trains (ours). No straight-through: it needs all n_P outputs."""
+    factor_router: RouterTraining = "straight_through"
+    """How the argmaxes over gamma and lambda train (ours)."""
+    balance_weight: float = Field(default=0.0, ge=0.0)
+    """Weight of the load-balance loss over projectors; 0 is off."""
+    dwc: Literal["reparameterised", "plain", "none"] = "reparameterised"
+    """Depthwise convolution on V: 3x3 + 1x3 + 3x1 with BatchNorm, fused for inference; or one 3x3."""
+    dwc_maps: Literal["shared", "per_map"] = "shared"
+    """Map mode: one convolution (Eq. 10), or one per map (what Table 5's 6.45 GFLOPs count)."""
+    qkv_bias: bool = False
+    """Bias of the shared projection (ours: none, as in Sana)."""
+    eps: float = 1e-8
+    """Added to the denominators."""
+    association: Association = "auto"
+    """Order of the two matmuls; `auto` takes the cheaper one for N tokens and head width D."""
+
+
+class Router(nn.Module):
+    """Banks of linear routers: z [banks, T, C] -> logits [banks, T, choices], always in fp32 or fp64.
+
+    Rounding can flip an argmax, so half precision never reaches the logits.
+    """
+
+    def __init__(self, banks: int, dim: int, choices: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(banks, dim, choices))
+        for bank in self.weight:
+            nn.init.xavier_uniform_(bank)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        with without_autocast(z):
+            return z.to(dtype) @ self.weight.to(dtype)
+
+
+def select(
+    logits: torch.Tensor, values: torch.Tensor, training: RouterTraining
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Pick one scalar per token by argmax: logits [..., choices], values [choices].
+
+    Returns (index [...], value [..., 1], gate [..., 1] or None); the gate multiplies whatever the
+    choice produced. The forward value is the literal argmax in every mode but `switch`.
+    """
+    index = logits.argmax(-1)
+    value = values[index].unsqueeze(-1)
+    if training == "straight_through" and logits.requires_grad:
+        soft = logits.softmax(-1) @ values.detach().unsqueeze(-1).to(logits.dtype)
+        value = value + (soft - soft.detach()).to(value.dtype)
+    return index, value, gate(logits, index, training)
+
+
+def gate(logits: torch.Tensor, index: torch.Tensor, training: RouterTraining) -> torch.Tensor | None:
+    """Return p_u / stopgrad(p_u) for `unit_gate`, p_u for `switch`, None where no gate is needed."""
+    if training == "switch" or (training == "unit_gate" and logits.requires_grad):
+        p = logits.softmax(-1).gather(-1, index.unsqueeze(-1))  # [..., 1]
+        return p if training == "switch" else p / p.detach()
+    return None
+
+
+class DyDiLA(nn.Module):
+    """O = TDO(Q~, Q~', K~, K~', V) + DWC(V), then an output projection.
+
+    [B, N, C] -> [B, N, C]. Router logits, phi and denominators in fp32 (fp64 for fp64 input).
+    One set of gammas and one of lambdas per block, as the paper's index-free symbols read.
+    Source: arXiv:2601.13683, eqs. 1-10.
+    """
+
+    def __init__(self, site: AttentionSite, options: DyDiLAOptions) -> None:
+        super().__init__()
+        dim, n_p = site.dim, options.num_projectors
+        self.num_heads, self.options = site.num_heads, options
+        self.qkv = QKVProjection(dim, bias=options.qkv_bias)
+        self.projection_router = Router(1, dim, 2 * n_p)  # R_P^Q and R_P^K side by side
+        self.projectors = nn.Parameter(torch.empty(2 * n_p, dim, dim))  # W^Q_1.., W^K_1..
+        for matrix in self.projectors:
+            nn.init.xavier_uniform_(matrix)
+        self.kernel_router = Router(4, dim, options.num_kernels)  # for Q, K, Q', K'
+        self.gamma = nn.Parameter(torch.full((options.num_kernels,), options.gamma_init))
+        factor_banks = 2 if options.mode == "token" else 1  # for Q and K, or for the map
+        self.factor_router = Router(factor_banks, 2 * dim, options.num_factors)
+        self.lam = nn.Parameter(torch.full((options.num_factors,), _lambda_init(site, options)))
+        num_convs = 2 if options.mode == "map" and options.dwc_maps == "per_map" else 1
+        self.convs = nn.ModuleList(_conv(dim, options) for _ in range(num_convs))
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        q, k, v = self.qkv(x)
+        q_prime, k_prime = self._routed_projections(x, context)
+        z = torch.stack([q, k, q_prime, k_prime]).flatten(1, 2)  # [4, T, C] with T = B N
+        z_focused = self._measure(z, context)
+        if self.options.mode == "token":
+            o = self._token_difference(z_focused, v, context)
+        else:
+            o = self._map_difference(z_focused, v, context)
+        return self.out(o)
+
+    def _routed_projections(
+        self, x: torch.Tensor, context: AttentionContext
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Dynamic projection module, eqs. 1-2: Q' and K', each [B, N, C]."""
+        tokens, n_p = x.flatten(0, 1), self.options.num_projectors  # [T, C]
+        logits = self.projection_router(tokens.unsqueeze(0))[0].unflatten(-1, (2, n_p))  # [T, 2, n_P]
+        expert = logits.argmax(-1)  # [T, 2]
+        offset = torch.arange(2, device=x.device) * n_p
+        primes = routed_projection(tokens, self.projectors, expert + offset)  # [T, 2, C]
+        scale = gate(logits, expert, self.options.projection_router)
+        if scale is not None:
+            primes = primes * scale.to(primes.dtype)
+        context.record("projector_q", expert[:, 0].view(x.shape[:2]))
+        context.record("projector_k", expert[:, 1].view(x.shape[:2]))
+        if self.options.balance_weight and self.training:
+            context.add_loss("balance", self.options.balance_weight * load_balance(logits, expert))
+        q_prime, k_prime = primes.unbind(1)
+        return q_prime.view_as(x), k_prime.view_as(x)
+
+    def _measure(self, z: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        """Dynamic measure kernel, eqs. 5-6, on Q, K, Q', K' at once: [4, T, C] -> [4, T, C]."""
+        logits = self.kernel_router(z)
+        gamma = at_least_one(self.gamma)
+        index, chosen, scale = select(logits, gamma, self.options.factor_router)
+        context.record("kernel", index)
+        focused = power_focus(z, chosen)
+        return focused if scale is None else focused * scale.to(focused.dtype)
+
+    def _factors(self, pairs: torch.Tensor, primes: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        """Differential factors, eq. 7: two [banks, T, C] -> [banks, T, 1]."""
+        logits = self.factor_router(torch.cat([pairs, primes], dim=-1))
+        index, chosen, scale = select(logits, self.lam, self.options.factor_router)
+        context.record("factor", index)
+        context.record("lambda", chosen)
+        return chosen if scale is None else chosen * scale
+
+    def _token_difference(
+        self, z: torch.Tensor, v: torch.Tensor, context: AttentionContext
+    ) -> torch.Tensor:
+        """Token differential operator, eqs. 8-9: (Q~ - lQ Q~') ((K~ - lK K~')^T V) + DWC(V)."""
+        lam = self._factors(z[:2], z[2:], context)
+        q, k = (z[:2] - lam.to(z.dtype) * z[2:]).view(2, *v.shape)
+        o = self._contract(q, k, v, mass=(z[0].view_as(v), z[1].view_as(v)))
+        return self._normalise_rms(o) + self._dwc(0, v, context)
+
+    def _map_difference(
+        self, z: torch.Tensor, v: torch.Tensor, context: AttentionContext
+    ) -> torch.Tensor:
+        """Eq. 10: Q~ (K~^T V) - l Q~' (K~'^T V) + DWC(V), each map with its own denominator."""
+        lam = self._factors(z[:1], z[2:3], context)[0].view(*v.shape[:2], 1)
+        q, k, q_prime, k_prime = z.view(4, *v.shape)
+        first = self._contract(q, k, v, mass=(q, k))
+        second = self._contract(q_prime, k_prime, v, mass=(q_prime, k_prime))
+        if self.options.dwc_maps == "per_map":  # each map is a whole attention with its convolution
+            second = second + self._dwc(1, v, context)
+        return self._normalise_rms(first - lam.to(first.dtype) * second) + self._dwc(0, v, context)
+
+    def _contract(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mass: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """Compute q (k^T v) per head under the chosen normaliser; all [B, N, C]."""
+        q, k, v, *mass_heads = (split_heads(t, self.num_heads) for t in (q, k, v, *mass))
+        o = contraction(q, k, v, self.options.association)  # [B, H, N, D]
+        if self.options.normaliser == "undifferenced":
+            o = (o / (key_mass(*mass_heads) + self.options.eps)).to(v.dtype)
+        elif self.options.normaliser == "tokens":
+            o = o / v.shape[-2]
+        return merge_heads(o)
+
+    def _normalise_rms(self, o: torch.Tensor) -> torch.Tensor:
+        if self.options.normaliser != "rms":
+            return o
+        return F.rms_norm(o, o.shape[-1:], eps=self.options.eps)
+
+    def _dwc(self, which: int, v: torch.Tensor, context: AttentionContext) -> torch.Tensor | float:
+        return 0.0 if self.options.dwc == "none" else self.convs[which](v, context.grid)
+
+
+def load_balance(logits: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
+    """Switch Transformer's balance loss per bank: logits [T, banks, n], expert [T, banks] -> scalar.
+
+    n * sum_e (share of tokens of e) * (mean probability of e); 1 when balanced.
+    Source: arXiv:2101.03961, eqs. 4-6.
+    """
+    n = logits.shape[-1]
+    share = F.one_hot(expert, n).to(logits.dtype).mean(0)  # [banks, n]
+    return n * (share * logits.softmax(-1).mean(0)).sum(-1).mean()
+
+
+def at_least_one(gamma: torch.Tensor) -> torch.Tensor:
+    """Clamp gamma to >= 1 (below, the slope explodes near 0) but let its gradient through."""
+    return gamma + (gamma.clamp_min(1.0) - gamma).detach()
+
+
+def _lambda_init(site: AttentionSite, options: DyDiLAOptions) -> float:
+    last = options.lambda_init if options.lambda_init_last is None else options.lambda_init_last
+    return options.lambda_init + (last - options.lambda_init) * site.layer_idx / max(site.depth - 1, 1)
+
+
+def _conv(dim: int, options: DyDiLAOptions) -> nn.Module:
+    if options.dwc == "none":
+        return nn.Identity()
+    return ReparameterisedConv(dim) if options.dwc == "reparameterised" else DepthwiseConv(dim, 3)
+
+
+def macs(site: AttentionSite, options: DyDiLAOptions) -> MacCount:
+    """Closed form in inference form, the depthwise branches fused.
+
+    Shared projections 4 N C^2; routed projections 2 N C^2 and routers N C (2 n_P + 4 n_F + 4 n_D or
+    2 n_D) are raw parameters, which the paper's count does not see; BatchNorm counts 4 N C there.
+    """
+    n, c = site.num_tokens, site.dim
+    maps = 1 if options.mode == "token" else 2
+    convs = 0 if options.dwc == "none" else (maps if options.dwc_maps == "per_map" else 1)
+    routers = 2 * options.num_projectors + 4 * options.num_kernels + (4 // maps) * options.num_factors
+    count = MacCount(
+        linear=4 * n * c * c + convs * 9 * n * c,
+        unhooked=2 * n * c * c + routers * n * c,
+        norm=convs * 4 * n * c if options.dwc == "reparameterised" else 0,
+    )
+    for _ in range(maps):
+        count = count + contraction_macs(site, options.association)
+    return count
+
+
+@hookimpl
+def attnbench_backends() -> Iterator[AttentionBackend]:
+    """Yield `dydila`."""
+    yield AttentionBackend(
+        name="dydila",
+        summary="dynamic differential linear attention, token-wise or map-wise",
+        source="DyDi-LiT arXiv:2601.13683 eqs. 1-10",
+        options=DyDiLAOptions,
+        build=DyDiLA,
+        macs=macs,
+        complexity="linear",
+    )

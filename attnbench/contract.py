@@ -1,0 +1,198 @@
+"""What a plugin and the bench say to each other: sites, contexts, backends, extractors.
+
+Letters used in shapes throughout the package: B batch, N tokens, C width, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from attnbench.errors import UserInputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Complexity = Literal["linear", "subquadratic", "quadratic"]
+
+
+class BackendOptions(BaseModel):
+    """Base of every backend's options: unknown keys and wrong types are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSite:
+    """Where one attention module is built.
+
+    Raises UserInputError when `num_heads` does not divide `dim` or a size is not positive.
+    """
+
+    dim: int
+    num_heads: int
+    grid: tuple[int, int]
+    layer_idx: int = 0
+    depth: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.dim, self.num_heads, self.depth, *self.grid) < 1:
+            raise UserInputError(f"attention site needs positive sizes, got {self}")
+        if self.dim % self.num_heads:
+            raise UserInputError(
+                f"num_heads must divide dim, got dim={self.dim} and num_heads={self.num_heads}; "
+                f"choose one of {[h for h in range(1, self.dim + 1) if self.dim % h == 0]}"
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens on the grid, N = height x width (row-major)."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head, D = dim / num_heads."""
+        return self.dim // self.num_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionContext:
+    """What an attention module may ask for during one forward pass.
+
+    `timestep` is [B] in [0, 1000); `conditioning` is [B, C]. Both sinks cost one `is None` test
+    when nobody listens.
+    """
+
+    grid: tuple[int, int]
+    timestep: torch.Tensor | None = None
+    conditioning: torch.Tensor | None = None
+    layer_idx: int = 0
+    recorder: Callable[[str, torch.Tensor], None] | None = None
+    loss_sink: Callable[[str, torch.Tensor], None] | None = None
+
+    def record(self, name: str, tensor: torch.Tensor) -> None:
+        """Hand a diagnostic (routing choices, factors, attention maps) to whoever listens."""
+        if self.recorder is not None:
+            self.recorder(f"blocks.{self.layer_idx}.{name}", tensor.detach())
+
+    def add_loss(self, name: str, value: torch.Tensor) -> None:
+        """Add an already weighted scalar to the training loss; ignored outside training."""
+        if self.loss_sink is not None:
+            self.loss_sink(f"blocks.{self.layer_idx}.{name}", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MacCount:
+    """Multiply-adds of a forward pass at batch 1, by kind, so that two conventions are two sums.
+
+    `full` is every multiply-add of matmuls and convolutions that executes in inference form.
+    `paper` is the convention of arXiv:2601.13683 (a module-hook counter plus the attention
+    matmuls): linear and convolution layers, 2 per element of a LayerNorm or BatchNorm (4 if
+    affine), attention matmuls in the cheaper association; raw parameters (routers, routed
+    projections) and functional calls are invisible to it.
+    Source: spec inferred from Tables 1, 2 and 5 of arXiv:2601.13683; see DESIGN.md.
+    """
+
+    linear: int = 0  # nn.Linear and convolution modules: in both counts
+    attention: int = 0  # attention matmuls in the association that executes
+    attention_cheaper: int | None = None  # ... in the cheaper association; None: the same
+    unhooked: int = 0  # multiply-adds on raw parameters or in functional calls: full only
+    norm: int = 0  # normalisation, 2 or 4 per element: paper only
+
+    @property
+    def full(self) -> int:
+        """Multiply-adds that execute."""
+        return self.linear + self.attention + self.unhooked
+
+    @property
+    def paper(self) -> int:
+        """Multiply-adds as the paper prints them."""
+        cheaper = self.attention if self.attention_cheaper is None else self.attention_cheaper
+        return self.linear + cheaper + self.norm
+
+    def __add__(self, other: MacCount) -> MacCount:
+        cheaper = None
+        if self.attention_cheaper is not None or other.attention_cheaper is not None:
+            cheaper = sum(
+                c.attention if c.attention_cheaper is None else c.attention_cheaper
+                for c in (self, other)
+            )
+        return MacCount(
+            linear=self.linear + other.linear,
+            attention=self.attention + other.attention,
+            attention_cheaper=cheaper,
+            unhooked=self.unhooked + other.unhooked,
+            norm=self.norm + other.norm,
+        )
+
+
+def _always_supported(
+    site: AttentionSite, options: Any, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBackend:
+    """One attention variant, as a plugin hands it in.
+
+    `build(site, options)` returns a module mapping ([B, N, C], AttentionContext) to [B, N, C] on
+    the site's grid, tokens row-major. `macs(site, options)` is the closed form at batch 1.
+    `supports(site, options, dtype, device)` returns None or the reason why not.
+    """
+
+    name: str
+    summary: str
+    source: str
+    build: Callable[[AttentionSite, Any], nn.Module]
+    macs: Callable[[AttentionSite, Any], MacCount]
+    options: type[BackendOptions] = BackendOptions
+    supports: Callable[[AttentionSite, Any, torch.dtype, torch.device], str | None] = (
+        _always_supported
+    )
+    complexity: Complexity = "quadratic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorInputs:
+    """What a feature extractor may need to load itself.
+
+    `train_images` is uint8 [N, H, W, C] with `train_labels` int64 [N]; `cache_dir` is a folder the
+    extractor may keep trained weights in; `weights` is the user's file or None.
+    """
+
+    device: torch.device
+    seed: int
+    cache_dir: Path
+    weights: Path | None = None
+    train_images: Any = None
+    train_labels: Any = None
+    num_classes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features of a batch of images: pooled [B, F] and, where the network has them, logits [B, K]."""
+
+    pooled: torch.Tensor
+    logits: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureExtractor:
+    """A named network that turns uint8 [B, H, W, C] images into `Features`.
+
+    `suffix` ends every metric's name (`FD-efflite0`); only a suffix of "" may be called FID.
+    """
+
+    name: str
+    suffix: str
+    summary: str
+    source: str
+    load: Callable[[ExtractorInputs], Callable[[torch.Tensor], Features]]
+    notes: Mapping[str, str] = field(default_factory=dict)

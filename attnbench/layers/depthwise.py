@@ -1,0 +1,96 @@
+"""Depthwise convolutions on the token grid: a plain one, and one that trains as several branches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import nn
+
+
+class DepthwiseConv(nn.Module):
+    """A depthwise k x k convolution over tokens [B, N, C] laid out row-major on a grid.
+
+    `channels` may divide C: the same filters then serve every group of channels (heads that share
+    one convolution, as in focused linear attention).
+    """
+
+    def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias
+        )
+
+    def forward(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        return on_grid(self.conv, x, grid, self.conv.in_channels)
+
+
+class ReparameterisedConv(nn.Module):
+    """3x3 + 1x3 + 3x1 depthwise branches, each with BatchNorm, that fuse into one 3x3 convolution.
+
+    Training sees the branches, inference one convolution with bias (`fuse`). The BatchNorm
+    statistics are buffers: average them with the weights.
+    Source: ACNet arXiv:1908.03930; used by arXiv:2601.13683, eq. 9.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(
+                    channels, channels, size, padding=(size[0] // 2, size[1] // 2), groups=channels, bias=False
+                ),
+                nn.BatchNorm2d(channels),
+            )
+            for size in ((3, 3), (1, 3), (3, 1))
+        )
+
+    def forward(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        return on_grid(self._sum_of_branches, x, grid, self.channels)
+
+    def _sum_of_branches(self, image: torch.Tensor) -> torch.Tensor:
+        first, *others = (branch(image) for branch in self.branches)
+        for other in others:
+            first = first + other
+        return first
+
+    @torch.no_grad()
+    def fuse(self) -> DepthwiseConv:
+        """Return the equivalent single convolution, using the running statistics."""
+        fused = DepthwiseConv(self.channels, 3).to(self.branches[0][0].weight)
+        weight, bias = torch.zeros_like(fused.conv.weight), torch.zeros_like(fused.conv.bias)
+        for conv, norm in self.branches:
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()  # [C]
+            height, width = conv.kernel_size
+            top, left = (3 - height) // 2, (3 - width) // 2
+            weight[:, :, top : top + height, left : left + width] += conv.weight * scale[:, None, None, None]
+            bias += norm.bias - norm.running_mean * scale
+        fused.conv.weight.copy_(weight)
+        fused.conv.bias.copy_(bias)
+        return fused.train(self.training)
+
+
+def fuse_reparameterised(model: nn.Module) -> nn.Module:
+    """Return a copy in eval mode in which every module that has a `fuse()` is replaced by its result."""
+    model = copy.deepcopy(model).eval()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            fuse = getattr(child, "fuse", None)
+            if callable(fuse):
+                setattr(parent, name, fuse())
+    return model.eval()
+
+
+def on_grid(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, grid: tuple[int, int], channels: int
+) -> torch.Tensor:
+    """Apply an image function [B*, channels, H, W] to tokens [B, N, C], C = groups x channels."""
+    height, width = grid
+    groups = x.shape[-1] // channels
+    image = rearrange(x, "b (y x) (g c) -> (b g) c y x", y=height, x=width, c=channels)
+    return rearrange(function(image), "(b g) c y x -> b (y x) (g c)", g=groups)

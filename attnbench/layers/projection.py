@@ -1,0 +1,30 @@
+"""The one query, key, value projection that all comparable backends share, and the head split."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import nn
+
+
+class QKVProjection(nn.Module):
+    """Project [B, N, C] to query, key and value, each [B, N, C], with one matrix product."""
+
+    def __init__(self, dim: int, bias: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return views of one [B, N, 3C] tensor; make them contiguous only where it pays."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return q, k, v
+
+
+def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """[B, N, C] -> [B, H, N, D]; a view."""
+    return rearrange(x, "b n (h d) -> b h n d", h=num_heads)
+
+
+def merge_heads(x: torch.Tensor) -> torch.Tensor:
+    """[B, H, N, D] -> [B, N, C]."""
+    return rearrange(x, "b h n d -> b n (h d)")

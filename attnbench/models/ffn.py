@@ -1,0 +1,59 @@
+"""The feed-forward networks of a block: DiT's MLP and Sana's Mix-FFN."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attnbench.contract import MacCount
+from attnbench.layers.depthwise import DepthwiseConv
+from attnbench.specs import FfnSpec
+from attnbench.torchvision_ops import define_missing_ops
+
+define_missing_ops()
+from timm.layers import Mlp  # noqa: E402 - timm imports torchvision, whose ops must be defined first
+
+
+class TokenMlp(Mlp):
+    """Linear, tanh-GELU, Linear on [B, N, C]; ignores the grid. Source: DiT, through timm's Mlp."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__(dim, hidden, act_layer=partial(nn.GELU, approximate="tanh"))
+
+    def forward(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        return super().forward(x)
+
+
+class GluMbConv(nn.Module):
+    """1x1 to 2h, SiLU, depthwise 3x3 on 2h, a * SiLU(g), 1x1 back to C (no bias) on [B, N, C].
+
+    1x1 convolutions are written as Linear layers on tokens: the same sums. Source: Sana's Mix-FFN
+    (GLUMBConv), arXiv:2410.10629 and released code.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, 2 * hidden)
+        self.conv = DepthwiseConv(2 * hidden, 3)
+        self.reduce = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        a, g = self.conv(F.silu(self.expand(x)), grid).chunk(2, dim=-1)
+        return self.reduce(a * F.silu(g))
+
+
+def build_ffn(spec: FfnSpec, dim: int) -> nn.Module:
+    """Build the feed-forward network a recipe names; called as ffn(x [B, N, C], grid)."""
+    kinds = {"mlp": TokenMlp, "glumbconv": GluMbConv}
+    return kinds[spec.kind](dim, int(spec.ratio * dim))
+
+
+def ffn_macs(spec: FfnSpec, dim: int, num_tokens: int) -> MacCount:
+    """Multiply-adds of the feed-forward network at batch 1."""
+    hidden = int(spec.ratio * dim)
+    if spec.kind == "mlp":
+        return MacCount(linear=2 * num_tokens * dim * hidden)
+    return MacCount(linear=num_tokens * (dim * 2 * hidden + 9 * 2 * hidden + hidden * dim))

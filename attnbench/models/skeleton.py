@@ -1,0 +1,220 @@
+"""The one diffusion transformer every attention is put into: DiT's shell, attention handed in."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+
+import torch
+from einops import rearrange
+from torch import nn
+
+from attnbench.contract import AttentionContext, AttentionSite
+from attnbench.errors import PluginOutputError, UnsupportedError, UserInputError
+from attnbench.layers.depthwise import fuse_reparameterised
+from attnbench.models.embeddings import LabelEmbedding, TimestepEmbedding, sincos_position_embedding
+from attnbench.models.ffn import build_ffn
+from attnbench.models.options import resolve_attention
+from attnbench.specs import ModelConfig
+from attnbench.torchvision_ops import define_missing_ops
+
+define_missing_ops()
+from timm.layers import PatchEmbed  # noqa: E402 - timm imports torchvision, whose ops must be defined first
+
+Sink = Callable[[str, torch.Tensor], None]
+
+
+class Block(nn.Module):
+    """x += g1 attention(LN(x)(1+a1)+s1); x += g2 ffn(LN(x)(1+a2)+s2), the six from SiLU(c) (AdaLN-Zero)."""
+
+    def __init__(self, config: ModelConfig, attention: nn.Module) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
+        self.ffn = build_ffn(config.ffn, config.dim)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
+
+    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        s1, a1, g1, s2, a2, g2 = self.modulation(context.conditioning).unsqueeze(1).chunk(6, dim=-1)  # [B, 1, C]
+        mixed = self.attn(modulate(self.norm1(x), s1, a1), context)
+        if not isinstance(mixed, torch.Tensor) or mixed.shape != x.shape:
+            got = tuple(mixed.shape) if isinstance(mixed, torch.Tensor) else type(mixed).__name__
+            raise PluginOutputError(
+                f"attention {type(self.attn).__name__} in blocks.{context.layer_idx}.attn returned {got}, "
+                f"expected [B, N, C] = {tuple(x.shape)}; fix the backend's module"
+            )
+        x = x + g1 * mixed
+        return x + g2 * self.ffn(modulate(self.norm2(x), s2, a2), context.grid)
+
+
+class FinalLayer(nn.Module):
+    """LayerNorm, AdaLN shift and scale, Linear to patches: [B, N, C] -> [B, N, p p out_channels]."""
+
+    def __init__(self, dim: int, patch_values: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+        self.linear = nn.Linear(dim, patch_values)
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        shift, scale = self.modulation(c).unsqueeze(1).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm(x), shift, scale))
+
+
+class DiffusionTransformer(nn.Module):
+    """A diffusion transformer on [B, C, H, W] inputs with one attention module per block.
+
+    forward(x [B, C, H, W], t [B] in [0, 1000), y int64 [B]) -> [B, C or 2C, H, W]; `null_label` is
+    the class of dropped labels. `recorder(name, tensor)` receives diagnostics, `loss_sink(name,
+    scalar)` auxiliary losses; both cost nothing when absent.
+    Source: DiT arXiv:2212.09748; shell of all systems in arXiv:2601.13683 (inferred from its GFLOPs).
+    """
+
+    def __init__(self, config: ModelConfig, grid: tuple[int, int], num_classes: int, attention: list[nn.Module]) -> None:
+        super().__init__()
+        self.config, self.grid, self.null_label = config, grid, num_classes
+        self.out_channels = config.in_channels * (2 if config.learned_variance else 1)
+        side = config.patch_size
+        self.patch_embed = PatchEmbed(None, side, config.in_channels, config.dim, strict_img_size=False)
+        self.time_embed = TimestepEmbedding(config.dim)
+        self.label_embed = LabelEmbedding(num_classes, config.dim, config.class_dropout)
+        self.blocks = nn.ModuleList(Block(config, module) for module in attention)
+        self.final = FinalLayer(config.dim, side * side * self.out_channels)
+        position = position_embedding(config, grid)
+        if config.position_embedding == "learned":
+            self.position = nn.Parameter(position)
+        else:
+            self.register_buffer("position", position, persistent=False)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        recorder: Sink | None = None,
+        loss_sink: Sink | None = None,
+    ) -> torch.Tensor:
+        tokens = self.patch_embed(x) + self.position  # [B, N, C]
+        c = self.time_embed(t) + self.label_embed(y)  # [B, C]
+        for layer_idx, block in enumerate(self.blocks):
+            context = AttentionContext(
+                grid=self.grid,
+                timestep=t,
+                conditioning=c,
+                layer_idx=layer_idx,
+                recorder=recorder,
+                loss_sink=loss_sink,
+            )
+            tokens = block(tokens, context)
+        return self._to_image(self.final(tokens, c))
+
+    def _to_image(self, patches: torch.Tensor) -> torch.Tensor:
+        side = self.config.patch_size
+        return rearrange(
+            patches, "b (h w) (p q c) -> b c (h p) (w q)", h=self.grid[0], w=self.grid[1], p=side, q=side
+        )
+
+
+def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Adaptive layer norm's affine part: x (1 + scale) + shift."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def position_embedding(config: ModelConfig, grid: tuple[int, int]) -> torch.Tensor:
+    """Return the [N, C] position embedding a recipe starts from."""
+    if config.position_embedding == "sincos":
+        return sincos_position_embedding(config.dim, grid)
+    scale = 0.02 if config.position_embedding == "learned" else 0.0
+    return scale * torch.randn(grid[0] * grid[1], config.dim)
+
+
+def token_grid(config: ModelConfig, input_size: int) -> tuple[int, int]:
+    """Return the (rows, columns) of tokens; raises UserInputError when patches do not tile the input."""
+    if input_size < 1 or input_size % config.patch_size:
+        factor = 8 if config.input == "latent" else 1
+        step = config.patch_size * factor
+        raise UserInputError(
+            f"patch size {config.patch_size} does not divide the {config.input} side {input_size} of model "
+            f"{config.name}; choose a resolution that is a multiple of {step} px"
+        )
+    return (input_size // config.patch_size,) * 2
+
+
+def build_model(
+    config: ModelConfig,
+    input_size: int,
+    num_classes: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> DiffusionTransformer:
+    """Build and initialise a model for square inputs of side `input_size` (latent or pixel units).
+
+    Every module is initialised from its own stream keyed by (seed, module name), so that models
+    which differ in attention only start from equal weights everywhere else.
+    Raises UnsupportedError with the backend's reason, UserInputError on sizes that do not fit.
+    """
+    grid = token_grid(config, input_size)
+    device = torch.device(device)
+    attention: list[nn.Module] = []
+    with device:
+        for layer_idx in range(config.depth):
+            backend, options = resolve_attention(config.attention_at(layer_idx))
+            site = AttentionSite(
+                dim=config.dim, num_heads=config.num_heads, grid=grid, layer_idx=layer_idx, depth=config.depth
+            )
+            reason = backend.supports(site, options, dtype, device)
+            if reason:
+                raise UnsupportedError(f"{backend.name} at blocks.{layer_idx}: {reason}")
+            with seeded(seed, f"blocks.{layer_idx}.attn"):
+                attention.append(backend.build(site, options))
+        model = DiffusionTransformer(config, grid, num_classes, attention)
+        initialise(model, seed)
+    return model.to(dtype)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, name: str) -> Iterator[None]:
+    """Draw from a stream keyed by (seed, name) and leave torch's global stream as it was."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        yield
+
+
+def initialise(model: DiffusionTransformer, seed: int) -> None:
+    """Apply DiT's initialisation: Xavier-uniform linears, N(0, .02) embeddings, zero AdaLN and output."""
+    for name, module in model.named_modules():
+        with seeded(seed, name):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif ".attn" not in name and isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+    with seeded(seed, "embeddings"):
+        nn.init.xavier_uniform_(model.patch_embed.proj.weight.view(model.config.dim, -1))
+        nn.init.zeros_(model.patch_embed.proj.bias)
+        nn.init.normal_(model.label_embed.table.weight, std=0.02)
+        nn.init.normal_(model.time_embed.mlp[0].weight, std=0.02)
+        nn.init.normal_(model.time_embed.mlp[2].weight, std=0.02)
+        if config_learns_position(model):
+            nn.init.normal_(model.position, std=0.02)
+    zero = [model.final.linear, model.final.modulation[-1], *(block.modulation[-1] for block in model.blocks)]
+    for layer in zero:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
+def config_learns_position(model: DiffusionTransformer) -> bool:
+    """Say whether the position embedding is a parameter."""
+    return model.config.position_embedding == "learned"
+
+
+def fuse_for_inference(model: nn.Module) -> nn.Module:
+    """Return an eval copy with every re-parameterised part fused."""
+    return fuse_reparameterised(model)

@@ -1,0 +1,291 @@
+"""The settings of a benchmark as frozen, strict models: what to build, train, sample and measure.
+
+Everything here is plain data; it imports no torch, so that suites validate fast and anywhere.
+A field's description is what `attnbench schema` and error messages show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+
+Precision = Literal["fp32", "bf16"]
+Measure = Literal["macs", "params", "latency", "memory"]
+Metric = Literal["fd", "kd", "is", "precision", "recall"]
+
+
+class Spec(BaseModel):
+    """Base of all settings: frozen, strict, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+def content_hash(value: Any) -> str:
+    """Return 16 hex digits of the SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _name_only(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class AttentionSpec(Spec):
+    """An attention backend and its options; `softmax` is short for `{name: softmax}`."""
+
+    name: str
+    """Name of a backend, as `attnbench list backends` shows it."""
+    options: dict[str, Any] = {}
+    """Options of that backend, as `attnbench show NAME` shows them."""
+    label: str | None = None
+    """How reports call it; by default the name and the options."""
+
+    @property
+    def title(self) -> str:
+        """How reports call this attention."""
+        if self.label:
+            return self.label
+        shown = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}({shown})" if shown else self.name
+
+
+Attention = Annotated[AttentionSpec, BeforeValidator(_name_only)]
+
+
+class FfnSpec(Spec):
+    """The feed-forward network of a block."""
+
+    kind: Literal["mlp", "glumbconv"] = "mlp"
+    """`mlp`: Linear, tanh-GELU, Linear (DiT). `glumbconv`: Sana's Mix-FFN with a depthwise 3x3."""
+    ratio: float = Field(default=4.0, gt=0)
+    """Hidden width over dim."""
+
+
+class ModelConfig(Spec):
+    """One diffusion transformer, fully resolved (a recipe plus the suite's overrides)."""
+
+    name: str
+    """Name of the recipe this came from."""
+    summary: str = ""
+    """One line for `attnbench list models`."""
+    source: str = ""
+    """Where the sizes come from."""
+    depth: PositiveInt
+    """Number of blocks."""
+    dim: PositiveInt
+    """Width of the token stream."""
+    num_heads: PositiveInt
+    """Attention heads; divides dim."""
+    patch_size: PositiveInt = 2
+    """Side of a patch on the model's input."""
+    input: Literal["latent", "pixel"] = "latent"
+    """`latent`: input side = image side / 8 (an autoencoder's latent); `pixel`: the image itself."""
+    in_channels: PositiveInt = 4
+    """Channels of the model's input."""
+    ffn: FfnSpec = FfnSpec()
+    """Feed-forward network."""
+    position_embedding: Literal["sincos", "learned", "none"] = "sincos"
+    """Fixed 2-D sine-cosine, learned, or none."""
+    learned_variance: bool = True
+    """Predict a variance beside each channel (DDPM with learned range, as in DiT)."""
+    class_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Probability of replacing a label by the null class in training."""
+    attention: Attention | list[Attention] = AttentionSpec(name="softmax")
+    """One attention for all blocks, or a list of `depth` of them."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> ModelConfig:
+        if self.dim % self.num_heads:
+            raise ValueError(f"num_heads must divide dim, got dim={self.dim}, num_heads={self.num_heads}")
+        if isinstance(self.attention, list) and len(self.attention) != self.depth:
+            raise ValueError(
+                f"attention lists one entry per block: got {len(self.attention)} for depth {self.depth}"
+            )
+        return self
+
+    def attention_at(self, layer_idx: int) -> AttentionSpec:
+        """Return the attention of block `layer_idx`."""
+        return self.attention[layer_idx] if isinstance(self.attention, list) else self.attention
+
+
+class DigitsData(Spec):
+    """scikit-learn's 1,797 scanned handwritten digits, 8x8 grey, 10 classes."""
+
+    name: Literal["digits"] = "digits"
+
+
+class PhotoPatchesData(Spec):
+    """Square crops of the colour photographs that scikit-image and scikit-learn ship."""
+
+    name: Literal["photo-patches"] = "photo-patches"
+    image_size: Literal[16, 32] = 16
+    """Side of a crop in pixels."""
+    crops_per_class: PositiveInt = 1000
+    """Training crops per photograph; a quarter as many are held out."""
+
+
+class CodecSpec(Spec):
+    """A latent autoencoder of diffusers' format in a folder of the user's."""
+
+    kind: Literal["autoencoder-kl", "autoencoder-tiny"] = "autoencoder-kl"
+    """Class in diffusers: AutoencoderKL or AutoencoderTiny."""
+    path: Path = Field(strict=False)
+    """Folder with config.json and weights (save_pretrained)."""
+
+
+class ImageFolderData(Spec):
+    """The user's own images: `path/<class>/<image>`."""
+
+    name: Literal["image-folder"] = "image-folder"
+    path: Path = Field(strict=False)
+    """Folder with one sub-folder per class."""
+    image_size: PositiveInt = 256
+    """Images are resized and centre-cropped (ADM's way) to this side in pixels."""
+    held_out_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Part of each class kept out of training, chosen by hash of the file name."""
+    codec: CodecSpec | None = None
+    """Latent autoencoder; required by recipes with `input: latent`."""
+
+
+DataSpec = Annotated[DigitsData | PhotoPatchesData | ImageFolderData, Field(discriminator="name")]
+
+
+class TrainSpec(Spec):
+    """How every cell is trained; AdamW with betas (0.9, 0.999)."""
+
+    objective: Literal["ddpm", "flow"] = "ddpm"
+    """`ddpm`: epsilon (and learned range variance), as in DiT; `flow`: rectified flow velocity."""
+    steps: PositiveInt = 100_000
+    """Optimizer steps."""
+    batch_size: PositiveInt = 256
+    """Images per step."""
+    lr: float = Field(default=1e-4, gt=0)
+    """Learning rate after warm-up; constant."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay."""
+    grad_clip: float | None = Field(default=None, gt=0)
+    """Clip the gradient's global norm; null: off, as in DiT."""
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1)
+    """Decay of the weight average that is sampled from (buffers are averaged too)."""
+    horizontal_flip: bool | None = None
+    """Random flips; null: on for photographs, off where a mirrored class is another (digits)."""
+    timestep_density: Literal["uniform", "logit-normal"] = "uniform"
+    """Density of training times for `flow`."""
+    precision: Precision = "fp32"
+    """`bf16`: autocast of the forward pass; weights and optimizer stay fp32."""
+    checkpoint_every: PositiveInt = 5000
+    """Steps between checkpoints; a killed run resumes from the last one."""
+    log_every: PositiveInt = 50
+    """Steps between points of the loss curve (means over the interval)."""
+
+
+class SampleSpec(Spec):
+    """How images are drawn; noise is keyed by (seed, sample index)."""
+
+    sampler: Literal["ddpm", "ddim", "euler"] = "ddpm"
+    """`ddpm`, `ddim` for objective ddpm; `euler` for objective flow."""
+    num_steps: PositiveInt = 250
+    """Model evaluations per image (x2 with guidance)."""
+    guidance_scale: float = Field(default=1.0, ge=0)
+    """Classifier-free guidance; 1 is off."""
+    guidance_channels: Literal["all"] | PositiveInt = "all"
+    """Guide all latent channels or the first n (DiT's released code guides 3 of 4)."""
+    per_class: PositiveInt = 50
+    """Images per class."""
+    batch_size: PositiveInt = 100
+    """Images per model call; changes no picture."""
+    precision: Precision = "fp32"
+    """Precision of the model calls."""
+
+
+class EvaluateSpec(Spec):
+    """What is computed on the samples."""
+
+    extractor: str = "efficientnet-lite0"
+    """Feature network, as `attnbench list extractors` shows it."""
+    weights: Path | None = Field(default=None, strict=False)
+    """Weights file of that network, where it needs the user's."""
+    metrics: list[Metric] = ["fd", "kd", "is", "precision", "recall"]
+    """Frechet distance, kernel distance, inception score, precision, recall."""
+    reference: Literal["train", "held-out"] = "train"
+    """The real images compared with; the other part is the floor."""
+    class_accuracy: bool = True
+    """Class accuracy of the conditional samples by a classifier trained on the training part."""
+    kd_subsets: PositiveInt = 100
+    """Subsets of the kernel distance."""
+    kd_subset_size: PositiveInt = 1000
+    """Images per subset; must not exceed either set."""
+    neighbours: PositiveInt = 3
+    """k of precision and recall."""
+
+
+class ProfileSpec(Spec):
+    """What is measured of each cell's cost, all cells interleaved in one session."""
+
+    resolutions: list[PositiveInt] | None = None
+    """Sides in pixels of the decoded image; null: the data's."""
+    measure: list[Measure] = ["macs", "params", "latency", "memory"]
+    """Quantities."""
+    batch_size: PositiveInt = 1
+    """Images per forward pass for latency and memory."""
+    rounds: PositiveInt = 5
+    """Interleaved rounds of the latency measurement."""
+    precision: Precision = "fp32"
+    """Precision of the timed forward pass."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Time limit of one row; beyond it the row is skipped with that reason."""
+
+
+class Case(Spec):
+    """One resolved cell of a suite. Its identity is its content, not its label."""
+
+    suite: str
+    label: str
+    axes: dict[str, str] = {}
+    """Matrix coordinates, as reports show them."""
+    seed: int
+    model: ModelConfig
+    data: DataSpec
+    train: TrainSpec
+    sample: SampleSpec
+    evaluate: EvaluateSpec
+    profile: ProfileSpec
+
+    @property
+    def id(self) -> str:
+        """Hash of everything that can change a result."""
+        return content_hash([self.key("evaluate"), self.profile_content()])
+
+    def key(self, stage: Literal["prepare", "train", "sample", "evaluate"]) -> str:
+        """Return the content address of one stage: its own settings and everything upstream."""
+        model = self.model.model_dump(mode="json", exclude={"name", "summary", "source"})
+        for attention in model["attention"] if isinstance(model["attention"], list) else [model["attention"]]:
+            attention.pop("label")
+        content: list[Any] = [FORMAT, self.data.model_dump(mode="json")]
+        if stage == "prepare":
+            return content_hash(content)
+        not_content = {"checkpoint_every"}
+        content += [self.seed, model, self.train.model_dump(mode="json", exclude=not_content)]
+        if stage == "train":
+            return content_hash(content)
+        content.append(self.sample.model_dump(mode="json", exclude={"batch_size"}))
+        if stage == "sample":
+            return content_hash(content)
+        return content_hash([*content, self.evaluate.model_dump(mode="json")])
+
+    def profile_content(self) -> dict[str, Any]:
+        """Everything that can change this cell's cost."""
+        return {
+            "model": self.model.model_dump(mode="json", exclude={"summary", "source"}),
+            "profile": self.profile.model_dump(mode="json"),
+            "data": self.data.model_dump(mode="json"),
+        }
+
+
+FORMAT = 1  # raised when a stage's meaning changes, so that old artefacts are not reused

@@ -1,0 +1,107 @@
+"""Content-addressed folders of finished stages, and writes that are whole or absent.
+
+Layout: `<root>/<stage>/<key>/`, finished when `done.json` stands in it. A stage that was killed has
+no `done.json`; running it again continues from what its folder holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from attnbench.errors import StorageError
+from attnbench.results import Measurement, Record
+from attnbench.specs import Case
+
+if TYPE_CHECKING:
+    import torch
+
+Stage = Literal["prepare", "train", "sample", "evaluate"]
+STAGES: tuple[Stage, ...] = ("prepare", "train", "sample", "evaluate")
+DONE = "done.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+ProgressSink = Callable[[str, int, int, str], None]  # stage, done, total, note
+
+
+class StageOutput(Record):
+    """What a finished stage leaves for results and reports."""
+
+    measurements: list[Measurement] = Field(default_factory=list)
+    curves: dict[str, list[tuple[float, float]]] = Field(default_factory=dict)
+    artefacts: dict[str, str] = Field(default_factory=dict)
+    """Named files, relative to the stage's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """Where stages keep their files, what they compute on, and who listens to their progress."""
+
+    root: Path
+    device: torch.device
+    progress: ProgressSink | None = None
+
+    def folder(self, stage: Stage, case: Case) -> Path:
+        """Return (and create) the folder of one stage of one case."""
+        path = self.root / stage / case.key(stage)
+        with storage_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def report(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Tell whoever listens how far a stage has come."""
+        if self.progress is not None:
+            self.progress(stage, done, total, note)
+
+
+def read_output(folder: Path) -> StageOutput | None:
+    """Return the output of a finished stage, or None while it is not finished."""
+    path = folder / DONE
+    if not path.exists():
+        return None
+    return StageOutput.model_validate_json(path.read_bytes())
+
+
+def write_output(folder: Path, output: StageOutput) -> None:
+    """Mark a stage as finished."""
+    atomic_write(folder / DONE, output.model_dump_json().encode())
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all; raises StorageError."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; move it there when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with storage_errors(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())  # or the rename may survive a crash and the content not
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or an unwritable place into one clear StorageError."""
+    try:
+        yield
+    except OSError as error:
+        what = "no space left" if error.errno in _FULL else str(error.strerror or error)
+        raise StorageError(
+            f"cannot write {path}: {what}; free some space or choose another place with --runs, "
+            "then run the same command again: finished stages are kept"
+        ) from error
