@@ -6,7 +6,6 @@ The public names below load on first use, so that `import attnbench` needs no to
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     )
     from attnbench.hookspecs import hookimpl
 
-__version__ = metadata.version("attnbench")
+__version__ = "0.1.0"
 
 _HOME = {
     "build_attention": "attnbench.api",

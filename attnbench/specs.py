@@ -107,6 +107,14 @@ class ModelConfig(Spec):
             )
         return self
 
+    def content(self) -> dict[str, Any]:
+        """Return what a result depends on: everything but names, labels and remarks."""
+        model = self.model_dump(mode="json", exclude={"name", "summary", "source"})
+        attention = model["attention"]
+        for spec in attention if isinstance(attention, list) else [attention]:
+            del spec["label"]
+        return model
+
     def attention_at(self, layer_idx: int) -> AttentionSpec:
         """Return the attention of block `layer_idx`."""
         return self.attention[layer_idx] if isinstance(self.attention, list) else self.attention
@@ -116,6 +124,11 @@ class DigitsData(Spec):
     """scikit-learn's 1,797 scanned handwritten digits, 8x8 grey, 10 classes."""
 
     name: Literal["digits"] = "digits"
+
+    @property
+    def image_size(self) -> int:
+        """Side of an image in pixels."""
+        return 8
 
 
 class PhotoPatchesData(Spec):
@@ -264,9 +277,7 @@ class Case(Spec):
 
     def key(self, stage: Literal["prepare", "train", "sample", "evaluate"]) -> str:
         """Return the content address of one stage: its own settings and everything upstream."""
-        model = self.model.model_dump(mode="json", exclude={"name", "summary", "source"})
-        for attention in model["attention"] if isinstance(model["attention"], list) else [model["attention"]]:
-            attention.pop("label")
+        model = self.model.content()
         content: list[Any] = [FORMAT, self.data.model_dump(mode="json")]
         if stage == "prepare":
             return content_hash(content)
@@ -282,7 +293,7 @@ class Case(Spec):
     def profile_content(self) -> dict[str, Any]:
         """Everything that can change this cell's cost."""
         return {
-            "model": self.model.model_dump(mode="json", exclude={"summary", "source"}),
+            "model": self.model.content(),
             "profile": self.profile.model_dump(mode="json"),
             "data": self.data.model_dump(mode="json"),
         }

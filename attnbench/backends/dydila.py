@@ -194,7 +194,7 @@ class DyDiLA(nn.Module):
     ) -> torch.Tensor:
         """Token differential operator, eqs. 8-9: (Q~ - lQ Q~') ((K~ - lK K~')^T V) + DWC(V)."""
         lam = self._factors(z[:2], z[2:], context)
-        q, k = (z[:2] - lam.to(z.dtype) * z[2:]).view(2, *v.shape)
+        q, k = torch.addcmul(z[:2], lam.to(z.dtype), z[2:], value=-1).view(2, *v.shape)
         o = self._contract(q, k, v, mass=(z[0].view_as(v), z[1].view_as(v)))
         return self._normalise_rms(o) + self._dwc(0, v, context)
 

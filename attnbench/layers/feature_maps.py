@@ -47,24 +47,21 @@ class _PowerFocus(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """With (g.y) = sum_k g_k y_k and log u = log peak + log a (the log peak terms cancel):
+        """With p = a^gamma, (g.y) = sum_k g_k y_k and t_k = |a|/|p| g_k - p_k (g.y) / (peak |p|^2):
 
-        dz_k = [z_k > 0] ( a_k (g.y) / (peak |a|^2)
-                           + gamma a_k^(gamma-1) ( |a|/|p| g_k - p_k (g.y) / (peak |p|^2) ) )
-        dgamma = sum_k g_k y_k log a_k - (g.y) sum_k p_k^2 log a_k / |p|^2
+        dz_k = a_k (g.y) / (peak |a|^2) + gamma a_k^(gamma-1) t_k
+        dgamma = peak sum_k p_k t_k log a_k   (the log peak terms of log u cancel)
+
+        Where z_k <= 0, a_k and p_k are 0 and so are both terms: no mask is needed.
         """
         a, power, peak, a_sq, power_sq, gamma = ctx.saved_tensors
         g = grad.to(a.dtype)
-        ratio = (a_sq / power_sq).sqrt()
-        gp = g * power
-        g_dot_y = gp.sum(-1, keepdim=True) * ratio  # (g.y) / peak
-        alive = a > 0
-        slope = gamma.to(a.dtype) * torch.where(alive, power / a, 0.0)  # gamma a^(gamma-1)
-        dz = a * (g_dot_y / a_sq) + slope * (ratio * g - power * (g_dot_y / power_sq))
-        dz = torch.where(alive, dz, 0.0).to(ctx.z_dtype)
+        ratio = (a_sq / power_sq).sqrt()  # |a| / |p|
+        g_dot_y = (g * power).sum(-1, keepdim=True) * ratio  # (g.y) / peak
+        t = (g * ratio).addcmul_(power, g_dot_y / power_sq, value=-1)
+        a_positive = a.clamp_min(torch.finfo(a.dtype).tiny)  # p / a is 0 / tiny on the zeros
+        dz = (power / a_positive).mul_(gamma.to(a.dtype)).mul_(t).addcmul_(a, g_dot_y / a_sq)
         if not ctx.needs_input_grad[1]:
-            return dz, None
-        log_a = torch.where(alive, a, 1.0).log()
-        weight = ratio * gp - power.square() * (g_dot_y / power_sq)
-        dgamma = peak * (weight * log_a).sum(-1, keepdim=True)  # [..., 1]
-        return dz, dgamma.sum_to_size(gamma.shape).to(gamma.dtype)
+            return dz.to(ctx.z_dtype), None
+        dgamma = peak * t.mul_(power).mul_(a_positive.log_()).sum(-1, keepdim=True)  # [..., 1]
+        return dz.to(ctx.z_dtype), dgamma.sum_to_size(gamma.shape).to(gamma.dtype)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 from pydantic import ValidationError
 
 from attnbench.contract import AttentionBackend, BackendOptions
-from attnbench.errors import UserInputError, did_you_mean
+from attnbench.errors import UserInputError
 from attnbench.plugins import registry
+from attnbench.problems import problems_in
 from attnbench.specs import AttentionSpec
+from attnbench.yaml_source import show_path
 
 
 def resolve_attention(spec: AttentionSpec) -> tuple[AttentionBackend, BackendOptions]:
     """Return the backend and its options; raises UnknownNameError or UserInputError naming the key."""
     backend = registry().backend(spec.name)
     try:
-        return backend, backend.options.model_validate(spec.options)
+        # through JSON, so that a list from YAML or Python may fill a tuple
+        return backend, backend.options.model_validate_json(json.dumps(spec.options))
     except ValidationError as error:
-        raise UserInputError(
-            f"options of backend {spec.name}: " + "; ".join(_explain(backend, e) for e in error.errors())
-        ) from error
-
-
-def _explain(backend: AttentionBackend, error: dict) -> str:  # type: ignore[type-arg]
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        allowed = sorted(backend.options.model_fields)
-        return f"unknown option {key!r}{did_you_mean(key, allowed)}; allowed: {', '.join(allowed) or '(none)'}"
-    return f"{key}: {error['msg']}, got {error['input']!r}"
+        problems = problems_in(error, backend.options, spec.options)
+        told = "; ".join(f"{show_path(p.path)}: {p.message}" for p in problems)
+        raise UserInputError(f"options of backend {spec.name}: {told}") from error

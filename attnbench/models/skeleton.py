@@ -172,7 +172,8 @@ def build_model(
                 raise UnsupportedError(f"{backend.name} at blocks.{layer_idx}: {reason}")
             with seeded(seed, f"blocks.{layer_idx}.attn"):
                 attention.append(backend.build(site, options))
-        model = DiffusionTransformer(config, grid, num_classes, attention)
+        with seeded(seed, "skeleton"):
+            model = DiffusionTransformer(config, grid, num_classes, attention)
         initialise(model, seed)
     return model.to(dtype)
 

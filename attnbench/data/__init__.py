@@ -1,0 +1,36 @@
+"""Datasets: one file per kind of source, and the two functions that find them by name.
+
+Sources are imported when they are loaded, so that listing them needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from attnbench.data.dataset import Dataset, DatasetRow, ImageSet
+
+if TYPE_CHECKING:
+    from attnbench.specs import DataSpec
+
+__all__ = ["Dataset", "DatasetRow", "ImageSet", "list_datasets", "load_dataset"]
+
+SOURCES = {
+    "digits": "attnbench.data.digits",
+    "photo-patches": "attnbench.data.photo_patches",
+    "image-folder": "attnbench.data.image_folder",
+}
+
+
+def load_dataset(spec: DataSpec) -> Dataset:
+    """Load the dataset that `spec` describes; the same spec gives the same images everywhere.
+
+    Raises DataError when a folder or an image cannot be used.
+    """
+    dataset: Dataset = importlib.import_module(SOURCES[spec.name]).load(spec)
+    return dataset
+
+
+def list_datasets() -> list[DatasetRow]:
+    """Return one row per kind of dataset, in the order a newcomer should read them."""
+    return [importlib.import_module(module).ROW for module in SOURCES.values()]

@@ -1,0 +1,49 @@
+"""Dataset `digits`: scikit-learn's scanned handwritten digits."""
+
+from __future__ import annotations
+
+from attnbench.data.dataset import Dataset, DatasetRow
+from attnbench.data.hashing import hash_order
+from attnbench.specs import DigitsData
+
+HELD_OUT_FRACTION = 0.2
+
+ROW = DatasetRow(
+    name="digits",
+    summary="1,797 scanned handwritten digits, 8x8 grey, 10 classes",
+    source="scikit-learn's load_digits; UCI Optical Recognition of Handwritten Digits (test part)",
+    licence="CC BY 4.0 (as the UCI repository states, doi:10.24432/C50P49)",
+)
+
+
+def load(spec: DigitsData) -> Dataset:
+    """Return the digits, a fifth of each class held out; images are uint8 [N, 8, 8, 1].
+
+    The scans count ink in 0 ... 16; here that is round(ink * 255 / 16).
+    """
+    import numpy as np
+    import torch
+    from sklearn.datasets import load_digits
+
+    from attnbench.data.arrays import ArrayImages
+
+    digits = load_digits()
+    grey = np.round(digits.images * 255 / 16).astype(np.uint8)
+    images = torch.from_numpy(grey)[..., None]  # [N, 8, 8, 1]
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for digit in range(10):
+        members = torch.nonzero(labels == digit).flatten()
+        order = hash_order(f"digits/{index}" for index in members.tolist())
+        held_out[members[order[: round(HELD_OUT_FRACTION * len(members))]]] = True
+    return Dataset(
+        name=spec.name,
+        train=ArrayImages(images[~held_out], labels[~held_out]),
+        held_out=ArrayImages(images[held_out], labels[held_out]),
+        class_names=tuple(str(digit) for digit in range(10)),
+        image_size=8,
+        channels=1,
+        flip=False,  # a mirrored 2 is no digit
+        licence=ROW.licence,
+        source=ROW.source,
+    )

@@ -1,0 +1,1 @@
+"""Image-quality metrics: distances between feature sets, and the networks that make features."""

@@ -1,0 +1,115 @@
+"""What a run will cost before it runs: cells, what is finished, time and disk. Runs nothing."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnbench.contract import MacCount
+from attnbench.models.resolution import input_size
+from attnbench.specs import Case, ImageFolderData, ModelConfig
+from attnbench.stages.store import STAGES, Stage, read_output
+
+# Estimates, not measurements: a backward pass costs two forward passes, a small matmul reaches
+# about a third of a large one, and every block costs some fixed time in Python and kernel launches.
+MATMUL_EFFICIENCY = 0.35
+BLOCK_OVERHEAD_S = 1e-3
+NUM_CLASSES_GUESS = 100  # a folder that is not here yet: as many classes as Sub-IN
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCell:
+    """One cell, which of its stages are finished, and what the rest will take."""
+
+    case: Case
+    finished: tuple[Stage, ...]
+    time_s: float
+    disk_bytes: int
+
+
+def plan(cases: Sequence[Case], store: Path) -> list[PlannedCell]:
+    """Plan every cell; stages shared by two cells are counted once."""
+    rate = matmul_macs_per_s()
+    counted: set[tuple[Stage, str]] = set()
+    planned = []
+    for case in cases:
+        finished = tuple(s for s in STAGES if read_output(store / s / case.key(s)) is not None)
+        missing = [s for s in STAGES if s not in finished and (s, case.key(s)) not in counted]
+        counted.update((s, case.key(s)) for s in missing)
+        planned.append(
+            PlannedCell(
+                case=case,
+                finished=finished,
+                time_s=sum(stage_time_s(case, s, rate) for s in missing),
+                disk_bytes=disk_needed_bytes(case, missing),
+            )
+        )
+    return planned
+
+
+def stage_time_s(case: Case, stage: Stage, macs_per_s: float) -> float:
+    """Estimate one stage's time from its multiply-adds."""
+    if stage not in ("train", "sample"):
+        return 0.0
+    forward_macs = closed_form(case).full
+    fixed_s = case.model.depth * BLOCK_OVERHEAD_S
+    if stage == "train":
+        compute_s = 3 * case.train.batch_size * forward_macs / (macs_per_s * MATMUL_EFFICIENCY)
+        return case.train.steps * (3 * fixed_s + compute_s)
+    guidance = 1 if case.sample.guidance_scale == 1 else 2
+    images = case.sample.per_class * num_classes(case) * guidance
+    calls = images / case.sample.batch_size * case.sample.num_steps
+    compute_s = images * case.sample.num_steps * forward_macs / (macs_per_s * MATMUL_EFFICIENCY)
+    return calls * fixed_s + compute_s
+
+
+def closed_form(case: Case) -> MacCount:
+    """Multiply-adds of the case's model at the data's resolution."""
+    from attnbench.models.macs import closed_form_macs
+
+    return closed_form_macs(case.model, input_size(case.model, case.data.image_size))
+
+
+def disk_needed_bytes(case: Case, stages: Sequence[Stage] = STAGES) -> int:
+    """Estimate what the stages will store: weights, average, two moments, and the samples."""
+    total = 0
+    if "train" in stages:
+        total += 5 * 4 * num_params(case.model, input_size(case.model, case.data.image_size), num_classes(case))
+    if "sample" in stages:
+        total += case.sample.per_class * num_classes(case) * 3 * case.data.image_size ** 2
+    return total
+
+
+def num_params(config: ModelConfig, side: int, classes: int) -> int:
+    """Parameters of a model, counted on the meta device."""
+    from attnbench.models.skeleton import build_model
+
+    return sum(p.numel() for p in build_model(config, side, classes, device="meta").parameters())
+
+
+def num_classes(case: Case) -> int:
+    """Classes of the data, without reading images; a guess for a folder that is not there yet."""
+    if isinstance(case.data, ImageFolderData):
+        if not case.data.path.is_dir():
+            return NUM_CLASSES_GUESS
+        return sum(1 for child in case.data.path.iterdir() if child.is_dir())
+    from attnbench.data import load_dataset
+
+    return load_dataset(case.data).num_classes
+
+
+def matmul_macs_per_s(size: int = 768, rounds: int = 5) -> float:
+    """Measure this machine's fp32 matmul rate in a few milliseconds, in multiply-adds a second."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(size, size, device=device)
+    times = []
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        times.append(time.perf_counter() - start)
+    return size**3 / statistics.median(times[2:])

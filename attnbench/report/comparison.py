@@ -1,0 +1,172 @@
+"""The comparison table: one row per cell with size, quality and cost, and the floor of real images below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnbench.report.quantities import (
+    ACCURACY,
+    FLOOR,
+    REAL_ACCURACY,
+    SIZE,
+    SPEED,
+    SPREAD,
+    STEP_TIME,
+    Quantity,
+    main_resolution,
+    quality_quantities,
+)
+from attnbench.report.tables import (
+    MISSING,
+    Cell,
+    Column,
+    Entry,
+    FilledColumn,
+    RowHead,
+    RowStatus,
+    Table,
+    assemble,
+    plain,
+    quantity_cells,
+    quantity_column,
+    text_cell,
+)
+from attnbench.results import Measurement, Result
+from attnbench.stats import median, median_interval
+
+FLOOR_LABEL = "real held-out images (floor)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A row before formatting: where it looks its measurements up."""
+
+    label: str
+    status: RowStatus
+    found: dict[str, Measurement]
+    axes: tuple[str, ...] = ()
+    resolution: int | None = None
+    series: int | None = None
+
+    def entry(self, quantity: Quantity) -> Entry:
+        """Return this row's raw value of one quantity."""
+        name = f"{quantity.name}@{self.resolution}" if _is_profiled(quantity) else quantity.name
+        measured = self.found.get(name)
+        if measured is None or not measured.values:
+            return Entry(note=measured.note if measured else "")
+        if quantity in SPEED:
+            return _timed_entry(measured)
+        spread, real = self.found.get(name + SPREAD), self.found.get(REAL_ACCURACY)
+        beside = ("real", real.value) if name == ACCURACY.name and real and real.values else None
+        return Entry(
+            value=measured.value,
+            spread=spread.value if spread and spread.values else None,
+            beside=beside if self.status != "floor" else None,
+            n=measured.n if quantity.group == "Quality" and self.status != "floor" else None,
+            note=f"n = {measured.n:,}" if measured.n and self.status == "floor" else "",
+        )
+
+
+def comparison_table(results: Sequence[Result]) -> Table:
+    """Return the table of a suite: what each cell costs and what quality it buys.
+
+    Best values are marked among the cells that finished; the floor and failed cells never compete. Where
+    cells differ by seed nothing is marked: the best of several seeds is no result.
+    """
+    axes = shown_axes(results)
+    cells = [
+        _Line(
+            label=result.label,
+            status=result.status,
+            found={m.name: m for m in result.measurements},
+            axes=tuple(result.axes.get(axis, "") for axis in axes),
+            resolution=main_resolution(result),
+            series=index,
+        )
+        for index, result in enumerate(results)
+    ]
+    lines = [*cells, *_floors(results, len(axes))]
+    sides = {line.resolution for line in cells if line.resolution is not None}
+    competing = [line.status == "ok" and not _many_seeds(results) for line in lines]
+    columns: list[FilledColumn] = [
+        (Column(title="Cell", numeric=False), [text_cell(line.label) for line in lines]),
+        *((Column(title=plain(axis), numeric=False), [text_cell(line.axes[i]) for line in lines])
+          for i, axis in enumerate(axes)),
+    ]  # fmt: skip
+    if len(sides) > 1:
+        shown = [Cell(text=str(line.resolution or MISSING)) for line in lines]
+        columns.append((Column(title="Side", unit="px"), shown))
+    for quantity in (*SIZE, *quality_quantities(results), ACCURACY, *SPEED, STEP_TIME):
+        entries = [line.entry(quantity) for line in lines]
+        if any(entry.value is not None or entry.note for entry in entries):
+            shown = quantity_cells(quantity, entries, competing)
+            columns.append((quantity_column(quantity, entries), shown))
+    heads = [RowHead(status=line.status, series=line.series) for line in lines]
+    return assemble("Comparison", columns, heads, _notes(sides, lines, _many_seeds(results)))
+
+
+def shown_axes(results: Sequence[Result]) -> list[str]:
+    """Return the matrix axes that differ between cells and that labels do not already tell."""
+    names = dict.fromkeys(axis for result in results for axis in result.axes)
+    return [
+        axis
+        for axis in names
+        if len({result.axes.get(axis) for result in results}) > 1
+        and any(result.axes.get(axis, "") not in result.label for result in results)
+    ]
+
+
+def _timed_entry(measured: Measurement) -> Entry:
+    """Return the median of raw timings, with its interval where there are several."""
+    if len(measured.values) < 2 or any(math.isnan(value) for value in measured.values):
+        return Entry(value=measured.value)
+    interval = median_interval(measured.values)
+    return Entry(value=median(measured.values), interval=(interval.low, interval.high))
+
+
+def _is_profiled(quantity: Quantity) -> bool:
+    return quantity in (*SIZE[1:], *SPEED)
+
+
+def _floors(results: Sequence[Result], axes: int) -> list[_Line]:
+    """Return one row of real images, or one for each set of cells whose floors differ."""
+    floors: dict[tuple[tuple[str, tuple[float, ...]], ...], tuple[list[str], dict[str, Measurement]]] = {}
+    for result in results:
+        found = {
+            m.name.removeprefix(FLOOR): m
+            for m in result.measurements
+            if m.name.startswith(FLOOR) and m.values
+        }
+        if not found:
+            continue
+        if real := result.measurement(REAL_ACCURACY):
+            found[ACCURACY.name] = real
+        identity = tuple((name, tuple(m.values)) for name, m in sorted(found.items()))
+        floors.setdefault(identity, ([], found))[0].append(result.label)
+    return [
+        _Line(
+            label=FLOOR_LABEL if len(floors) == 1 else f"{FLOOR_LABEL}, for {', '.join(labels)}",
+            status="floor",
+            found=found,
+            axes=("",) * axes,
+        )
+        for labels, found in floors.values()
+    ]
+
+
+def _many_seeds(results: Sequence[Result]) -> bool:
+    return len({str(result.case.get("seed", result.axes.get("seed"))) for result in results}) > 1
+
+
+def _notes(sides: set[int], lines: Sequence[_Line], many_seeds: bool) -> tuple[str, ...]:
+    bold = "Several seeds: no value is marked as best; compare cells by the spread of their seeds."
+    if not many_seeds:
+        bold = "Bold marks the best printed value, not significance."
+    notes = [f"↓ lower is better, ↑ higher is better. {bold}"]
+    if len(sides) == 1:
+        notes.append(f"MACs, latency and memory: one forward pass at {sides.pop()} px.")
+    if any(line.status == "floor" for line in lines):
+        notes.append("Floor: real held-out images scored in place of samples.")
+    return tuple(notes)

@@ -1,0 +1,91 @@
+"""Everything one report says, gathered once and shown alike in Markdown and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnbench.report import facts
+from attnbench.report.comparison import comparison_table
+from attnbench.report.costs import cost_table, other_table, problems_table, training_table
+from attnbench.report.figures import LATENCY, MACS, loss_figure, tradeoff_figure
+from attnbench.report.grids import Grid, read_grids
+from attnbench.report.tables import Table, plain
+from attnbench.results import Result
+
+SAME_NOISE = (
+    "The same position in every grid starts from the same noise and class: what differs is the model. "
+    "One row per class."
+)
+SAME_SEED_ONLY = (
+    "Grids of one seed start from the same noise and class at each position; here the seeds differ between "
+    "cells. One row per class."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A drawing with its caption."""
+
+    name: str
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """One report, free of any markup but the figures' own SVG."""
+
+    title: str
+    question: str
+    glance: list[tuple[str, str]]
+    comparison: Table
+    problems: Table | None
+    grids: list[Grid]
+    grids_note: str
+    figures: list[Figure]
+    cost: Table | None
+    training: Table | None
+    other: Table | None
+    warnings: list[str]
+    definitions: list[tuple[str, str]]
+    differences: Table | None
+    common: Table | None
+    environment: Table
+    command: str
+    version: str
+
+
+def gather(run_dir: Path, results: Sequence[Result], title: str, question: str) -> Content:
+    """Gather a report's content from the results and the grids in the run directory."""
+    differences, common = facts.settings_tables(results)
+    return Content(
+        title=plain(title),
+        question=plain(question),
+        glance=facts.at_a_glance(results),
+        comparison=comparison_table(results),
+        problems=problems_table(results),
+        grids=read_grids(run_dir, results),
+        grids_note=SAME_NOISE if len(facts.seeds_of(results)) <= 1 else SAME_SEED_ONLY,
+        figures=_figures(results),
+        cost=cost_table(results),
+        training=training_table(results),
+        other=other_table(results),
+        warnings=facts.warnings(results),
+        definitions=facts.definitions(results),
+        differences=differences,
+        common=common,
+        environment=facts.environment_table(results),
+        command=facts.reproduce_command(results),
+        version=plain(results[0].environment.packages.get("attnbench", "")),
+    )
+
+
+def _figures(results: Sequence[Result]) -> list[Figure]:
+    drawn = (
+        ("loss", loss_figure(results), "Training loss, each point the mean of its logging interval."),
+        ("quality-latency", tradeoff_figure(results, LATENCY), "Quality against the latency of one pass."),
+        ("quality-macs", tradeoff_figure(results, MACS), "Quality against multiply-adds of one pass."),
+    )
+    return [Figure(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]

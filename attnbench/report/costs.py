@@ -1,0 +1,109 @@
+"""The tables beside the comparison: cost per resolution, training and sampling, other values, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from attnbench.report.latency import ProfiledRow, latency_columns, latency_notes
+from attnbench.report.quantities import SIZE, SPEED, TRAINING, Quantity, other_names, resolutions
+from attnbench.report.tables import (
+    Cell,
+    Column,
+    Entry,
+    FilledColumn,
+    RowHead,
+    Table,
+    assemble,
+    quantity_cells,
+    quantity_column,
+    text_cell,
+)
+from attnbench.results import Measurement, Result
+
+LATENCY, MEMORY = SPEED
+
+
+def cost_table(results: Sequence[Result]) -> Table | None:
+    """Return what each cell costs at each resolution, or None if nothing was profiled."""
+    sides = sorted({side for result in results for side in resolutions(result)})
+    rows = [
+        ProfiledRow(result=result, side=side, series=series)
+        for side in sides
+        for series, result in enumerate(results)
+        if side in resolutions(result)
+    ]
+    if not rows:
+        return None
+    columns: list[FilledColumn] = [
+        (Column(title="Cell", numeric=False), [text_cell(row.result.label) for row in rows]),
+        (Column(title="Side", unit="px"), [Cell(text=str(row.side), value=row.side) for row in rows]),
+    ]
+    for quantity in (*SIZE, MEMORY, LATENCY):
+        entries = [_measured(row.measurement(quantity)) for row in rows]
+        if any(entry.value is not None or entry.note for entry in entries):
+            columns.append((quantity_column(quantity, entries), _best_by_side(quantity, entries, rows)))
+    columns += latency_columns(rows, results[0])
+    heads = [RowHead(status=row.result.status, series=row.series) for row in rows]
+    return assemble("Cost", columns, heads, latency_notes(results[0]))
+
+
+def training_table(results: Sequence[Result]) -> Table | None:
+    """Return how long training and sampling took and where the loss ended, or None if nothing trained."""
+    return _plain_table("Training and sampling", TRAINING, results)
+
+
+def other_table(results: Sequence[Result]) -> Table | None:
+    """Return the measurements no other table shows, such as those of plugins."""
+    by_name = {m.name: m for result in results for m in result.measurements}
+    quantities = [
+        Quantity(
+            name=name, title=name, unit=by_name[name].unit, better=by_name[name].better, significant=True
+        )
+        for name in other_names(results)
+    ]
+    return _plain_table("Other measurements", quantities, results)
+
+
+def problems_table(results: Sequence[Result]) -> Table | None:
+    """Return the cells that did not finish, each with its reason."""
+    found = [(series, result) for series, result in enumerate(results) if result.status != "ok"]
+    if not found:
+        return None
+    columns: list[FilledColumn] = [
+        (Column(title="Cell", numeric=False), [text_cell(r.label) for _, r in found]),
+        (Column(title="Status", numeric=False), [text_cell(r.status) for _, r in found]),
+        (Column(title="Reason", numeric=False), [text_cell(r.reason or "none recorded") for _, r in found]),
+    ]
+    return assemble("Failed and skipped cells", columns, [RowHead(series=series) for series, _ in found])
+
+
+def _plain_table(title: str, quantities: Sequence[Quantity], results: Sequence[Result]) -> Table | None:
+    """Return one row per cell and one column per quantity that any cell has, or None if none has any."""
+    columns: list[FilledColumn] = [
+        (Column(title="Cell", numeric=False), [text_cell(r.label) for r in results])
+    ]
+    for quantity in quantities:
+        entries = [_measured(result.measurement(quantity.name)) for result in results]
+        if any(entry.value is not None for entry in entries):
+            column = replace(quantity_column(quantity, entries), group="")
+            columns.append((column, quantity_cells(quantity, entries, [r.status == "ok" for r in results])))
+    if len(columns) == 1:
+        return None
+    return assemble(title, columns, [RowHead(status=r.status, series=i) for i, r in enumerate(results)])
+
+
+def _measured(measured: Measurement | None) -> Entry:
+    if measured is None:
+        return Entry()
+    return Entry(value=measured.value) if measured.values else Entry(note=measured.note)
+
+
+def _best_by_side(quantity: Quantity, entries: Sequence[Entry], rows: Sequence[ProfiledRow]) -> list[Cell]:
+    """Format one column whole but mark the best value within each resolution; rows are ordered by side."""
+    marked: list[Cell] = []
+    for side in dict.fromkeys(row.side for row in rows):
+        competing = [row.side == side and row.result.status == "ok" for row in rows]
+        cells = quantity_cells(quantity, entries, competing)
+        marked += [cell for cell, row in zip(cells, rows, strict=True) if row.side == side]
+    return marked

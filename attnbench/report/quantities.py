@@ -1,0 +1,165 @@
+"""The measurements reports know by name: their titles, units, directions and definitions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from attnbench.results import Direction, Result
+
+RESOLVED = re.compile(r"^(?P<name>.+)@(?P<resolution>\d+)$")
+QUALITY = re.compile(r"^(?P<family>s?FI?D|s?KI?D|IS|Precision|Recall|P|R)(?P<suffix>-.+)?$")
+FLOOR = "floor:"
+SPREAD = " std"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """How reports show one kind of measurement."""
+
+    name: str
+    """The measurement's name, without `@resolution`."""
+    title: str
+    unit: str = ""
+    scale: float = 1.0
+    """Shown value over stored value."""
+    better: Direction = "none"
+    decimals: int = 0
+    """At least so many decimals in a table; more where a typical value would show fewer than three digits."""
+    keep_smallest: bool = False
+    """Give three digits to the column's smallest value, not only to its median."""
+    significant: bool = False
+    """Four significant digits per value instead of one number of decimals per column."""
+    group: str = ""
+    """Heading over neighbouring columns."""
+    definition: str = ""
+
+
+SIZE = (
+    Quantity(name="params", title="Parameters", unit="M", scale=1e-6, decimals=2, keep_smallest=True,
+             group="Size",
+             definition="Trainable and fixed parameters of the whole model, in millions."),
+    Quantity(name="macs_paper", title="MACs, paper's count", unit="G", scale=1e-9, decimals=2,
+             keep_smallest=True, group="Size",
+             definition="Multiply-adds (10^9) of one forward pass of one image without guidance, counted as "
+                        "the published tables do: what papers call GFLOPs."),
+    Quantity(name="macs_full", title="MACs, full count", unit="G", scale=1e-9, decimals=2,
+             keep_smallest=True, group="Size",
+             definition="Multiply-adds (10^9) of the same pass with every product counted, those inside "
+                        "attention too. One multiply-add is one MAC; twice that many FLOPs."),
+)  # fmt: skip
+SPEED = (
+    Quantity(name="latency_ms", title="Latency", unit="ms", better="lower", significant=True, group="Cost",
+             definition="Wall-clock time of one forward pass: median of all raw samples, with its interval."),
+    Quantity(name="peak_memory_mib", title="Peak memory", unit="MiB", better="lower", significant=True,
+             group="Cost", definition="Highest memory of one forward pass: allocated on a GPU; on a CPU the "
+                                      "resident-set high-water mark of the cell's own process."),
+)  # fmt: skip
+STEP_TIME = Quantity(
+    name="step_time_ms", title="Train step", unit="ms", better="lower", significant=True, group="Cost",
+    definition="Time of one optimizer step, median.",
+)  # fmt: skip
+TRAINING = (
+    Quantity(name="steps", title="Steps"),
+    Quantity(name="train_time_s", title="Training", unit="s", better="lower", significant=True),
+    STEP_TIME,
+    Quantity(name="final_loss", title="Final loss", better="lower", decimals=4,
+             definition="Training loss at the end; compare it only under the same objective and data."),
+    Quantity(name="sample_time_s", title="Sampling", unit="s", better="lower", significant=True),
+    Quantity(name="images_per_s", title="Sampling rate", unit="images/s", better="higher", significant=True),
+)  # fmt: skip
+ACCURACY = Quantity(
+    name="class_accuracy", title="Class accuracy", better="higher", decimals=3, group="Quality",
+    definition="Share of conditional samples that a classifier, trained on the training images, puts into "
+               "the class they were asked for. 'real' is the same classifier on held-out real images.",
+)  # fmt: skip
+REAL_ACCURACY = "class_accuracy_real"
+
+_FAMILIES: dict[str, tuple[Direction, int, str]] = {
+    "FD": ("lower", 2, "Frechet distance between Gaussians fitted to the features of samples and reference."),
+    "KD": ("lower", 4, "Kernel distance: unbiased squared MMD, cubic polynomial kernel; mean ± standard "
+                       "deviation over subsets; not multiplied by 1000. It can fall below zero."),
+    "IS": ("higher", 2, "Inception score, on the extractor's class probabilities."),
+    "P": ("higher", 3, "Precision: share of samples inside the reference's k-nearest-neighbour manifold."),
+    "R": ("higher", 3, "Recall: share of reference images inside the samples' manifold."),
+}  # fmt: skip
+_SYNONYMS = {"FID": "FD", "KID": "KD", "Precision": "P", "Recall": "R"}
+
+
+def resolutions(result: Result) -> list[int]:
+    """Return the image sides in pixels that a result holds profile measurements for, ascending."""
+    found = (RESOLVED.match(m.name) for m in result.measurements)
+    return sorted({int(match["resolution"]) for match in found if match})
+
+
+def main_resolution(result: Result) -> int | None:
+    """Return the side that stands for a cell: its data's where measured, else the smallest."""
+    measured = resolutions(result)
+    data = result.case.get("data")
+    side = data.get("image_size") if isinstance(data, dict) else None
+    if side in measured:
+        return int(side)
+    return measured[0] if measured else None
+
+
+def quality_quantities(results: Iterable[Result]) -> list[Quantity]:
+    """Return the quality metrics that occur, distances first, each with its extractor's suffix."""
+    names = {m.name: m.better for r in results for m in r.measurements if is_quality(m.name)}
+    return sorted((_quality(name, better) for name, better in names.items()), key=_quality_order)
+
+
+def is_quality(name: str) -> bool:
+    """Tell whether a measurement is a quality metric (not its spread, not its floor)."""
+    return bool(QUALITY.match(name)) and not name.endswith(SPREAD) and not RESOLVED.match(name)
+
+
+def other_names(results: Sequence[Result]) -> list[str]:
+    """Return the names no table of ours shows, such as a plugin's, in order of appearance."""
+    return list(dict.fromkeys(m.name for r in results for m in r.measurements if not _is_known(m.name)))
+
+
+def unresolved(name: str) -> str:
+    """Return a measurement's name without its resolution: `latency_ms@256` is `latency_ms`."""
+    match = RESOLVED.match(name)
+    return match["name"] if match else name
+
+
+def _is_known(name: str) -> bool:
+    base = name.removeprefix(FLOOR).removesuffix(SPREAD)
+    if is_quality(base) or base in (ACCURACY.name, REAL_ACCURACY):
+        return True
+    if RESOLVED.match(name):
+        return unresolved(name) in {q.name for q in (*SIZE, *SPEED)}
+    return name in {"params", *(q.name for q in TRAINING)}
+
+
+def _quality(name: str, better: Direction) -> Quantity:
+    family = _family(name)
+    direction, decimals, definition = _FAMILIES[family.removeprefix("s")]
+    if family.startswith("s"):
+        definition += " On spatial features."
+    return Quantity(
+        name=name,
+        title=name,
+        better=direction if better == "none" else better,
+        decimals=decimals,
+        group="Quality",
+        definition=definition,
+    )
+
+
+def _family(name: str) -> str:
+    match = QUALITY.match(name)
+    if match is None:
+        raise ValueError(f"{name!r} is no quality metric")
+    spatial = "s" if match["family"].startswith("s") else ""
+    plain = match["family"].removeprefix("s")
+    return spatial + _SYNONYMS.get(plain, plain)
+
+
+def _quality_order(quantity: Quantity) -> tuple[str, int, str]:
+    match = QUALITY.match(quantity.name)
+    suffix = (match["suffix"] or "") if match else ""
+    order = ("FD", "sFD", "KD", "sKD", "IS", "P", "R")
+    return suffix, order.index(_family(quantity.name)), quantity.name

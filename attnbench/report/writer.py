@@ -1,0 +1,52 @@
+"""Write a report's files into a run directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnbench.errors import StorageError, UserInputError
+from attnbench.report import markdown, page
+from attnbench.report.content import gather
+from attnbench.results import Result, latest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportPaths:
+    """Where a report was written."""
+
+    markdown: Path
+    html: Path
+
+
+def write_report(run_dir: Path, results: Sequence[Result], title: str, question: str) -> ReportPaths:
+    """Write `report.md` (with `figures/`) and the self-contained `report.html` into `run_dir`.
+
+    Of several results of one case the last counts. Raises UserInputError where there is nothing to report
+    and StorageError where a file cannot be written.
+    """
+    if not results:
+        raise UserInputError(f"no results to report in {run_dir}; run the suite first")
+    content = gather(run_dir, latest(list(results)), title, question)
+    files = {figure.name: f"figures/{figure.name}.svg" for figure in content.figures}
+    paths = ReportPaths(markdown=run_dir / "report.md", html=run_dir / "report.html")
+    for figure in content.figures:
+        # Outside a page the drawing brings its own paper, or dark viewers would hide the ink.
+        _write(run_dir / files[figure.name], figure.svg.replace("<svg ", '<svg style="background: #fff" ', 1))
+    _write(paths.markdown, markdown.render(content, files))
+    _write(paths.html, page.render(content))
+    return paths
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all, so that a killed run leaves the old report."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error.strerror}; free some space or permit it") from error

@@ -1,0 +1,150 @@
+"""Cells times stages: what is finished is read, what is missing is run, and a report is written.
+
+Layout below the runs folder: `store/<stage>/<key>/` (content-addressed, shared by all suites) and
+`<suite>/` with results.jsonl, report.md, report.html and the pictures they show.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnbench.errors import DataError, StorageError
+from attnbench.executors import Executor, run_in_process
+from attnbench.plan import disk_needed_bytes
+from attnbench.report import ReportPaths, write_report
+from attnbench.results import Measurement, Result, append_result, latest, read_results
+from attnbench.specs import Case, ImageFolderData
+from attnbench.stages.cell import finished_cell
+from attnbench.stages.profile import profile_cells
+from attnbench.suite import Suite
+
+CellProgress = Callable[[Case, str, int, int, str], None]  # case, stage, done, total, note
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteRun:
+    """What `run` did: one result per cell, where the report is, and how many cells were computed."""
+
+    results: tuple[Result, ...]
+    run_dir: Path
+    report: ReportPaths
+    computed: int
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every cell is fine, 1 when one failed or nothing was measured."""
+        statuses = [result.status for result in self.results]
+        return 1 if "failed" in statuses or "ok" not in statuses else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Whom to tell: each cell's progress, each finished cell, and the profiling session."""
+
+    progress: CellProgress = lambda case, stage, done, total, note: None
+    finished: Callable[[Result, bool], None] = lambda result, cached: None
+    profiling: Callable[[int, int, str], None] = lambda done, total, note: None
+
+
+def default_device() -> str:
+    """Return `cuda` where there is one, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run(
+    suite: Suite,
+    runs: Path,
+    *,
+    device: str | None = None,
+    executor: Executor = run_in_process,
+    listener: Listener | None = None,
+) -> SuiteRun:
+    """Run every cell that is not finished, profile all finished ones together, write the report.
+
+    Raises DataError for a missing folder and StorageError for a full disk before anything runs.
+    """
+    listener = listener or Listener()
+    device = device or default_device()
+    runs = runs.absolute()
+    run_dir, store = runs / suite.name, runs / "store"
+    check_inputs(suite.cases)
+    check_space(suite.cases, store)
+    results: list[Result] = []
+    computed = 0
+    for case in suite.cases:
+        result = finished_cell(case, store)
+        cached = result is not None
+        if result is None:
+            computed += 1
+            result = executor(case, store, device, _for(case, listener))
+            append_result(run_dir / "results.jsonl", result)
+        results.append(result)
+        listener.finished(result, cached)
+    costs = profile_cells(
+        [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"],
+        store,
+        device,
+        listener.profiling,
+    )
+    results = [_complete(result, costs.get(result.case_id, []), store, run_dir) for result in results]
+    _remember(run_dir / "results.jsonl", results)
+    report = write_report(run_dir, results, title=suite.name, question=suite.question)
+    return SuiteRun(results=tuple(results), run_dir=run_dir, report=report, computed=computed)
+
+
+def _for(case: Case, listener: Listener) -> Callable[[str, int, int, str], None]:
+    return lambda stage, done, total, note: listener.progress(case, stage, done, total, note)
+
+
+def check_inputs(cases: Sequence[Case]) -> None:
+    """Refuse a run whose files are not there, before the first cell is trained."""
+    for case in cases:
+        wanted = [("evaluate.weights", case.evaluate.weights)]
+        if isinstance(case.data, ImageFolderData):
+            wanted.append(("data.path", case.data.path))
+            if case.data.codec is not None:
+                wanted.append(("data.codec.path", case.data.codec.path))
+        for key, path in wanted:
+            if path is not None and not path.exists():
+                raise DataError(f"{key}: {path} does not exist; name yours with -o {key}=PATH")
+
+
+def check_space(cases: Sequence[Case], store: Path) -> None:
+    """Refuse a run that cannot fit on the disk."""
+    needed = sum(disk_needed_bytes(case) for case in cases if finished_cell(case, store) is None)
+    place = store
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise StorageError(
+            f"this run needs about {needed / 2**30:.1f} GiB and {place} has {free / 2**30:.1f} GiB free; "
+            "free some space or choose another place with --runs"
+        )
+
+
+def _complete(result: Result, cost: list[Measurement], store: Path, run_dir: Path) -> Result:
+    """Add a cell's cost and bring its pictures beside the report."""
+    artefacts = {}
+    for name, relative in result.artefacts.items():
+        target = run_dir / "pictures" / f"{result.case_id}-{name}{Path(relative).suffix}"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(store / relative, target)
+        artefacts[name] = str(target.relative_to(run_dir))
+    measurements = [*result.measurements, *cost]
+    return result.model_copy(update={"measurements": measurements, "artefacts": artefacts})
+
+
+def _remember(path: Path, results: Sequence[Result]) -> None:
+    """Append what results.jsonl does not say yet; it is append-only and the last line of a case counts."""
+    known = {r.case_id: r for r in latest(read_results(path))} if path.exists() else {}
+    for result in results:
+        before = known.get(result.case_id)
+        if before is None or before.model_copy(update={"created": result.created}) != result:
+            append_result(path, result)

@@ -1,0 +1,50 @@
+"""Which objectives, samplers and model settings go together; needs no torch, so suites check it early."""
+
+from __future__ import annotations
+
+from attnbench.errors import UserInputError
+from attnbench.specs import Case
+
+SAMPLERS = {"ddpm": ("ddpm", "ddim"), "flow": ("euler",)}  # by training objective
+DDPM_STEPS = (2, 1000)
+
+
+def check_objective(case: Case) -> None:
+    """Raise UserInputError when the model cannot be trained with the chosen objective."""
+    if case.train.objective == "flow" and case.model.learned_variance:
+        raise UserInputError(
+            f"{case.label}: objective flow learns no variance, but the model {case.model.name!r} "
+            "predicts one; set model.learned_variance: false, or train.objective: ddpm"
+        )
+
+
+def check_sampler(case: Case) -> None:
+    """Raise UserInputError when objective, sampler, steps and guidance do not go together."""
+    check_objective(case)
+    sample, allowed = case.sample, SAMPLERS[case.train.objective]
+    if sample.sampler not in allowed:
+        raise UserInputError(
+            f"{case.label}: sampler {sample.sampler!r} cannot sample a model trained with objective "
+            f"{case.train.objective!r}; set sample.sampler to {' or '.join(allowed)}"
+        )
+    fewest, most = DDPM_STEPS
+    if case.train.objective == "ddpm" and not fewest <= sample.num_steps <= most:
+        raise UserInputError(
+            f"{case.label}: sampler {sample.sampler!r} takes {fewest} to {most} steps, "
+            f"got sample.num_steps={sample.num_steps}"
+        )
+    _check_guidance(case)
+
+
+def _check_guidance(case: Case) -> None:
+    sample, model = case.sample, case.model
+    if sample.guidance_channels != "all" and sample.guidance_channels > model.in_channels:
+        raise UserInputError(
+            f"{case.label}: sample.guidance_channels must be 'all' or 1 to {model.in_channels}, "
+            f"the model's input channels, got {sample.guidance_channels}"
+        )
+    if sample.guidance_scale != 1 and model.class_dropout == 0:
+        raise UserInputError(
+            f"{case.label}: guidance with scale {sample.guidance_scale} needs a model trained with dropped "
+            "labels; set model.class_dropout above 0 (0.1 is usual), or sample.guidance_scale: 1"
+        )

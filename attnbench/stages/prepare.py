@@ -1,0 +1,123 @@
+"""Stage `prepare`: what training reads and how samples become images, for pixels and latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from attnbench.data import Dataset, load_dataset
+from attnbench.data.pixels import to_images, to_model_space
+from attnbench.errors import UserInputError
+from attnbench.specs import Case, CodecSpec, ImageFolderData
+from attnbench.stages.latents import encode_all, load_codec, open_latents
+from attnbench.stages.store import StageOutput, Workspace, read_output, write_output
+
+Decoder = Callable[[torch.Tensor], torch.Tensor]  # float [B, C, h, w] -> uint8 [B, H, W, C]
+
+
+class TrainingSource(Protocol):
+    """Training examples in the model's input space."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Class of every example, int64 [N]."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the model's input."""
+
+    def __len__(self) -> int:
+        """Return the number of examples, N."""
+
+    def batch(self, indices: torch.Tensor, flips: torch.Tensor, noise_keys: torch.Tensor) -> torch.Tensor:
+        """Return float32 [B, C, H, W] examples.
+
+        `indices` int64 [B]; `flips` bool [B], mirrored where true; `noise_keys` int64 [B] name the
+        draw of each latent from its posterior, and change nothing for pixels.
+        """
+
+
+@dataclass(frozen=True)
+class PixelSource:
+    """The training images themselves, scaled to [-1, 1]."""
+
+    dataset: Dataset
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Class of every image, int64 [N]."""
+        return self.dataset.train.labels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.dataset.channels, self.dataset.image_size, self.dataset.image_size
+
+    def __len__(self) -> int:
+        """Return the number of images, N."""
+        return len(self.dataset.train)
+
+    def batch(self, indices: torch.Tensor, flips: torch.Tensor, noise_keys: torch.Tensor) -> torch.Tensor:
+        """Return float32 [B, C, H, W] images in [-1, 1], mirrored left to right where `flips`."""
+        x = to_model_space(self.dataset.train.get(indices))
+        return torch.where(flips[:, None, None, None], x.flip(-1), x)
+
+
+def run(case: Case, workspace: Workspace) -> StageOutput:
+    """Encode the training images where the data names an autoencoder; other data needs nothing.
+
+    Raises DataError when images or autoencoder cannot be used.
+    """
+    folder = workspace.folder("prepare", case)
+    finished = read_output(folder)
+    if finished is not None:
+        return finished
+    codec = codec_of(case)
+    if codec is not None:
+        dataset = load_dataset(case.data)
+        encode_all(dataset.train, codec, dataset.image_size, folder, workspace)
+    output = StageOutput()
+    write_output(folder, output)
+    return output
+
+
+def training_source(case: Case, dataset: Dataset, workspace: Workspace) -> TrainingSource:
+    """Return what the train stage reads batches from: images, or latents that `run` has made.
+
+    Raises UserInputError when the model's input is not what the data gives.
+    """
+    source: TrainingSource = PixelSource(dataset)
+    if case.model.input == "latent":
+        folder = workspace.folder("prepare", case)
+        source = open_latents(folder, _needed_codec(case), dataset.train.labels, case.seed)
+    if source.shape[0] != case.model.in_channels:
+        raise UserInputError(
+            f"model {case.model.name} takes {case.model.in_channels} channels, {case.data.name} gives "
+            f"{source.shape[0]}; set model.in_channels to {source.shape[0]}"
+        )
+    return source
+
+
+def decoder(case: Case, dataset: Dataset, workspace: Workspace) -> Decoder:
+    """Return the function from the model's space, float [B, C, h, w], to uint8 [B, H, W, C]."""
+    if case.model.input == "pixel":
+        return to_images
+    return load_codec(_needed_codec(case), workspace.device).decode
+
+
+def codec_of(case: Case) -> CodecSpec | None:
+    """Return the autoencoder that the data names, if any."""
+    return case.data.codec if isinstance(case.data, ImageFolderData) else None
+
+
+def _needed_codec(case: Case) -> CodecSpec:
+    codec = codec_of(case)
+    if codec is None:
+        raise UserInputError(
+            f"model {case.model.name} reads latents, but the data {case.data.name} has no codec; use "
+            "image-folder with `codec`, or a recipe with `input: pixel`"
+        )
+    return codec

@@ -1,0 +1,57 @@
+"""The cost of all cells of a suite, measured together so that they meet the same machine.
+
+Unlike the other stages this one runs once per suite: latencies are comparable only when the cells
+take turns. Its key is the content of all its cells and the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from attnbench.data import load_dataset
+from attnbench.profiling.rows import ProfileRequest, to_measurements
+from attnbench.profiling.session import profile_models
+from attnbench.results import Measurement, Record
+from attnbench.specs import Case, ProfileSpec, content_hash
+from attnbench.stages.store import atomic_write, storage_errors
+
+
+class SessionOutput(Record):
+    """What one profiling session found, by case id."""
+
+    costs: dict[str, list[Measurement]]
+
+
+def profile_cells(
+    cases: Sequence[Case], store: Path, device: str, progress: Callable[[int, int, str], None]
+) -> dict[str, list[Measurement]]:
+    """Measure every distinct model of the cases, interleaved; returns measurements by case id."""
+    if not cases:
+        return {}
+    contents = {case.id: content_hash(case.profile_content()) for case in cases}
+    folder = store / "profile" / content_hash([sorted(contents.values()), device])
+    path = folder / "done.json"
+    if path.exists():
+        return SessionOutput.model_validate_json(path.read_bytes()).costs
+    distinct = {contents[case.id]: case for case in reversed(cases)}  # guidance scales share a model
+    sessions: dict[str, tuple[ProfileSpec, list[ProfileRequest]]] = {}
+    for key, case in distinct.items():
+        resolutions = case.profile.resolutions or [case.data.image_size]
+        spec = case.profile.model_copy(update={"resolutions": resolutions})
+        _, requests = sessions.setdefault(content_hash(spec.model_dump(mode="json")), (spec, []))
+        requests.append(ProfileRequest(label=key, config=case.model, num_classes=load_dataset(case.data).num_classes))
+    found: dict[str, list[Measurement]] = {}
+    for spec, requests in sessions.values():
+        for row in profile_models(requests, spec, device=device, progress=progress):
+            found.setdefault(row.model, []).extend(to_measurements(row))
+    costs = {case_id: _once(found[key]) for case_id, key in contents.items()}
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, SessionOutput(costs=costs).model_dump_json().encode())
+    return costs
+
+
+def _once(measurements: list[Measurement]) -> list[Measurement]:
+    """Keep one of each name: `params` comes with every resolution."""
+    return list({m.name: m for m in measurements}.values())

@@ -1,0 +1,260 @@
+"""YAML -> Suite -> Cases: every check of what a user writes into a suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt, ValidationError
+
+from attnbench import matrix, plugins
+from attnbench.errors import SuiteError, UnknownNameError
+from attnbench.matrix import Axis, Cell
+from attnbench.models.recipes import load_recipes, merge
+from attnbench.problems import SET_BY_RECIPE, Problem, allowed_keys, problems_in, unknown_key
+from attnbench.specs import (
+    Case,
+    DataSpec,
+    EvaluateSpec,
+    ModelConfig,
+    ProfileSpec,
+    SampleSpec,
+    Spec,
+    TrainSpec,
+    content_hash,
+)
+from attnbench.suite_checks import case_problems, name_problems, with_all_options
+from attnbench.suite_files import find_suite, list_suites, shipped_folder
+from attnbench.yaml_source import KeyPath, Origin, Settings, parse_override, read_settings, show_path
+
+__all__ = [
+    "Suite",
+    "SuiteSpec",
+    "find_suite",
+    "list_suites",
+    "load_suite",
+    "shipped_folder",
+    "suite_json_schema",
+]
+
+PATH_SETTINGS: tuple[KeyPath, ...] = (("data", "path"), ("data", "codec", "path"), ("evaluate", "weights"))
+"""Paths; relative ones start from the suite's folder, in an override from the working directory."""
+
+
+class SuiteSpec(Spec):
+    """A suite as its file says it: one question, the settings of all cells, and what varies between them."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Short name; results and reports lie in folders of this name."""
+    question: str = Field(min_length=1)
+    """What this suite answers, in one sentence."""
+    seed: NonNegativeInt | Annotated[list[NonNegativeInt], Field(min_length=1)] = 0
+    """Seed of weights, batches and noise; a list makes one cell per seed."""
+    model: ModelConfig
+    """A recipe (`attnbench list models`) and the settings changed in it; a plain name is a recipe."""
+    data: DataSpec
+    """Images to train on and compare with; a plain name is short for `{name: ...}`."""
+    train: TrainSpec = TrainSpec()
+    """Training."""
+    sample: SampleSpec = SampleSpec()
+    """Sampling."""
+    evaluate: EvaluateSpec = EvaluateSpec()
+    """Image quality."""
+    profile: ProfileSpec = ProfileSpec()
+    """Cost."""
+    matrix: dict[str, list[Any]] = Field(default={})
+    """Dotted settings and the values they take; the cells are the cartesian product."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A checked suite and its cells."""
+
+    name: str
+    path: Path
+    question: str
+    cases: tuple[Case, ...]
+    settings: dict[str, Any]
+    """The file's content with the overrides in it."""
+
+
+@dataclass
+class _Findings:
+    """Problems so far, each once, by where they were written."""
+
+    settings: Settings
+    lines: dict[tuple[Origin, str], None]
+
+    def add(self, problems: Iterable[Problem], cell: Cell | None = None) -> None:
+        for problem in problems:
+            path = cell.written(problem.path) if cell else problem.path
+            origin = self.settings.origin(path)
+            self.lines[origin, f"{origin.where}: {show_path(path)}: {problem.message}"] = None
+
+    def raise_all(self) -> None:
+        if self.lines:
+            raise SuiteError("\n".join(line for _, line in sorted(self.lines, key=lambda entry: entry[0])))
+
+
+def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
+    """Read a suite by path, or a shipped one by name, and resolve its cells; needs no data.
+
+    `overrides` are `dotted.key=value` with the value in YAML. Raises SuiteError with one line per
+    problem, in file order; UnknownNameError for a name no shipped suite has.
+    """
+    path = find_suite(source)
+    settings = read_settings(path)
+    _override(settings, overrides)
+    matrix.expand_shorthand(settings.data)
+    axes, problems = matrix.read_axes(settings, SuiteSpec)
+    findings = _Findings(settings, {})
+    findings.add(problems)
+    resolved = [(cell, _resolve(cell, findings)) for cell in matrix.cells(settings, axes)]
+    findings.raise_all()
+    pairs = [(cell, case) for cell, case in resolved if case is not None]
+    findings.add(_repetitions(pairs))
+    findings.raise_all()
+    cases = tuple(case for _, case in pairs)
+    question = settings.data["question"].strip()
+    return Suite(name=cases[0].suite, path=path, question=question, cases=cases, settings=settings.data)
+
+
+def suite_json_schema() -> dict[str, Any]:
+    """Return the JSON schema of suite files, for editors; it knows no plugin's options."""
+    schema = SuiteSpec.model_json_schema()
+    definitions = schema["$defs"]
+    model = definitions["ModelConfig"]
+    recipe = {"type": "string", "description": "Name of a recipe.", "examples": list(load_recipes())}
+    kept = {key: value for key, value in model["properties"].items() if key not in SET_BY_RECIPE}
+    model.update(properties={"recipe": recipe, **kept}, required=["recipe"], description="A recipe, changed.")
+    definitions["AttentionSpec"] = {"anyOf": [{"type": "string"}, definitions["AttentionSpec"]]}
+    for section in ("model", "data"):
+        described = schema["properties"][section]
+        inner = {key: described.pop(key) for key in ("$ref", "oneOf", "discriminator") if key in described}
+        described["anyOf"] = [{"type": "string"}, inner]
+    # `matrix` may vary a required setting, which then stands nowhere else
+    schema["required"] = ["name", "question"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _override(settings: Settings, overrides: Sequence[str]) -> None:
+    """Apply overrides; one that the matrix would overwrite is an error, not a silent nothing."""
+    assigned = []
+    for index, text in enumerate(overrides):
+        matrix.expand_shorthand(settings.data)
+        path, value, origin = parse_override(text, index)
+        settings.assign(path, value, origin)
+        assigned.append((path, origin))
+    varied = settings.data.get("matrix")
+    for path, origin in assigned:
+        for key in varied if isinstance(varied, dict) else ():
+            target = tuple(key.split("."))
+            if path[: len(target)] == target:
+                raise SuiteError(
+                    f"{origin.where}: the suite's matrix varies {key}; "
+                    f"give its values instead, as in -o matrix.{key}=[VALUE]"
+                )
+
+
+def _resolve(cell: Cell, findings: _Findings) -> Case | None:
+    """Return the case of one cell, or None with what is wrong added to `findings`."""
+    data, registry = cell.data, plugins.registry()
+    if isinstance(data.get("matrix"), dict):
+        data["matrix"] = {}  # its keys and lists have been checked
+    _resolve_paths(cell, findings.settings)
+    in_model, has_recipe = _resolve_recipe(data)
+    problems = [*cell.problems, *in_model, *name_problems(data, registry)]
+    try:
+        spec = SuiteSpec.model_validate(data)
+    except ValidationError as error:
+        found = problems_in(error, SuiteSpec, data)
+        # a model without its recipe lacks half its settings, which would only say so again
+        problems += [p for p in found if has_recipe or p.path[:1] != ("model",)]
+    findings.add(problems, cell)
+    if problems:
+        return None
+    case = _case(cell, spec, with_all_options(spec.model, registry))
+    findings.add(case_problems(case), cell)
+    return case
+
+
+def _case(cell: Cell, spec: SuiteSpec, model: ModelConfig) -> Case:
+    return Case(
+        suite=spec.name,
+        label=matrix.label_of(cell, spec.model),
+        axes=matrix.axes_of(cell, spec.model),
+        seed=cell.data.get("seed", 0),  # a list of seeds has become an axis
+        model=model,
+        data=spec.data,
+        train=spec.train,
+        sample=spec.sample,
+        evaluate=spec.evaluate,
+        profile=spec.profile,
+    )
+
+
+def _resolve_recipe(data: dict[str, Any]) -> tuple[list[Problem], bool]:
+    """Put the recipe's settings under those of `model`; return problems, and whether there was a recipe."""
+    model = data.get("model")
+    if not isinstance(model, dict):
+        return [], True  # the schema says what is wrong
+    allowed = allowed_keys(SuiteSpec, ("model",))
+    problems = [unknown_key(("model", key), allowed) for key in model if key not in allowed]
+    name = model.get("recipe")
+    if isinstance(name, str):
+        try:
+            data["model"] = merge(name, {key: model[key] for key in model if key in allowed - {"recipe"}})
+        except UnknownNameError as error:
+            return [*problems, Problem(("model", "recipe"), str(error))], False
+        return problems, True
+    got = "is missing" if name is None else f"must be a name, got {name!r}"
+    recipes = ", ".join(load_recipes())
+    return [*problems, Problem(("model", "recipe"), f"{got}; available: {recipes}")], False
+
+
+def _resolve_paths(cell: Cell, settings: Settings) -> None:
+    """Make paths absolute: `~` is the home folder, relative ones start where they were written."""
+    for path in PATH_SETTINGS:
+        place: Any = cell.data
+        for part in path[:-1]:
+            place = place.get(part) if isinstance(place, dict) else None
+        written = place.get(path[-1]) if isinstance(place, dict) else None
+        if isinstance(written, str):
+            folder = settings.origin(cell.written(path)).folder
+            place[path[-1]] = os.path.normpath(folder / os.path.expanduser(written))
+
+
+def _repetitions(pairs: Sequence[tuple[Cell, Case]]) -> Iterable[Problem]:
+    """Yield the axis values that repeat another in content, or that would carry the same label."""
+    contents: dict[str, Cell] = {}
+    labels: dict[str, Cell] = {}
+    for cell, case in pairs:
+        same_content = contents.setdefault(_content(case), cell)
+        same_label = labels.setdefault(case.label, cell)
+        if same_content is not cell:
+            yield _repeated(cell, same_content, "has the same content as {}; remove one of them")
+        elif same_label is not cell:
+            yield _repeated(cell, same_label, f"has the same label as {{}}: {case.label!r}; give it another")
+
+
+def _repeated(cell: Cell, other: Cell, message: str) -> Problem:
+    differing: list[tuple[Axis, int, int]] = [
+        (axis, index, earlier)
+        for (axis, index), (_, earlier) in zip(cell.points, other.points, strict=True)
+        if index != earlier
+    ]
+    axis, index, earlier = differing[0]
+    return Problem((*axis.written, index), message.format(show_path((*axis.written, earlier))))
+
+
+def _content(case: Case) -> str:
+    """Return a hash of everything but names, labels and prose."""
+    dumped = case.model_dump(mode="json", exclude={"suite", "label", "axes"})
+    model = {key: value for key, value in dumped["model"].items() if key not in SET_BY_RECIPE}
+    several = model["attention"] if isinstance(model["attention"], list) else [model["attention"]]
+    for attention in several:
+        attention["label"] = None
+    return content_hash({**dumped, "model": model})

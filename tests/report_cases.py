@@ -1,0 +1,125 @@
+"""A made-up but plausible suite of seven cells: one failed, one with a hostile label."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from attnbench.results import Environment, Measurement, Result
+
+HOSTILE = "x|y $x$ <script>alert(1)</script> [red]r[/red] `c` *b*"
+ENVIRONMENT = Environment(
+    python="3.11.9",
+    platform="Linux-6.1-x86_64",
+    cpu="Some CPU @ 2.50GHz",
+    cpu_count=4,
+    threads=2,
+    memory_gib=15.6,
+    device="cpu",
+    packages={"attnbench": "0.1.0", "torch": "2.13.0+cpu", "numpy": "2.3.1"},
+    git_commit="0123456789abcdef0123456789abcdef01234567",
+    git_dirty=False,
+)
+LABELS = ("softmax", "linear", "focused", "agent(num_agents=4)", "dydila(mode=token)", HOSTILE)
+
+
+def make_result(label: str, index: int = 0, side: int = 8, **changes: object) -> Result:
+    """Return one finished cell; `index` shifts every number."""
+    fields: dict[str, object] = {
+        "case_id": f"case-{index}",
+        "suite": "quick",
+        "label": label,
+        "axes": {"attention": label},
+        "status": "ok",
+        "measurements": _measurements(index, side),
+        "curves": {"loss": _loss(index)},
+        "artefacts": {"grid": f"cells/{index}/grid.png"},
+        "case": _case(label, index),
+        "environment": ENVIRONMENT,
+        "created": "2025-06-01T12:00:00Z",
+    }
+    return Result.model_validate(fields | changes)
+
+
+def make_suite(run_dir: Path | None = None) -> list[Result]:
+    """Return six finished cells and a failed one; writes their grids where a folder is given."""
+    results = [make_result(label, index) for index, label in enumerate(LABELS)]
+    failed = make_result("dydila(mode=map)", len(LABELS)).model_copy(
+        update={
+            "status": "failed",
+            "reason": "NonFiniteError: NaN after blocks.2.attention in step 118\nlower the learning rate",
+            "artefacts": {},
+            "measurements": [m for m in _measurements(6, 8) if m.name == "params" or "@" in m.name],
+            "curves": {"loss": [*_loss(6)[:12], (118.0, math.nan)]},
+        }
+    )
+    if run_dir is not None:
+        for index in range(len(results)):
+            write_grid(run_dir / f"cells/{index}/grid.png", index)
+    return [*results, failed]
+
+
+def write_grid(path: Path, seed: int) -> None:
+    """Write ten rows of eight noisy 8x8 squares as a PNG."""
+    noise = np.random.default_rng(seed).integers(0, 255, (80, 64), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise).save(path)
+
+
+def _measurements(index: int, side: int) -> list[Measurement]:
+    rng = random.Random(index)
+    latency = [2.4 + 0.35 * index + rng.gauss(0, 0.04) for _ in range(25)]
+    latency[7] += 3
+    steps = [55.0 + 12 * index + rng.gauss(0, 1) for _ in range(40)]
+    quality = {
+        "FD-digits": 8.4 + 1.3 * index,
+        "KD-digits": 0.0123 + 0.004 * index,
+        "IS-digits": 9.31 - 0.08 * index,
+        "P-digits": 0.841 - 0.02 * index,
+        "R-digits": 0.705 + 0.01 * index,
+    }
+    floor = {"FD-digits": 2.13, "KD-digits": -0.0004, "IS-digits": 9.62, "P-digits": 0.902, "R-digits": 0.897}
+    return [
+        Measurement(name="params", values=[612_345 + 10_240 * index], better="lower"),
+        Measurement(name=f"macs_paper@{side}", unit="MAC", values=[7.4e6 + 2e5 * index]),
+        Measurement(name=f"macs_full@{side}", unit="MAC", values=[7.9e6 + 4e5 * index]),
+        Measurement(name=f"latency_ms@{side}", unit="ms", values=latency, better="lower", n=25),
+        Measurement(name=f"peak_memory_mib@{side}", unit="MiB", values=[412.5 + 3 * index], better="lower"),
+        Measurement(name="steps", values=[400.0]),
+        Measurement(name="train_time_s", unit="s", values=[22.0 + 5 * index]),
+        Measurement(name="step_time_ms", unit="ms", values=steps, better="lower"),
+        Measurement(name="final_loss", values=[0.1512 + 0.004 * index], better="lower"),
+        Measurement(name="sample_time_s", unit="s", values=[3.1 + 0.4 * index]),
+        Measurement(name="images_per_s", unit="images/s", values=[500 / (3.1 + 0.4 * index)]),
+        *(Measurement(name=name, values=[value], n=500) for name, value in quality.items()),
+        Measurement(name="KD-digits std", values=[0.0011], n=500),
+        *(Measurement(name=f"floor:{name}", values=[value], n=360) for name, value in floor.items()),
+        Measurement(name="class_accuracy", values=[0.981 - 0.012 * index], n=500, better="higher"),
+        Measurement(name="class_accuracy_real", values=[0.964], n=360, note="a small seeded CNN"),
+        Measurement(name="router_entropy", unit="nat", values=[1.21 + index / 50], note="over <blocks>"),
+    ]
+
+
+def _loss(index: int) -> list[tuple[float, float]]:
+    rng = random.Random(100 + index)
+    return [
+        (float(step), 0.15 + 0.004 * index + 1.4 * math.exp(-step / (28 + 6 * index)) + rng.gauss(0, 0.006))
+        for step in range(10, 401, 10)
+    ]
+
+
+def _case(label: str, index: int) -> dict[str, object]:
+    return {
+        "suite": "quick",
+        "label": label,
+        "seed": 0,
+        "model": {"depth": 4, "dim": 96, "num_heads": 4, "attention": {"name": label, "options": {}}},
+        "data": {"name": "digits"},
+        "train": {"objective": "flow", "steps": 400, "lr": 2e-3, "grad_clip": None},
+        "sample": {"sampler": "euler", "num_steps": 50, "guidance_scale": 1.0},
+        "profile": {"resolutions": None, "rounds": 5},
+    }

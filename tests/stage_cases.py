@@ -1,0 +1,131 @@
+"""A tiny dataset, model and case for the tests of the train and sample stages."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from attnbench.specs import Case, DigitsData, EvaluateSpec, ModelConfig, ProfileSpec, SampleSpec, TrainSpec
+from attnbench.stages import sample, train
+from attnbench.stages.store import Workspace
+
+NUM_CLASSES, SIDE = 3, 4
+
+
+def make_case(
+    *,
+    train: dict[str, Any] | None = None,
+    sample: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Case:
+    """Return a case of ten flow-matching steps, with some settings replaced."""
+    flow = (train or {}).get("objective", "flow") == "flow"
+    sizes: dict[str, Any] = {"depth": 1, "dim": 8, "num_heads": 1, "input": "pixel", "in_channels": 1}
+    return Case(
+        suite="test",
+        label="cell",
+        seed=seed,
+        model=ModelConfig(name="stub", **(sizes | {"learned_variance": not flow} | (model or {}))),
+        data=DigitsData(),
+        train=TrainSpec(
+            **({"objective": "flow", "steps": 10, "batch_size": 4, "log_every": 4} | (train or {}))
+        ),
+        sample=SampleSpec(
+            **({"sampler": "euler", "num_steps": 3, "per_class": 2, "batch_size": 4} | (sample or {}))
+        ),
+        evaluate=EvaluateSpec(),
+        profile=ProfileSpec(),
+    )
+
+
+def make_workspace(root: Path) -> Workspace:
+    """Return a workspace on the CPU."""
+    return Workspace(root=root, device=torch.device("cpu"))
+
+
+class StubModel(nn.Module):
+    """A denoiser with what real ones have: BatchNorm, label dropout, a time, an auxiliary loss."""
+
+    def __init__(self, config: ModelConfig, num_classes: int, poison: str = "") -> None:
+        super().__init__()
+        self.null_label, self.poison = num_classes, poison
+        channels = config.in_channels * (2 if config.learned_variance else 1)
+        self.enter = nn.Conv2d(config.in_channels, config.dim, 3, padding=1)
+        self.norm = nn.BatchNorm2d(config.dim)
+        self.labels = nn.Embedding(num_classes + 1, config.dim)
+        self.leave = nn.Conv2d(config.dim, channels, 1)
+
+    def forward(self, x, t, y, *, recorder=None, loss_sink=None):
+        if self.training:
+            y = torch.where(torch.rand(len(y)) < 0.5, self.null_label, y)
+        hidden = self.norm(self.enter(x)) + (self.labels(y) + t[:, None] / 1000)[:, :, None, None]
+        if self.poison == "backward":
+            hidden = (hidden * 0).sqrt() + hidden  # the slope of sqrt at 0 is infinite, times 0: NaN
+        if loss_sink is not None:
+            loss_sink("size", 1e-3 * hidden.square().mean())
+        return self.leave(torch.tanh(hidden))
+
+
+@dataclass
+class StubSource:
+    """Thirteen examples, one value each; `before_batch` may interfere."""
+
+    shape: tuple[int, int, int] = (1, SIDE, SIDE)
+    labels: torch.Tensor = field(default_factory=lambda: torch.arange(13) % NUM_CLASSES)
+    before_batch: Callable[[], None] = lambda: None
+
+    def __len__(self) -> int:
+        return 13
+
+    def batch(self, indices, flips, noise_keys):
+        self.before_batch()
+        ramp = torch.linspace(-1, 1, SIDE).expand(len(indices), *self.shape)
+        ramp = torch.where(flips[:, None, None, None], ramp.flip(-1), ramp)
+        return ramp * (indices[:, None, None, None] + 1) / 13
+
+
+def install(patch: Any, source: StubSource | None = None, poison: str = "") -> None:
+    """Put the stubs into the stages; `patch(module, name, value)` is pytest's or plain setattr."""
+    source = source or StubSource()
+
+    def build(config, input_size, num_classes, **_):
+        return StubModel(config, num_classes, poison)
+
+    def to_images(x: torch.Tensor) -> torch.Tensor:
+        return (127.5 * x + 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+    dataset = SimpleNamespace(num_classes=NUM_CLASSES, flip=True)
+    for stage in (train, sample):
+        patch(stage, "load_dataset", lambda spec: dataset)
+        patch(stage, "build_model", build)
+    patch(train, "training_source", lambda case, dataset, workspace: source)
+    patch(sample, "fuse_for_inference", lambda model: model)
+    patch(sample, "decoder", lambda case, dataset, workspace: to_images)
+
+
+def train_and_be_killed(root: str, batches: int, threads: int) -> None:
+    """Train the default case with frequent checkpoints; SIGKILL strikes before batch number `batches`."""
+    torch.set_num_threads(threads)
+    left = [batches]
+
+    def strike() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    install(setattr, StubSource(before_batch=strike))
+    train.run(make_case(train={"checkpoint_every": 3}), make_workspace(Path(root)))
+
+
+if __name__ == "__main__":
+    train_and_be_killed(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,259 @@
+"""The skeleton: counts to the paper's printed digit, equal starts, DiT's initialisation, bad sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import attnbench
+from attnbench.errors import PluginOutputError, UnsupportedError, UserInputError
+from attnbench.models import build_model, closed_form_macs, fuse_for_inference
+from attnbench.models.embeddings import sincos_position_embedding
+from attnbench.models.recipes import recipe, resolve
+from attnbench.models.resolution import input_size
+
+# arXiv:2601.13683, Tables 1 and 2, GFLOPs as printed
+PRINTED = {
+    ("dit-s", 256): "6.06",
+    ("dit-b", 256): "10.50",
+    ("dit-l", 256): "23.01",
+    ("dit-l", 512): "106.42",
+    ("sana-s", 256): "5.97",
+    ("sana-b", 256): "10.38",
+    ("sana-l", 256): "22.83",
+    ("sana-l", 512): "98.46",
+    ("dydi-lit-s", 256): "5.98",
+    ("dydi-lit-b", 256): "10.39",
+    ("dydi-lit-l", 256): "22.85",
+    ("dydi-lit-l", 512): "98.55",
+}
+# every multiply-add, worked out by hand from the layer sizes (DESIGN.md, "Two counts")
+FULL = {
+    ("dit-s", 256): 6.056,
+    ("dit-b", 256): 10.495,
+    ("dit-l", 256): 23.005,
+    ("dit-l", 512): 106.383,
+    ("sana-s", 256): 5.966,
+    ("sana-b", 256): 10.374,
+    ("sana-l", 256): 22.820,
+    ("sana-l", 512): 98.426,
+    ("dydi-lit-s", 256): 6.722,
+    ("dydi-lit-b", 256): 11.746,
+    ("dydi-lit-l", 256): 25.876,
+    ("dydi-lit-l", 512): 110.649,
+}
+
+
+@pytest.mark.parametrize(("name", "resolution"), PRINTED)
+def test_paper_count_to_the_printed_digit(name, resolution):
+    """`macs_paper` rounds to the number in Table 1 or 2."""
+    config = recipe(name)
+    count = closed_form_macs(config, input_size(config, resolution))
+    assert f"{count.paper / 1e9:.2f}" == PRINTED[name, resolution]
+
+
+@pytest.mark.parametrize(("name", "resolution"), FULL)
+def test_full_count(name, resolution):
+    """`macs_full` agrees with the independent hand count to 0.1 %."""
+    config = recipe(name)
+    count = closed_form_macs(config, input_size(config, resolution))
+    assert count.full / 1e9 == pytest.approx(FULL[name, resolution], rel=1e-3)
+
+
+def test_map_wise_count_of_table_5():
+    """With one convolution per map, the map-wise paradigm counts 6.45 as Table 5 prints."""
+    attention = {"name": "dydila", "options": {"mode": "map", "dwc_maps": "per_map"}}
+    count = closed_form_macs(resolve("dydi-lit-s", {"attention": attention}), 32)
+    assert f"{count.paper / 1e9:.2f}" == "6.45"
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("dit-s", 32.9), ("dit-b", 58.2), ("dit-l", 130.3), ("sana-s", 30.5), ("sana-b", 53.8), ("sana-l", 120.2)]
+    + [("dydi-lit-s", 38.8), ("dydi-lit-b", 78.1), ("dydi-lit-l", 195.9)],
+)
+def test_parameters(name, millions):
+    """Parameter counts of the recipes with 1000 classes."""
+    model = build_model(recipe(name), 32, 1000, device="meta")
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def tiny(**overrides):
+    return resolve("tiny-dit", {"depth": 2, "dim": 16, "num_heads": 2, **overrides})
+
+
+def test_only_attention_differs_between_backends():
+    """Two models that differ in attention start from equal weights everywhere else."""
+    a = build_model(tiny(), 8, 10, seed=3).state_dict()
+    b = build_model(tiny(attention="dydila"), 8, 10, seed=3).state_dict()
+    shared = [key for key in a if key in b]
+    assert any(".qkv." in key for key in shared)
+    assert all(torch.equal(a[key], b[key]) for key in shared if ".attn." not in key)
+
+
+def test_seed_changes_the_weights_and_nothing_global():
+    """The seed decides the weights; torch's global stream is left where it was."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    a, b = build_model(tiny(), 8, 10, seed=0), build_model(tiny(), 8, 10, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not torch.equal(a.blocks[0].ffn.fc1.weight, b.blocks[0].ffn.fc1.weight)
+
+
+def test_a_new_model_predicts_zero():
+    """DiT's zero-initialised output: a fresh model returns 0 whatever it is shown."""
+    model = build_model(tiny(learned_variance=True), 8, 10).eval()
+    y = model(torch.randn(2, 1, 8, 8), torch.tensor([1.0, 500.0]), torch.tensor([0, 10]))
+    assert y.shape == (2, 2, 8, 8)
+    assert not y.any()
+
+
+def wake(model):
+    """Undo the zero initialisation, so that outputs depend on everything."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "glumbconv"])
+@pytest.mark.parametrize("position", ["sincos", "learned", "none"])
+def test_every_parameter_learns(ffn, position):
+    """In any combination of parts, every parameter of the skeleton receives a gradient."""
+    config = tiny(ffn={"kind": ffn}, position_embedding=position, attention=["softmax", "linear"])
+    model = wake(build_model(config, 8, 10))
+    model(torch.randn(4, 1, 8, 8), torch.rand(4) * 1000, torch.arange(4)).square().mean().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # softmax is invariant to a shift of its keys, so the key bias has no gradient beyond rounding
+    assert not [name for name in silent if "qkv.bias" not in name]
+
+
+def test_patches_come_back_in_place():
+    """Patch embedding and unpatchify use one order: a shifted input patch moves one output patch."""
+    model = wake(build_model(tiny(position_embedding="none", ffn={"kind": "mlp"}), 8, 10)).eval()
+    for block in model.blocks:
+        torch.nn.init.zeros_(block.modulation[-1].weight)
+        torch.nn.init.zeros_(block.modulation[-1].bias)
+    x = torch.zeros(1, 1, 8, 8)
+    still = model(x, torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    x[0, 0, 2:4, 6:8] = torch.randn(2, 2)
+    moved = (model(x, torch.zeros(1), torch.zeros(1, dtype=torch.long)) - still)[0, 0].abs() > 1e-7
+    assert moved.nonzero().amin(0).tolist() == [2, 6]
+    assert moved.nonzero().amax(0).tolist() == [3, 7]
+
+
+def test_position_embedding_is_diffusers():
+    """The fixed embedding equals diffusers' 2-D sine-cosine embedding to fp32 rounding."""
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+    theirs = torch.as_tensor(get_2d_sincos_pos_embed(64, 5, base_size=5, output_type="pt")).float()
+    torch.testing.assert_close(sincos_position_embedding(64, (5, 5)), theirs, rtol=0, atol=1e-6)
+
+
+def test_timestep_embedding_is_diffusers():
+    """The sinusoid equals diffusers' with cosine first and no frequency shift."""
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    model = build_model(tiny(), 8, 10)
+    model.time_embed.mlp = torch.nn.Sequential(torch.nn.Identity())
+    model.time_embed.mlp[0].weight = torch.zeros(1)
+    t = torch.tensor([0.0, 1.5, 999.0])
+    theirs = get_timestep_embedding(t, 256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    torch.testing.assert_close(model.time_embed(t), theirs, rtol=0, atol=1e-4)
+
+
+def test_glumbconv_is_diffusers():
+    """Sana's Mix-FFN with the same weights gives what diffusers' GLUMBConv gives."""
+    from diffusers.models.transformers.sana_transformer import GLUMBConv
+
+    from attnbench.models.ffn import GluMbConv
+
+    torch.manual_seed(0)
+    theirs = GLUMBConv(8, 8, expand_ratio=2, norm_type=None, residual_connection=False)
+    ours = GluMbConv(8, 16)
+    with torch.no_grad():
+        ours.expand.weight.copy_(theirs.conv_inverted.weight[:, :, 0, 0])
+        ours.expand.bias.copy_(theirs.conv_inverted.bias)
+        ours.conv.conv.load_state_dict(theirs.conv_depth.state_dict())
+        ours.reduce.weight.copy_(theirs.conv_point.weight[:, :, 0, 0])
+    image = torch.randn(2, 8, 3, 5)
+    tokens = image.flatten(2).transpose(1, 2)
+    want = theirs(image).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(ours(tokens, (3, 5)), want, rtol=1e-5, atol=1e-5)
+
+
+def test_label_dropout_only_in_training():
+    """In training labels fall to the null class at the recipe's rate; in eval never."""
+    model = build_model(tiny(class_dropout=0.5), 8, 10)
+    torch.manual_seed(0)
+    y = torch.zeros(2000, dtype=torch.long)
+    null = model.label_embed.table.weight[model.null_label]
+    dropped = (model.train().label_embed(y) == null).all(-1).double().mean()
+    assert 0.45 < dropped < 0.55  # 4.5 standard deviations
+    assert not (model.eval().label_embed(y) == null).all(-1).any()
+
+
+def test_a_wrong_shape_names_the_module():
+    """An attention that returns another shape is an error naming the block, not a crash later."""
+    model = build_model(tiny(), 8, 10)
+    model.blocks[1].attn = Truncating()
+    with pytest.raises(PluginOutputError, match=r"Truncating in blocks\.1\.attn returned \(2, 15, 16\)"):
+        model(torch.randn(2, 1, 8, 8), torch.zeros(2), torch.zeros(2, dtype=torch.long))
+
+
+class Truncating(torch.nn.Module):
+    def forward(self, x, context):
+        return x[:, 1:]
+
+
+def test_a_resolution_the_patches_do_not_tile():
+    """The error says what fits and which resolutions are nearest."""
+    with pytest.raises(UserInputError, match="multiple of 16 px; the nearest are 240 and 256"):
+        attnbench.build_model("dit-s", resolution=250, num_classes=10)
+
+
+def test_unsupported_is_a_reason_not_a_smaller_model():
+    """49 agents do not fit 16 tokens: the backend's reason comes through."""
+    with pytest.raises(UnsupportedError, match="num_agents=49 exceeds the 16 tokens"):
+        attnbench.build_attention("agent", dim=16, num_heads=2, grid=(4, 4))
+
+
+def test_build_attention_from_the_readme():
+    """The public function builds a module that needs no context."""
+    attention = attnbench.build_attention("dydila", dim=32, num_heads=2, grid=(4, 6), mode="map")
+    assert attention(torch.randn(2, 24, 32)).shape == (2, 24, 32)
+
+
+def test_options_are_checked_by_name():
+    """A misspelt option names itself, the nearest spelling and what is allowed."""
+    with pytest.raises(UserInputError, match="unknown key 'moed' \\(did you mean 'mode'\\?\\)"):
+        attnbench.build_attention("dydila", dim=32, num_heads=2, grid=(4, 4), moed="map")
+
+
+def test_fused_model_predicts_the_same():
+    """Fusing the re-parameterised convolutions changes predictions by rounding only."""
+    model = wake(build_model(tiny(attention="dydila"), 8, 10))
+    batch = (torch.randn(8, 1, 8, 8), torch.rand(8) * 1000, torch.arange(8))
+    model(*batch)  # moves the running statistics
+    torch.testing.assert_close(fuse_for_inference(model)(*batch), model.eval()(*batch), rtol=1e-4, atol=1e-5)
+
+
+def test_diagnostics_and_losses_reach_their_sinks():
+    """A model hands recorder and loss sink to its attention, with the block in every name."""
+    config = tiny(attention={"name": "dydila", "options": {"balance_weight": 0.1}})
+    seen, losses = {}, {}
+    model = build_model(config, 8, 10)
+    model(
+        torch.randn(2, 1, 8, 8),
+        torch.zeros(2),
+        torch.zeros(2, dtype=torch.long),
+        recorder=seen.__setitem__,
+        loss_sink=losses.__setitem__,
+    )
+    assert {"blocks.0.projector_q", "blocks.1.lambda"} <= set(seen)
+    assert seen["blocks.0.projector_q"].shape == (2, 16)
+    assert set(losses) == {"blocks.0.balance", "blocks.1.balance"}
+    assert losses["blocks.0.balance"] >= 0.1 - 1e-6  # the balance loss is at least 1
+
+

@@ -1,0 +1,274 @@
+"""Whole sessions with real child processes, some of which misbehave in every way a plugin can."""
+
+from __future__ import annotations
+
+import os
+import signal
+import textwrap
+
+import pytest
+import torch
+
+from attnbench.errors import AttnbenchError, UserInputError
+from attnbench.plugins import registry
+from attnbench.profiling.child import Child
+from attnbench.profiling.protocol import Job, Refusal
+from attnbench.profiling.rows import ProfileRequest, ProfileRow
+from attnbench.profiling.session import profile_models
+from attnbench.profiling.worker import refusal, serve
+from attnbench.specs import AttentionSpec, ModelConfig, ProfileSpec
+
+STRANGERS = '''
+    """Attention backends that misbehave when they really run, as a third party would ship them."""
+
+    import os
+    import signal
+    import time
+
+    import torch
+    from torch import nn
+
+    from attnbench.contract import AttentionBackend, MacCount
+    from attnbench.hookspecs import hookimpl
+
+
+    class Misbehaves(nn.Module):
+        def __init__(self, how):
+            super().__init__()
+            self.how = how
+
+        def forward(self, x, context):
+            return x if x.device.type == "meta" else self.how(x)
+
+
+    def die(x):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+    def leave(x):
+        print("the last words", file=__import__("sys").stderr, flush=True)
+        os._exit(3)
+
+
+    def hang(x):
+        time.sleep(3600)
+
+
+    def devour(x):
+        return x + torch.empty(2**50)
+
+
+    def fail(x):
+        raise ValueError("this plugin is broken")
+
+
+    def chatter(x):
+        print("a plugin may print what it likes", flush=True)
+        return x
+
+
+    WAYS = {
+        "dies": die,
+        "leaves": leave,
+        "hangs": hang,
+        "devours": devour,
+        "fails": fail,
+        "chatters": chatter,
+        "nans": lambda x: x * float("nan"),
+    }
+
+
+    def refuses(site, options, dtype, device):
+        return None if device.type == "meta" else "needs a device nobody has"
+
+
+    @hookimpl
+    def attnbench_backends():
+        for name, way in WAYS.items():
+            yield AttentionBackend(
+                name=name, summary="-", source="-",
+                build=lambda site, options, way=way: Misbehaves(way),
+                macs=lambda site, options: MacCount(),
+            )
+        yield AttentionBackend(
+            name="unsupported", summary="-", source="-", supports=refuses,
+            build=lambda site, options: Misbehaves(chatter), macs=lambda site, options: MacCount(),
+        )
+        yield AttentionBackend(
+            name="miscounts", summary="-", source="-",
+            build=lambda site, options: Misbehaves(chatter),
+            macs=lambda site, options: MacCount(linear=10**9),
+        )
+'''
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory):
+    """Install a third-party plugin the way pip would, for this process and its children."""
+    site = tmp_path_factory.mktemp("site-packages")
+    (site / "stranger_backends.py").write_text(textwrap.dedent(STRANGERS))
+    info = site / "stranger_backends-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger-backends\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[attnbench]\nstranger = stranger_backends\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        registry.cache_clear()
+        yield
+    registry.cache_clear()
+
+
+def config(attention: str = "softmax") -> ModelConfig:
+    return ModelConfig(
+        name=attention,
+        depth=1,
+        dim=16,
+        num_heads=2,
+        input="pixel",
+        in_channels=1,
+        attention=AttentionSpec(name=attention),
+    )
+
+
+def profile(*attentions: str, resolutions: tuple[int, ...] = (8,), **spec: object) -> dict[str, ProfileRow]:
+    requests = [ProfileRequest(label=name, config=config(name), num_classes=10) for name in attentions]
+    rows = profile_models(requests, ProfileSpec(resolutions=list(resolutions), **({"rounds": 2} | spec)))
+    return {row.model: row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def rows(strangers):
+    """One session of well-behaved and misbehaving models together, each in a real process."""
+    return profile("softmax", "dies", "leaves", "fails", "chatters", "miscounts")
+
+
+@pytest.mark.parametrize("name", ["softmax", "chatters"])
+def test_the_others_finish(rows, name):
+    """Models beside broken ones are measured in full; a plugin that prints does not break the talk."""
+    row = rows[name]
+    assert (row.status, row.reason, row.tokens) == ("ok", "", 16)
+    assert row.params > 0
+    assert row.macs_full > 0
+    assert row.macs_paper > 0
+    assert len(row.latency_ms_values) >= 2 * 3  # two rounds of at least three samples
+    assert len(row.cpu_time_ms_values) == len(row.latency_ms_values)
+    assert 0 <= row.clean_share <= 1
+    assert row.peak_memory_mib > row.extra_memory_mib >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "reason"),
+    [
+        ("dies", "failed", "killed by SIGKILL"),
+        ("leaves", "failed", "exit code 3: the last words"),
+        ("fails", "failed", "ValueError: this plugin is broken"),
+        ("miscounts", "failed", "counts of multiply-adds differ"),
+    ],
+)
+def test_a_broken_row_says_why(rows, name, status, reason):
+    """A crash, an error or a wrong count is a row with its reason and no latency."""
+    row = rows[name]
+    assert row.status == status
+    assert reason in row.reason
+    assert row.latency_ms is None
+    assert row.params > 0  # what was known before stays
+
+
+def job(attention: str) -> Job:
+    return Job(
+        config=config(attention),
+        input_size=8,
+        num_classes=10,
+        batch_size=1,
+        precision="fp32",
+        device="cpu",
+        threads=1,
+        memory=False,
+        latency=True,
+        warm_up_limit_s=0.1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "reason"),
+    [
+        ("devours", "skipped", "out of memory: "),
+        ("nans", "failed", "NaN or infinity"),
+        ("unsupported", "skipped", "needs a device nobody has"),
+    ],
+)
+def test_a_child_refuses(strangers, name, status, reason):
+    """Too little memory and an unsupported backend are skipped, outputs that are not numbers fail."""
+    with pytest.raises((RuntimeError, AttnbenchError)) as caught:
+        list(serve(job(name), []))
+    reply = refusal(caught.value)
+    assert reply.status == status
+    assert reason in reply.reason
+
+
+def test_time_out(strangers):
+    """A pass that never ends is cut off at the limit and skipped with that reason."""
+    with Child(budget_s=1.0) as child:
+        child.wait_until_started()
+        reply = child.set_up(job("hangs"))
+    assert reply == Refusal(status="skipped", reason="did not finish within 1 s (timeout_s)")
+
+
+def test_killed_between_rounds():
+    """A child killed from outside while it waits is a failed row that names the signal."""
+    with Child(budget_s=60.0) as child:
+        child.wait_until_started()
+        assert child.set_up(job("softmax")).event == "ready"
+        os.kill(child.pid, signal.SIGTERM)
+        reply = child.take_round()
+    assert reply.status == "failed"
+    assert "killed by SIGTERM" in reply.reason
+
+
+def test_only_what_was_asked():
+    """Parameters and multiply-adds need no child, and rows come model by model, in the order given."""
+    requests = [
+        ProfileRequest(label=name, config=config(name), num_classes=10) for name in ("linear", "softmax")
+    ]
+    spec, heard = ProfileSpec(resolutions=[16, 8], measure=["macs"]), []
+    rows = profile_models(requests, spec, progress=lambda done, total, note: heard.append((done, total)))
+    assert [(r.model, r.resolution, r.tokens) for r in rows] == [
+        ("linear", 16, 64),
+        ("linear", 8, 16),
+        ("softmax", 16, 64),
+        ("softmax", 8, 16),
+    ]
+    assert all(r.macs_full and r.params is None and r.latency_ms is None for r in rows)
+    assert heard[-1][0] == heard[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"resolutions": (8, 9)}, "resolution 9 does not fit"),
+        ({"resolutions": ()}, "at least one resolution"),
+    ],
+)
+def test_wrong_resolution_stops_the_command(wrong, message):
+    """A resolution the patch size does not divide is the user's error, before anything runs."""
+    with pytest.raises(UserInputError, match=message):
+        profile("softmax", measure=["macs"], **wrong)
+
+
+def test_wrong_device_stops_the_command():
+    """A device that is not there is the user's error."""
+    request = ProfileRequest(label="m", config=config(), num_classes=10)
+    absent = "cuda" if not torch.cuda.is_available() else "nonsense"
+    with pytest.raises(UserInputError, match=absent):
+        profile_models([request], ProfileSpec(resolutions=[8]), device=absent)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda():
+    """On a GPU both cold and warm times and the allocator's peaks are there."""
+    request = ProfileRequest(label="m", config=config("dydila"), num_classes=10)
+    (row,) = profile_models([request], ProfileSpec(resolutions=[16], precision="bf16"), device="cuda")
+    assert (row.status, row.reason) == ("ok", "")
+    assert len(row.latency_ms_values) == len(row.warm_latency_ms_values) > 0
+    assert row.reserved_memory_mib >= row.peak_memory_mib > row.extra_memory_mib > 0

@@ -1,0 +1,276 @@
+"""The neutral tables: what the comparison and the cost table contain, and what they mark as best."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_cases import ENVIRONMENT, HOSTILE, make_result, make_suite
+
+from attnbench.report import comparison_table
+from attnbench.report.costs import cost_table, other_table, problems_table, training_table
+from attnbench.report.placement import spread_out
+from attnbench.report.tables import Cell, Column, Row, Table, plain, select_columns, significant
+from attnbench.results import Measurement, Result
+
+
+def column(table: Table, title: str) -> list[Cell]:
+    """Return the cells under a heading."""
+    index = [c.title for c in table.columns].index(title)
+    return [row.cells[index] for row in table.rows]
+
+
+def with_measurement(result: Result, *changed: Measurement) -> Result:
+    """Return a result with some measurements replaced."""
+    names = {m.name for m in changed}
+    kept = [m for m in result.measurements if m.name not in names]
+    return result.model_copy(update={"measurements": [*kept, *changed]})
+
+
+def test_importing_the_report_loads_no_heavy_package() -> None:
+    """Reports come without torch, and matplotlib and numpy wait until a figure is drawn."""
+    code = "import sys, attnbench.report; print({'torch', 'matplotlib', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_headings_carry_unit_arrow_and_n() -> None:
+    """Each heading says unit, direction and how many images stand behind it."""
+    shown = {c.name: c.small_print for c in comparison_table(make_suite()).columns}
+    assert shown["Parameters"] == "M"
+    assert shown["MACs, paper's count"] == shown["MACs, full count"] == "G"
+    assert shown["FD-digits ↓"] == shown["IS-digits ↑"] == "n = 500"
+    assert shown["Latency ↓"] == "ms"
+
+
+def test_rows_are_cells_then_the_floor() -> None:
+    """Every result has its row, failed ones too, and the real images come last."""
+    rows = comparison_table(make_suite()).rows
+    assert [row.status for row in rows] == ["ok"] * 6 + ["failed", "floor"]
+    assert rows[-1].cells[0].text == "real held-out images (floor)"
+    assert rows[5].cells[0].text == HOSTILE
+
+
+def test_units_are_converted_once() -> None:
+    """612,345 parameters are 0.612 M and 7.9e6 multiply-adds 0.0079 G."""
+    table = comparison_table(make_suite())
+    assert column(table, "Parameters")[0].text == "0.612"
+    assert column(table, "MACs, full count")[0].value == pytest.approx(0.0079)
+
+
+def test_paper_sizes_print_to_the_papers_digit() -> None:
+    """98.55 and 5.98 G multiply-adds print with the two decimals of the paper's tables."""
+    results = [
+        with_measurement(make_result("l", 0), Measurement(name="macs_paper@8", values=[98.5549e9])),
+        with_measurement(make_result("s", 1), Measurement(name="macs_paper@8", values=[5.9810e9])),
+    ]
+    assert [c.text for c in column(comparison_table(results), "MACs, paper's count")] == [
+        "98.55",
+        "5.98",
+        "–",
+    ]
+
+
+def test_best_is_marked_among_finished_cells_only() -> None:
+    """Neither the floor nor a failed cell is ever the best."""
+    best_failed = make_suite()
+    best_failed[6] = with_measurement(
+        best_failed[6], Measurement(name="FD-digits", values=[0.1], better="lower")
+    )
+    assert [c.best for c in column(comparison_table(best_failed), "FD-digits")] == [True] + [False] * 7
+
+
+def test_direction_decides_the_best() -> None:
+    """Recall rises with the index in the suite, distance too: best are the last and the first."""
+    table = comparison_table(make_suite())
+    assert [c.best for c in column(table, "R-digits")].index(True) == 5
+    assert [c.best for c in column(table, "KD-digits")].index(True) == 0
+    assert not any(c.best for c in column(table, "Parameters"))
+
+
+def test_ties_share_the_mark_and_nan_never_gets_it() -> None:
+    """Values that print alike are marked alike; NaN is shown and loses."""
+    values = [12.001, 12.002, math.nan, 13.0]
+    results = [
+        with_measurement(make_result(f"c{i}", i), Measurement(name="FD-digits", values=[value], n=9))
+        for i, value in enumerate(values)
+    ]
+    cells = column(comparison_table(results), "FD-digits")
+    assert [c.best for c in cells] == [True, True, False, False, False]
+    assert cells[2].text == "nan"
+
+
+def test_several_seeds_mark_no_best() -> None:
+    """The best of several seeds is no result: nothing is bold, and the seed has its column."""
+    results = [
+        make_result("softmax", i, case={"seed": i}, axes={"attention": "softmax", "seed": f"{i}"})
+        for i in range(3)
+    ]
+    table = comparison_table(results)
+    assert [c.text for c in column(table, "seed")] == ["0", "1", "2", "–"]
+    assert not any(c.best for row in table.rows for c in row.cells)
+    assert "Several seeds" in table.notes[0]
+
+
+def test_spread_and_real_accuracy_stand_beside_their_values() -> None:
+    """The kernel distance has its deviation, the class accuracy the classifier's on real images."""
+    table = comparison_table(make_suite())
+    assert column(table, "KD-digits")[0].detail == "± 0.0011"
+    assert column(table, "Class accuracy")[0].detail == "real 0.964"
+    assert column(table, "Class accuracy")[-1].text == "0.964"
+
+
+def test_different_floors_get_a_row_each() -> None:
+    """Cells on different data have different floors, and each floor says for whom it is."""
+    other = with_measurement(make_result("b", 1), Measurement(name="floor:FD-digits", values=[7.0]))
+    rows = comparison_table([make_result("a", 0), other]).rows
+    assert [row.cells[0].text for row in rows[2:]] == [
+        "real held-out images (floor), for a",
+        "real held-out images (floor), for b",
+    ]
+
+
+def test_cells_of_different_sides_name_theirs() -> None:
+    """Where resolutions differ between rows, a column says which is meant."""
+    table = comparison_table([make_result("a", 0, side=8), make_result("b", 1, side=16)])
+    assert [c.text for c in column(table, "Side")] == ["8", "16", "–"]
+
+
+def test_the_data_side_stands_for_a_cell() -> None:
+    """Of several profiled resolutions the comparison shows the one of the data."""
+    small, large = make_result("a", 0, side=16), make_result("a", 0, side=256)
+    result = with_measurement(large, *(m for m in small.measurements if "@16" in m.name))
+    data = {"data": {"name": "image-folder", "image_size": 256}}
+    result = with_measurement(result, Measurement(name="macs_full@16", values=[5e9]))
+    chosen = comparison_table([result.model_copy(update={"case": data})])
+    assert column(chosen, "MACs, full count")[0].value == pytest.approx(0.0079)
+    assert column(comparison_table([result]), "MACs, full count")[0].value == pytest.approx(5.0)
+
+
+def test_cost_table_has_a_row_per_cell_and_resolution() -> None:
+    """Two resolutions give two blocks, each with its own best."""
+    results = [
+        with_measurement(make_result(label, i), *make_result(label, i, side=16).measurements)
+        for i, label in enumerate(("a", "b"))
+    ]
+    table = cost_table(results)
+    assert table is not None
+    assert [c.text for c in column(table, "Side")] == ["8", "8", "16", "16"]
+    assert [c.best for c in column(table, "Latency")] == [True, False, True, False]
+
+
+def test_cost_table_states_intervals_flags_and_ratios() -> None:
+    """Raw latencies are counted, outliers flagged, and the ratio to the first cell has a verdict."""
+    table = cost_table(make_suite())
+    assert table is not None
+    assert column(table, "Samples")[0].text == "25"
+    assert column(table, "Flagged")[0].value == 1
+    ratio = column(table, "Time against softmax")
+    assert ratio[0].text == "–"
+    assert ratio[1].detail.endswith(", slower")
+    low, high = (float(x) for x in column(table, "95 % interval of the median")[0].text.split(" to "))
+    assert low < 2.4 < high
+
+
+def test_few_samples_say_so() -> None:
+    """Three samples cannot carry a 95 % interval nor a verdict."""
+    results = [
+        with_measurement(make_result(n, i), Measurement(name="latency_ms@8", values=[2.0, 2.1, 2.2]))
+        for i, n in enumerate("ab")
+    ]
+    table = cost_table(results)
+    assert table is not None
+    assert column(table, "95 % interval of the median")[0].detail == "75 %: too few samples for 95 %"
+    assert column(table, "Time against a")[1].detail.endswith("too few pairs to tell")
+
+
+def test_times_of_different_machines_are_not_compared() -> None:
+    """A ratio needs both cells from the same environment."""
+    elsewhere = make_result("b", 1, environment=ENVIRONMENT.model_copy(update={"cpu": "another"}))
+    table = cost_table([make_result("a", 0), elsewhere])
+    assert table is not None
+    assert [c.text for c in column(table, "Time against a")] == ["–", "–"]
+
+
+def test_a_measurement_without_values_shows_its_note() -> None:
+    """A row that ran out of time says so where its number would stand."""
+    slow = Measurement(name="latency_ms@8", values=[], note="skipped: over 120 s")
+    table = cost_table([make_result("a", 0), with_measurement(make_result("b", 1), slow)])
+    assert table is not None
+    assert column(table, "Latency")[1] == Cell(detail="skipped: over 120 s")
+
+
+def test_nothing_measured_is_no_table() -> None:
+    """Without profile, training or plugin values there is no empty table."""
+    bare = [make_result("a", 0, measurements=[])]
+    assert cost_table(bare) is None
+    assert training_table(bare) is None
+    assert other_table(bare) is None
+    assert problems_table(bare) is None
+
+
+def test_unknown_measurements_land_in_their_own_table() -> None:
+    """A plugin's value is shown with its unit, and only there."""
+    table = other_table(make_suite())
+    assert table is not None
+    assert [(c.title, c.unit) for c in table.columns[1:]] == [("router_entropy", "nat")]
+
+
+def test_problems_name_cell_status_and_reason_on_one_line() -> None:
+    """A reason with a line break stays one cell."""
+    table = problems_table(make_suite())
+    assert table is not None
+    assert [c.text for c in table.rows[0].cells] == [
+        "dydila(mode=map)",
+        "failed",
+        "NonFiniteError: NaN after blocks.2.attention in step 118 lower the learning rate",
+    ]
+
+
+def test_rows_must_fit_the_heading() -> None:
+    """A table with a missing cell cannot be built."""
+    with pytest.raises(ValueError, match="1 cells for 2 columns"):
+        Table(title="t", columns=(Column(title="a"), Column(title="b")), rows=(Row(cells=(Cell(),)),))
+
+
+def test_selected_columns_keep_labels_and_drop_an_empty_floor() -> None:
+    """The cost columns alone keep every cell's label but not the row of real images."""
+    whole = comparison_table(make_suite())
+    wanted = [i for i, c in enumerate(whole.columns) if c.group == "Cost"]
+    part = select_columns(whole, wanted, "cost")
+    assert [c.title for c in part.columns] == ["Cell", "Latency", "Peak memory", "Train step"]
+    assert [row.status for row in part.rows] == ["ok"] * 6 + ["failed"]
+
+
+@given(st.text())
+def test_plain_is_one_printable_line_and_stable(text: str) -> None:
+    """Whatever a label holds, its plain form has no control character and does not change again."""
+    shown = plain(text)
+    assert all(c.isprintable() for c in shown)
+    assert not set(shown) & {"\n", "\r", "\x1b", "\u202e", "\x00"}
+    assert plain(shown) == shown
+    shown.encode("utf-8")
+
+
+@given(st.floats(1e-6, 1e9))
+def test_significant_keeps_four_digits(value: float) -> None:
+    """The printed value is within half a unit of the fourth digit of the true one."""
+    printed = float(significant(value).replace(",", ""))
+    # half a unit of the fourth digit is at most 0.5/1000 of the value; 1e-12 for fp64's rounding
+    assert abs(printed - value) <= 0.0005 * value * (1 + 1e-12)
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_labels_keep_their_distance_and_order(heights: list[float]) -> None:
+    """Twelve labels 0.08 apart fit into [0, 1]: none overlaps, none leaves, none overtakes another."""
+    placed = spread_out(heights, 0.08)
+    ordered = sorted(placed)
+    rounding = 1e-9  # sums of a dozen numbers near one
+    assert all(b - a >= 0.08 - rounding for a, b in itertools.pairwise(ordered))
+    assert all(-rounding <= p <= 1 + rounding for p in placed)
+    assert all(placed[i] <= placed[j] for i, a in enumerate(heights) for j, b in enumerate(heights) if a < b)

@@ -1,0 +1,307 @@
+"""The written report: complete, self-contained, and deaf to whatever markup a label holds."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from report_cases import ENVIRONMENT, HOSTILE, make_result, make_suite, write_grid
+from rich.console import Console
+
+from attnbench.errors import StorageError, UserInputError
+from attnbench.report import ReportPaths, TerminalTable, comparison_table, write_report
+from attnbench.report.facts import definitions, warnings
+from attnbench.report.figures import LATENCY, loss_figure, tradeoff_figure
+from attnbench.report.markdown import escape
+from attnbench.report.tables import plain
+from attnbench.results import Measurement
+
+TITLE, QUESTION = "Six attentions <b>", "Which is | best?"
+
+
+class Page(HTMLParser):
+    """Collects what a browser would see: tags, addresses, and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note the tag, its id and every address in it."""
+        self.tags.append(tag)
+        self.addresses += [
+            v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action", "srcset")
+        ]
+        self.ids += [v or "" for k, v in attrs if k == "id"]
+
+    def handle_data(self, data: str) -> None:
+        """Note the text."""
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with the made-up suite's report in it."""
+    folder = tmp_path_factory.mktemp("run")
+    write_report(folder, make_suite(folder), TITLE, QUESTION)
+    return folder
+
+
+def markdown_cells(text: str) -> list[list[str]]:
+    """Return the rows of every Markdown table as plain text, as a Markdown parser sees them."""
+    rows: list[list[str]] = []
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        if token.type == "tr_open":
+            rows.append([])
+        if token.type == "inline" and rows and token.level > 3:
+            rows[-1].append("".join(child.content for child in token.children or []))
+    return rows
+
+
+def test_page_is_self_contained(run_dir: Path) -> None:
+    """No script, no frame, no address but those within the page and data URIs."""
+    page = Page((run_dir / "report.html").read_text())
+    assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & set(page.tags)
+    assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
+    assert "url(http" not in (run_dir / "report.html").read_text()
+    assert "@import" not in (run_dir / "report.html").read_text()
+
+
+def test_page_ids_are_unique_and_links_find_them(run_dir: Path) -> None:
+    """Several drawings share one page without sharing ids."""
+    page = Page((run_dir / "report.html").read_text())
+    assert len(page.ids) == len(set(page.ids))
+    assert {a[1:] for a in page.addresses if a.startswith("#")} <= set(page.ids)
+
+
+def test_page_shows_hostile_text_as_text(run_dir: Path) -> None:
+    """Title and label arrive as the characters they are."""
+    page = Page((run_dir / "report.html").read_text())
+    assert "b" not in page.tags
+    assert TITLE in page.texts
+    assert "".join(page.texts).count(HOSTILE) >= 3  # joined, for it may break behind `alert(`
+
+
+def test_page_holds_every_part(run_dir: Path) -> None:
+    """Tables, six grids, three figures, environment and command are all there."""
+    html = (run_dir / "report.html").read_text()
+    page = Page(html)
+    assert page.tags.count("img") == 6
+    assert page.tags.count("svg") == 3
+    assert html.count("image-rendering: pixelated") == 1
+    assert html.count('class="pixels"') == 6
+    for part in ("Cost", "Training and sampling", "Other measurements", "Environment", "Reproduce"):
+        assert part in page.texts
+    assert "attnbench run quick" in page.texts
+    assert "NaN after blocks.2.attention" in html
+
+
+def test_markdown_tables_survive_hostile_labels(run_dir: Path) -> None:
+    """Each row has as many cells as its heading, and the label reads as it was given."""
+    text = (run_dir / "report.md").read_text()
+    rows = markdown_cells(text)
+    comparison = rows[: len(make_suite()) + 2]
+    assert {len(row) for row in comparison} == {13}
+    assert comparison[6][0] == HOSTILE
+    assert "<script" not in text
+
+
+def test_markdown_names_only_files_that_exist(run_dir: Path) -> None:
+    """Every image the Markdown shows lies in the run directory."""
+    text = (run_dir / "report.md").read_text()
+    paths = re.findall(r'<img src="([^"]+)"', text) + re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    assert len(paths) == 9
+    assert all((run_dir / path).is_file() for path in paths)
+
+
+def test_markdown_shows_values_floor_and_failures(run_dir: Path) -> None:
+    """The best distance is bold, the floor stands below, the failure has its reason."""
+    text = (run_dir / "report.md").read_text()
+    assert "| **8.40** |" in text
+    assert "real held-out images (floor)" in text
+    assert re.search(r"\| dydila\(mode=map\) \| failed \| NonFiniteError", text)
+
+
+@given(st.text(max_size=60))
+def test_markdown_escape_keeps_any_text(text: str) -> None:
+    """A Markdown parser reads back exactly the plain text, in one cell, without markup."""
+    rows = markdown_cells(f"| a | b |\n| --- | --- |\n| x{escape(text)}x | y |\n")
+    assert rows[1] == [f"x{plain(text)}x", "y"]
+
+
+@given(st.text(max_size=60))
+def test_terminal_shows_any_label_as_it_is(text: str) -> None:
+    """Rich markup and escapes in a label are letters, not commands."""
+    label = plain(text)
+    result = make_result(text)
+    out = io.StringIO()
+    Console(file=out, width=20_000, force_terminal=False).print(TerminalTable(comparison_table([result])))
+    assert "\x1b" not in out.getvalue()
+    assert (label or "–") in out.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 220])
+def test_terminal_shows_every_number_at_any_width(width: int) -> None:
+    """A narrow terminal gets several tables, a wide one the whole; no number is cut or lost."""
+    out = io.StringIO()
+    table = comparison_table(make_suite())
+    Console(file=out, width=width).print(TerminalTable(table))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    for cell in (cell for row in table.rows for cell in row.cells[1:]):
+        assert f" {cell.text} " in out.getvalue()
+    titles = [line for line in lines if line.startswith("Comparison")]
+    assert (len(titles) == 1) == (width == 220)
+    assert len({title.strip() for title in titles}) >= min(3, len(titles))
+
+
+@settings(max_examples=12, deadline=None)  # each draws a figure
+@given(st.text(max_size=40))
+def test_figures_are_wellformed_for_any_label(text: str) -> None:
+    """A label cannot break out of the drawing, nor start maths in it."""
+    label = f"--> $\\frac{{ </text><script> {text}"
+    svg = loss_figure([make_result(label, curves={"loss": [(1.0, 0.5), (2.0, 0.4)]})])
+    assert svg is not None
+    root = ElementTree.fromstring(svg)
+    assert not [e for e in root.iter() if e.tag.endswith("script")]
+    shown = "".join(e.text or "" for e in root.iter() if e.tag.endswith("text"))
+    assert "--> $\\frac{ </text><script>" in shown
+
+
+def test_loss_curves_leave_out_what_is_not_finite() -> None:
+    """A cell that broke with NaN keeps the curve it had; one without a curve is left out."""
+    broken = make_result("broken", curves={"loss": [(1.0, 0.9), (2.0, 0.8), (3.0, math.nan)]})
+    svg = loss_figure([broken, make_result("none", 1, curves={})])
+    assert svg is not None
+    assert "broken" in svg
+    assert "none</text>" not in svg
+    assert loss_figure([make_result("none", curves={"loss": [(1.0, math.inf)]})]) is None
+
+
+def test_a_wide_range_of_losses_is_drawn_on_a_log_axis() -> None:
+    """Losses from 0.01 to 1 get ticks a factor apart; losses from 0.4 to 0.5 equal steps."""
+
+    def ticks(low: float, high: float) -> list[float]:
+        svg = loss_figure([make_result("a", curves={"loss": [(1.0, high), (2.0, low)]})])
+        assert svg is not None
+        axis = re.split(r'id="loss-ytick_\d+"', svg)[1:]
+        return [float(m.group(1)) for part in axis if (m := re.search(r">([\d.]+)</text>", part))]
+
+    wide, narrow = ticks(0.01, 1.0), ticks(0.4, 0.5)
+    assert {0.01, 0.1, 1.0} <= set(wide)
+    steps = [b - a for a, b in itertools.pairwise(narrow)]
+    assert max(steps) - min(steps) < 1e-9
+
+
+def test_tradeoff_needs_two_finished_cells() -> None:
+    """One point is no comparison, and a failed cell is no point."""
+    suite = make_suite()
+    assert tradeoff_figure([suite[0], suite[6]], LATENCY) is None
+    assert tradeoff_figure(suite[:2], LATENCY) is not None
+
+
+def test_figures_do_not_depend_on_the_run(run_dir: Path, tmp_path: Path) -> None:
+    """The same results give the same files, byte for byte."""
+    write_report(tmp_path, make_suite(tmp_path), TITLE, QUESTION)
+    for name in ("report.html", "report.md", "figures/loss.svg", "figures/quality-latency.svg"):
+        assert (tmp_path / name).read_bytes() == (run_dir / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "reason"),
+    [
+        ("cells/0/missing.png", None, "cannot be read: No such file"),
+        ("cells/0/grid.png", b"not an image", "is not a PNG file"),
+        ("../outside.png", None, "outside the run directory"),
+    ],
+)
+def test_a_grid_that_cannot_be_shown_says_why(
+    tmp_path: Path, path: str, content: bytes | None, reason: str
+) -> None:
+    """A missing, broken or outside grid is named; the report is written all the same."""
+    folder = tmp_path / "run"
+    write_grid(tmp_path / "outside.png", 0)
+    write_grid(folder / "cells/1/grid.png", 1)
+    if content is not None:
+        (folder / "cells/0").mkdir()
+        (folder / path).write_bytes(content)
+    results = [make_result("a", 0, artefacts={"grid": path}), make_result("b", 1)]
+    html = write_report(folder, results, TITLE, QUESTION).html.read_text()
+    assert reason in html
+    assert html.count("<img ") == 1
+
+
+def test_a_report_of_failures_alone_is_written(tmp_path: Path) -> None:
+    """When every cell failed, the report says so instead of failing too."""
+    nothing: dict[str, object] = {"measurements": [], "curves": {}, "artefacts": {}}
+    failed = [make_result(f"c{i}", i, status="failed", reason="out of memory", **nothing) for i in range(2)]
+    paths = write_report(tmp_path, failed, TITLE, QUESTION)
+    assert paths == ReportPaths(markdown=tmp_path / "report.md", html=tmp_path / "report.html")
+    assert "2 (2 failed)" in paths.markdown.read_text()
+    assert paths.html.read_text().count("out of memory") == 2
+
+
+def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
+    """A report of no results is refused, not written empty."""
+    with pytest.raises(UserInputError, match="run the suite first"):
+        write_report(tmp_path, [], TITLE, QUESTION)
+
+
+def test_an_unwritable_folder_is_a_storage_error(tmp_path: Path) -> None:
+    """Where the report cannot be written the error names the file."""
+    (tmp_path / "report.md").mkdir()
+    with pytest.raises(StorageError, match=r"report\.md"):
+        write_report(tmp_path, make_suite(), TITLE, QUESTION)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_the_last_result_of_a_case_counts(tmp_path: Path) -> None:
+    """A cell that failed first and then finished is reported as finished."""
+    first = make_result("a", 0, status="failed", reason="killed")
+    text = write_report(tmp_path, [first, make_result("a", 0)], TITLE, QUESTION).markdown.read_text()
+    assert "1 (1 ok)" in text
+    assert "killed" not in text
+
+
+def test_warnings_name_what_weakens_the_numbers() -> None:
+    """Few images, other feature networks, one seed, mixed machines and a dirty tree are all said."""
+    environment = ENVIRONMENT.model_copy(update={"cpu": "another", "git_dirty": True})
+    text = " ".join(warnings([make_result("a", 0), make_result("b", 1, environment=environment)]))
+    for part in (
+        "fewer than 10,000",
+        "no published number",
+        "One seed",
+        "different environments",
+        "uncommitted",
+    ):
+        assert part in text
+
+
+def test_many_images_on_inception_need_no_warning() -> None:
+    """FID on 50,000 images in one clean environment warns only of the single seed."""
+    fid = Measurement(name="FID", values=[3.94], n=50_000, better="lower")
+    result = make_result("a", measurements=[fid])
+    assert warnings([result]) == ["One seed per cell: the spread between seeds is unknown."]
+
+
+def test_a_note_of_some_cells_names_them() -> None:
+    """What a stage noted about one cell is not told of all; shared notes stand once."""
+    noted = Measurement(name="latency_ms@8", values=[2.0], note="batch 1")
+    other = Measurement(name="latency_ms@8", values=[2.0], note="batch 2")
+    shared = [make_result(label, i, measurements=[noted]) for i, label in enumerate("ab")]
+    assert ("latency_ms", "batch 1") in definitions(shared)
+    mixed = [shared[0], make_result("b", 1, measurements=[other])]
+    assert {("latency_ms", "batch 1 (a)"), ("latency_ms", "batch 2 (b)")} <= set(definitions(mixed))

@@ -1,0 +1,237 @@
+"""The evaluate stage: names, floors, caches, and settings that do not fit the data."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from stage_cases import make_case, make_workspace
+
+from attnbench.contract import FeatureExtractor, Features
+from attnbench.data import load_dataset
+from attnbench.errors import DataError, UnknownNameError, UnsupportedError, UserInputError
+from attnbench.metrics import classifier
+from attnbench.metrics.distances import frechet_distance, statistics
+from attnbench.plugins import Provided
+from attnbench.specs import DigitsData, EvaluateSpec
+from attnbench.stages import evaluate, features
+from attnbench.stages.store import read_output
+
+SETTINGS = {"extractor": "pixels", "kd_subsets": 4, "kd_subset_size": 20, "neighbours": 3}
+
+
+class PixelFeatures:
+    """An extractor that needs no network: 64 pixel values, and 10 of them as logits. Counts its images."""
+
+    def __init__(self, with_logits=True):
+        self.seen, self.with_logits = 0, with_logits
+
+    def load(self, inputs):
+        return self
+
+    def __call__(self, images):
+        self.seen += len(images)
+        pooled = images.flatten(1).float() / 255
+        return Features(pooled=pooled, logits=10 * pooled[:, 20:30] if self.with_logits else None)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset(DigitsData())
+
+
+@pytest.fixture
+def pixels(monkeypatch):
+    """Provide the extractor `pixels`, and a classifier that is not trained."""
+    found = PixelFeatures()
+    record = FeatureExtractor(name="pixels", suffix="px", summary="", source="", load=found.load)
+    provided = SimpleNamespace(
+        extractors={"pixels": Provided(record=record, plugin="test", origin="1")}, extractor=_lookup(record)
+    )
+    monkeypatch.setattr(evaluate, "registry", lambda: provided)
+    monkeypatch.setattr(features, "registry", lambda: provided)
+    monkeypatch.setattr(classifier, "_train", lambda *args: None)
+    return found
+
+
+def _lookup(record):
+    def extractor(name):
+        if name != record.name:
+            raise UnknownNameError("extractor", name, [record.name])
+        return record
+
+    return extractor
+
+
+def case_with_samples(workspace, images, labels, *, shards=2, seed=0, **settings):
+    """Return a case whose sample stage has left these images."""
+    case = make_case(seed=seed).model_copy(update={"evaluate": EvaluateSpec(**SETTINGS | settings)})
+    folder = workspace.folder("sample", case)
+    for number, indices in enumerate(torch.arange(len(images)).chunk(shards)):
+        np.savez(
+            folder / f"samples-{number:05d}.npz",
+            arr_0=images[indices].numpy(),
+            labels=labels[indices].numpy(),
+        )
+    return case
+
+
+def noisy(digits, count=60):
+    """Real digits with some noise: samples of a middling model."""
+    images = digits.train.images[:count].int()
+    noise = torch.randint(-40, 41, images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + noise).clamp(0, 255).to(torch.uint8), digits.train.labels[:count]
+
+
+def by_name(output):
+    return {m.name: m for m in output.measurements}
+
+
+def test_measurements_and_their_names(digits, pixels, tmp_path):
+    """Every metric and its floor carry the extractor's suffix; accuracy of samples and real images follow."""
+    workspace = make_workspace(tmp_path)
+    found = by_name(evaluate.run(case_with_samples(workspace, *noisy(digits)), workspace))
+    metrics = ["FD-px", "KD-px", "KD-px std", "IS-px", "P-px", "R-px"]
+    assert list(found) == [
+        *metrics,
+        *(f"floor:{name}" for name in metrics),
+        "class_accuracy",
+        "class_accuracy_real",
+    ]
+    assert {found[name].n for name in metrics} == {60}
+    assert [found[name].better for name in metrics] == [
+        "lower",
+        "lower",
+        "none",
+        "higher",
+        "higher",
+        "higher",
+    ]
+    assert {found[f"floor:{name}"].better for name in metrics} == {"none"}
+    assert found["floor:FD-px"].n == found["class_accuracy_real"].n == len(digits.held_out)
+    assert "biased" in found["FD-px"].note
+
+
+def test_values_are_those_of_the_images(digits, pixels, tmp_path):
+    """The distance is the one between samples in all shards and the training images; so is the floor."""
+    workspace = make_workspace(tmp_path)
+    images, labels = noisy(digits)
+    found = by_name(evaluate.run(case_with_samples(workspace, images, labels, shards=3), workspace))
+    train, held_out, fake = (
+        statistics(x.flatten(1).float() / 255) for x in (digits.train.images, digits.held_out.images, images)
+    )
+    # features are float32; everything after is float64
+    assert found["FD-px"].value == pytest.approx(frechet_distance(train, fake), rel=1e-9)
+    assert found["floor:FD-px"].value == pytest.approx(frechet_distance(train, held_out), rel=1e-9)
+
+
+def test_the_held_out_part_can_be_the_reference(digits, pixels, tmp_path):
+    """With reference held-out the training part is the floor, at its own number of images."""
+    workspace = make_workspace(tmp_path)
+    case = case_with_samples(workspace, *noisy(digits), reference="held-out", class_accuracy=False)
+    found = by_name(evaluate.run(case, workspace))
+    assert found["floor:FD-px"].n == len(digits.train)
+    assert f"{len(digits.held_out)} real" in found["FD-px"].note
+    assert "class_accuracy" not in found
+
+
+def test_training_images_as_samples_are_perfect(digits, pixels, tmp_path):
+    """Samples that are the training images have distance 0 and precision and recall 1."""
+    workspace = make_workspace(tmp_path)
+    case = case_with_samples(workspace, digits.train.images, digits.train.labels)
+    found = by_name(evaluate.run(case, workspace))
+    # 64 features, each eigenvalue of the product known to eps: its root to 1.5e-8 of the spread
+    assert found["FD-px"].value < 64 * 1.5e-8 * 10
+    assert found["P-px"].value == found["R-px"].value == 1.0
+
+
+def test_real_images_are_looked_at_once(digits, pixels, tmp_path):
+    """A second case on the same data extracts its samples only, and reports the same floors."""
+    workspace = make_workspace(tmp_path)
+    first = evaluate.run(case_with_samples(workspace, *noisy(digits)), workspace)
+    seen = pixels.seen
+    second = evaluate.run(case_with_samples(workspace, *noisy(digits), seed=1), workspace)
+    assert pixels.seen - seen == 60
+    assert first.measurements == second.measurements
+
+
+def test_a_finished_stage_is_not_run_again(digits, pixels, tmp_path):
+    """Running the stage again reads what it left."""
+    workspace = make_workspace(tmp_path)
+    case = case_with_samples(workspace, *noisy(digits))
+    output = evaluate.run(case, workspace)
+    seen = pixels.seen
+    assert evaluate.run(case, workspace) == output == read_output(workspace.folder("evaluate", case))
+    assert pixels.seen == seen
+
+
+def test_class_accuracy_is_the_classifiers(digits, monkeypatch, pixels, tmp_path):
+    """A classifier that always says 3 is right on the part of the samples that should be a 3."""
+    monkeypatch.setattr(
+        classifier.Classifier, "correct", lambda self, images, labels: int((labels == 3).sum())
+    )
+    workspace = make_workspace(tmp_path)
+    images, labels = noisy(digits)
+    found = by_name(evaluate.run(case_with_samples(workspace, images, labels), workspace))
+    assert found["class_accuracy"].value == float((labels == 3).double().mean())
+    assert found["class_accuracy_real"].value == float((digits.held_out.labels == 3).double().mean())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kd_subset_size": 61}, r"kd_subset_size is 61, but there are 60 samples.*2 \.\.\. 60"),
+        ({"neighbours": 60}, r"neighbours is 60, but there are 60 samples.*1 \.\.\. 59"),
+    ],
+)
+def test_settings_that_do_not_fit(digits, pixels, tmp_path, settings, message):
+    """More images than there are is an error with what is allowed, before any feature is computed."""
+    workspace = make_workspace(tmp_path)
+    with pytest.raises(UserInputError, match=message):
+        evaluate.run(case_with_samples(workspace, *noisy(digits), **settings), workspace)
+    assert pixels.seen == 0
+
+
+def test_unused_settings_need_not_fit(digits, pixels, tmp_path):
+    """The default subset size of 1000 does not matter where no kernel distance is asked for."""
+    workspace = make_workspace(tmp_path)
+    case = case_with_samples(workspace, *noisy(digits), metrics=["fd"], kd_subset_size=1000)
+    assert "FD-px" in by_name(evaluate.run(case, workspace))
+
+
+def test_an_inception_score_needs_logits(digits, pixels, tmp_path):
+    """An extractor without logits makes `is` unsupported, and the error says what to change."""
+    pixels.with_logits = False
+    workspace = make_workspace(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"remove `is` from evaluate\.metrics"):
+        evaluate.run(case_with_samples(workspace, *noisy(digits), metrics=["is"]), workspace)
+
+
+def test_missing_samples(pixels, tmp_path):
+    """Without samples the stage says which stage to run."""
+    case = make_case().model_copy(update={"evaluate": EvaluateSpec(**SETTINGS)})
+    with pytest.raises(UserInputError, match="run the stage `sample`"):
+        evaluate.run(case, make_workspace(tmp_path))
+
+
+def test_a_damaged_shard_is_named(digits, pixels, tmp_path):
+    """A shard cut in half is an error with its path."""
+    workspace = make_workspace(tmp_path)
+    case = case_with_samples(workspace, *noisy(digits))
+    path = workspace.folder("sample", case) / "samples-00001.npz"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(DataError, match=r"samples-00001\.npz"):
+        evaluate.run(case, workspace)
+
+
+def test_progress_covers_all_images(digits, pixels, tmp_path):
+    """Progress never goes back and ends at the number of all images."""
+    seen = []
+    workspace = make_workspace(tmp_path)
+    listening = type(workspace)(
+        root=workspace.root, device=workspace.device, progress=lambda *event: seen.append(event)
+    )
+    evaluate.run(case_with_samples(workspace, *noisy(digits)), listening)
+    done = [event[1] for event in seen]
+    assert done == sorted(done)
+    assert done[-1] == seen[-1][2] == 60 + 1797

@@ -1,0 +1,253 @@
+"""The prepare stage: pixels as they are, and latents of a small random autoencoder."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from stage_cases import make_case, make_workspace
+
+from attnbench.data import load_dataset
+from attnbench.data.pixels import to_images, to_model_space
+from attnbench.errors import DataError, NonFiniteError, UserInputError
+from attnbench.specs import CodecSpec, ImageFolderData
+from attnbench.stages import latents, prepare
+from attnbench.stages.store import read_output
+
+SIDE, CHANNELS, COUNT = 16, 4, 10
+
+
+def save_codec(path, kind="autoencoder-kl", seed=0, **settings):
+    """Save a random autoencoder that halves the side; returns it."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    if kind == "autoencoder-kl":
+        sizes = {
+            "block_out_channels": (4, 4),
+            "norm_num_groups": 2,
+            "scaling_factor": 0.5,
+            "shift_factor": 0.25,
+        }
+        network = diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=CHANNELS,
+            **sizes | settings,
+        )
+    else:
+        sizes = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
+        network = diffusers.AutoencoderTiny(
+            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), latent_channels=CHANNELS, **sizes | settings
+        )
+    network.save_pretrained(path)
+    return network.eval()
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of ten noise images of two classes."""
+    generator = np.random.default_rng(0)
+    for index in range(COUNT):
+        folder = tmp_path / "images" / f"class{index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+def latent_case(images, codec, kind="autoencoder-kl", seed=0, side=SIDE, **model):
+    data = ImageFolderData(
+        path=images, image_size=side, held_out_fraction=0.0, codec=CodecSpec(kind=kind, path=codec)
+    )
+    sizes = {"input": "latent", "in_channels": CHANNELS} | model
+    return make_case(model=sizes, seed=seed).model_copy(update={"data": data})
+
+
+def prepared(case, workspace):
+    prepare.run(case, workspace)
+    dataset = load_dataset(case.data)
+    return dataset, prepare.training_source(case, dataset, workspace)
+
+
+ALL = torch.arange(COUNT)
+KEPT, MIRRORED = torch.zeros(COUNT, dtype=torch.bool), torch.ones(COUNT, dtype=torch.bool)
+
+
+def test_pixels_need_no_preparation(tmp_path):
+    """Digits leave an empty, finished stage, and batches are the images in [-1, 1]."""
+    case, workspace = make_case(), make_workspace(tmp_path)
+    dataset, source = prepared(case, workspace)
+    assert read_output(workspace.folder("prepare", case)) is not None
+    assert (len(source), source.shape) == (len(dataset.train), (1, 8, 8))
+    flips = torch.tensor([False, True])
+    batch = source.batch(torch.tensor([5, 5]), flips, torch.tensor([0, 0]))
+    assert (batch.dtype, batch.shape) == (torch.float32, torch.Size([2, 1, 8, 8]))
+    assert torch.equal(batch[:1], to_model_space(dataset.train.images[5:6]))
+    assert torch.equal(batch[1], batch[0].flip(-1))  # left to right, not upside down
+    assert torch.equal(source.labels, dataset.train.labels)
+    assert torch.equal(prepare.decoder(case, dataset, workspace)(batch[:1]), dataset.train.images[5:6])
+
+
+def test_kl_latents_are_draws_from_the_posterior(images, tmp_path):
+    """scale x (mean + std x noise - shift) of each image or its mirror image, to float16's precision."""
+    network = save_codec(tmp_path / "vae")
+    dataset, source = prepared(latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs"))
+    assert (len(source), source.shape) == (COUNT, (CHANNELS, SIDE // 2, SIDE // 2))
+    keys = torch.arange(100, 100 + COUNT)
+    pixels = to_model_space(dataset.train.get(ALL))
+    for flips, x in ((KEPT, pixels), (MIRRORED, pixels.flip(-1))):
+        with torch.no_grad():
+            posterior = network.encode(x).latent_dist
+        noise = latents.KeyedNoise(
+            seed=0, indices=keys.tolist(), shape=source.shape, device=torch.device("cpu"), purpose="posterior"
+        ).at(0)
+        expected = 0.5 * (posterior.mean + posterior.std * noise - 0.25)
+        found = source.batch(ALL, flips, keys)
+        # float16 keeps 11 bits of mean and log variance; noise reaches about 4
+        torch.testing.assert_close(found, expected, rtol=2**-9, atol=2**-9)
+
+
+def test_noise_keys_and_the_seed_name_the_draw(images, tmp_path):
+    """The same key draws the same latent; another key, or another seed of the case, another one."""
+    save_codec(tmp_path / "vae")
+    workspace = make_workspace(tmp_path / "runs")
+    _, source = prepared(latent_case(images, tmp_path / "vae"), workspace)
+    _, other_seed = prepared(latent_case(images, tmp_path / "vae", seed=1), workspace)
+    draw = source.batch(ALL, KEPT, ALL)
+    assert torch.equal(draw, source.batch(ALL, KEPT, ALL))
+    assert not torch.equal(draw, source.batch(ALL, KEPT, ALL + 1))
+    assert not torch.equal(draw, other_seed.batch(ALL, KEPT, ALL))
+    assert torch.equal(draw[3:5], source.batch(ALL[3:5], KEPT[3:5], ALL[3:5]))
+
+
+def test_a_tiny_autoencoder_has_no_posterior(images, tmp_path):
+    """Its latents are kept as they are, and the noise key changes nothing."""
+    network = save_codec(tmp_path / "vae", "autoencoder-tiny")
+    case = latent_case(images, tmp_path / "vae", "autoencoder-tiny")
+    dataset, source = prepared(case, make_workspace(tmp_path / "runs"))
+    with torch.no_grad():
+        expected = network.encode(to_model_space(dataset.train.get(ALL))).latents
+    found = source.batch(ALL, KEPT, ALL)
+    torch.testing.assert_close(found, expected, rtol=2**-10, atol=2**-10)  # float16
+    assert torch.equal(found, source.batch(ALL, KEPT, ALL + 7))
+
+
+@pytest.mark.parametrize("kind", ["autoencoder-kl", "autoencoder-tiny"])
+def test_the_decoder_undoes_scale_and_shift(images, tmp_path, kind):
+    """Decoding equals the autoencoder's own decoding of unscaled latents, rounded to uint8 once."""
+    network = save_codec(tmp_path / "vae", kind)
+    case = latent_case(images, tmp_path / "vae", kind)
+    scale, shift = (0.5, 0.25) if kind == "autoencoder-kl" else (1.0, 0.0)
+    z = torch.randn(11, CHANNELS, 8, 8, generator=torch.Generator().manual_seed(0))  # more than one call
+    decode = prepare.decoder(case, load_dataset(case.data), make_workspace(tmp_path))
+    with torch.no_grad():
+        expected = to_images(network.decode(z).sample)
+    found = decode(scale * (z - shift))
+    assert (found.shape, found.dtype) == (torch.Size([11, SIDE, SIDE, 3]), torch.uint8)
+    # other batch sizes and the rescaling round differently in float32: one grey level at most
+    assert (found.int() - expected.int()).abs().max() <= 1
+
+
+def test_a_killed_run_goes_on_where_it_was(images, monkeypatch, tmp_path):
+    """Shards that are there are kept, and the finished latents equal those of an undisturbed run."""
+    save_codec(tmp_path / "vae")
+    case = latent_case(images, tmp_path / "vae")
+    monkeypatch.setattr(latents, "SHARD_SIZE", 4)
+    _, undisturbed = prepared(case, make_workspace(tmp_path / "whole"))
+    encoded = []
+    encode_both = latents._encode_both
+
+    def killed_at_the_second_shard(codec, batch):
+        encoded.append(len(batch))
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        return encode_both(codec, batch)
+
+    workspace = make_workspace(tmp_path / "killed")
+    monkeypatch.setattr(latents, "_encode_both", killed_at_the_second_shard)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.run(case, workspace)
+    monkeypatch.setattr(latents, "_encode_both", encode_both)
+    first = workspace.folder("prepare", case) / "latents-00000.npy"
+    written = first.stat().st_mtime_ns
+    _, resumed = prepared(case, workspace)
+    assert first.stat().st_mtime_ns == written
+    assert len(resumed.shards) == 3
+    assert torch.equal(resumed.batch(ALL, MIRRORED, ALL), undisturbed.batch(ALL, MIRRORED, ALL))
+
+
+def test_another_autoencoder_in_the_same_folder_is_noticed(images, tmp_path):
+    """Weights, scale or shift that changed after encoding are an error, never mixed latents."""
+    save_codec(tmp_path / "vae")
+    case, workspace = latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs")
+    dataset, _ = prepared(case, workspace)
+    save_codec(tmp_path / "vae", seed=1)
+    with pytest.raises(DataError, match=r"have codec .* changed since"):
+        prepare.training_source(case, dataset, workspace)
+
+
+@pytest.mark.parametrize(("name", "value"), [("scale", 0.6), ("shift", 0.0), ("count", 9)])
+def test_stored_factors_are_checked(images, tmp_path, name, value):
+    """Scale, shift and number of images stored with the latents must be those of today."""
+    save_codec(tmp_path / "vae")
+    case, workspace = latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs")
+    dataset, _ = prepared(case, workspace)
+    path = workspace.folder("prepare", case) / latents.INDEX
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(DataError, match=f"have {name} {value}"):
+        prepare.training_source(case, dataset, workspace)
+
+
+def test_latents_that_are_not_finite_stop_the_stage(images, monkeypatch, tmp_path):
+    """A latent beyond float16 is an error instead of an infinity in training."""
+    save_codec(tmp_path / "vae")
+    monkeypatch.setattr(latents.Codec, "encode", lambda self, x: torch.full((len(x), 8, 8, 8), 1e6))
+    with pytest.raises(NonFiniteError, match="float16"):
+        prepare.run(latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs"))
+
+
+def test_a_folder_without_an_autoencoder(images, tmp_path):
+    """A missing config.json names the folder and how it is written."""
+    with pytest.raises(DataError, match=r"AutoencoderKL\.save_pretrained"):
+        prepare.run(latent_case(images, tmp_path / "nothing"), make_workspace(tmp_path / "runs"))
+
+
+def test_an_autoencoder_of_the_other_kind(images, tmp_path):
+    """A tiny autoencoder in the place of a KL one is refused with both names."""
+    save_codec(tmp_path / "vae", "autoencoder-tiny")
+    with pytest.raises(DataError, match=r"AutoencoderTiny, but codec\.kind is 'autoencoder-kl'"):
+        prepare.run(latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs"))
+
+
+def test_a_cut_weights_file(images, tmp_path):
+    """Weights that cannot be read are an error that names the folder."""
+    save_codec(tmp_path / "vae")
+    (path,) = (tmp_path / "vae").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match="cannot load the autoencoder"):
+        prepare.run(latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs"))
+
+
+def test_a_side_the_autoencoder_does_not_divide(images, tmp_path):
+    """An odd side for an autoencoder that halves it names the nearest one that works."""
+    save_codec(tmp_path / "vae")
+    with pytest.raises(DataError, match=r"15 is no multiple of 2.*choose 14"):
+        prepare.run(latent_case(images, tmp_path / "vae", side=15), make_workspace(tmp_path / "runs"))
+
+
+def test_latent_models_need_a_codec(tmp_path):
+    """A recipe on latents with digits says what to choose instead."""
+    case, workspace = make_case(model={"input": "latent", "in_channels": 4}), make_workspace(tmp_path)
+    dataset = load_dataset(case.data)
+    for ask in (prepare.training_source, prepare.decoder):
+        with pytest.raises(UserInputError, match="digits has no codec"):
+            ask(case, dataset, workspace)
+
+
+def test_channels_of_model_and_data_must_agree(tmp_path):
+    """Three input channels on grey digits name the number to set."""
+    case, workspace = make_case(model={"in_channels": 3}), make_workspace(tmp_path)
+    with pytest.raises(UserInputError, match=r"set model\.in_channels to 1"):
+        prepare.training_source(case, load_dataset(case.data), workspace)

@@ -1,0 +1,267 @@
+"""The train stage: repeatable to the bit, resumable after a kill, and clear about NaN."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import stage_cases
+import torch
+from safetensors.torch import load_file
+from stage_cases import StubModel, StubSource, install, make_case, make_workspace
+
+from attnbench.errors import NonFiniteError, UserInputError
+from attnbench.stages import train
+from attnbench.stages.batches import BatchSchedule
+from attnbench.stages.checkpoint import ModelInput
+from attnbench.stages.ema import WeightAverage
+from attnbench.stages.store import read_output
+
+
+@pytest.fixture
+def stubs(monkeypatch):
+    install(monkeypatch.setattr)
+
+
+def trained_bits(root: Path, case) -> tuple[dict[str, torch.Tensor], list[tuple[float, float]]]:
+    """Return the final weights (live, averaged, optimizer) and the loss curve."""
+    folder = make_workspace(root).folder("train", case)
+    weights = load_file(folder / train.CHECKPOINT) | load_file(folder / train.AVERAGED)
+    return weights, read_output(folder).curves["loss"]
+
+
+def assert_same_training(root_a: Path, root_b: Path, case) -> None:
+    (weights_a, curve_a), (weights_b, curve_b) = trained_bits(root_a, case), trained_bits(root_b, case)
+    assert curve_a == curve_b
+    assert weights_a.keys() == weights_b.keys()
+    assert [name for name in weights_a if not torch.equal(weights_a[name], weights_b[name])] == []
+
+
+@pytest.mark.parametrize("objective", ["flow", "ddpm"])
+def test_stopped_training_goes_on_bit_for_bit(stubs, tmp_path, objective):
+    """Stopping inside a log interval and an epoch, and starting again, changes no bit and no loss."""
+    case = make_case(train={"objective": objective})
+    train.run(case, make_workspace(tmp_path / "whole"))
+    workspace = make_workspace(tmp_path / "parts")
+    source = StubSource()
+    for stop in (2, 7):
+        with train.fork_rng(workspace.device):
+            model = train.initial_model(case, ModelInput(shape=source.shape, num_classes=3))
+            trainer = train.Trainer(case, workspace, model, source, flip=True)
+            trainer.resume()
+            trainer.train_until(stop)
+    train.run(case, workspace)
+    assert_same_training(tmp_path / "whole", tmp_path / "parts", case)
+
+
+def test_killed_process_goes_on_bit_for_bit(stubs, monkeypatch, tmp_path):
+    """A process killed by SIGKILL after step 7 resumes from step 6 and ends in the same bits."""
+    threads = str(torch.get_num_threads())  # sums over threads round differently
+    command = [sys.executable, stage_cases.__file__, str(tmp_path / "killed"), "7", threads]
+    path = os.pathsep.join([str(Path(train.__file__).parents[2]), *sys.path])
+    child = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    case = make_case(train={"checkpoint_every": 3})
+    train.run(case, make_workspace(tmp_path / "whole"))
+    asked: list[int] = []
+    install(monkeypatch.setattr, StubSource(before_batch=lambda: asked.append(1)))
+    train.run(case, make_workspace(tmp_path / "killed"))
+    assert len(asked) == 4
+    assert_same_training(tmp_path / "whole", tmp_path / "killed", case)
+
+
+def test_finished_training_is_not_repeated(stubs, tmp_path):
+    """Running a finished case again returns the same output without reading a batch."""
+    case, workspace = make_case(), make_workspace(tmp_path)
+    first = train.run(case, workspace)
+    (workspace.folder("train", case) / train.CHECKPOINT).unlink()
+    assert train.run(case, workspace) == first
+
+
+def test_output_describes_the_training(stubs, tmp_path):
+    """Loss points are interval means, the last interval may be short, and the final loss is weighted."""
+    output = train.run(make_case(), make_workspace(tmp_path))
+    found = {m.name: m for m in output.measurements}
+    assert [step for step, _ in output.curves["loss"]] == [4, 8, 10]
+    assert found["steps"].value == 10
+    assert len(found["step_time_ms"].values) == 3
+    assert found["final_loss"].value == output.curves["loss"][-1][1]  # the last tenth is step 10
+    assert found["train_time_s"].value > 0
+
+
+def test_training_lowers_the_loss(stubs, tmp_path):
+    """Learning happens: the mean loss falls (to 0.67 to 0.79 of its start over four seeds)."""
+    case = make_case(train={"steps": 150, "lr": 1e-2, "log_every": 30, "batch_size": 16})
+    curve = train.run(case, make_workspace(tmp_path)).curves["loss"]
+    assert curve[-1][1] < 0.9 * curve[0][1]
+
+
+def test_global_generator_is_left_alone(stubs, tmp_path):
+    """Training does not move torch's global generator."""
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    train.run(make_case(), make_workspace(tmp_path))
+    assert torch.rand(1) == expected
+
+
+def test_seed_changes_the_training(stubs, tmp_path):
+    """Another seed gives another loss curve."""
+    curves = [train.run(make_case(seed=s), make_workspace(tmp_path)).curves["loss"] for s in (0, 1)]
+    assert curves[0] != curves[1]
+
+
+def test_bf16_keeps_weights_in_fp32(stubs, tmp_path):
+    """Autocast touches the forward pass only: weights, averages and optimizer stay fp32."""
+    case = make_case(train={"precision": "bf16"})
+    train.run(case, make_workspace(tmp_path))
+    weights, _ = trained_bits(tmp_path, case)
+    assert {t.dtype for t in weights.values() if t.is_floating_point()} == {torch.float32}
+
+
+@pytest.fixture
+def trainer(stubs, tmp_path):
+    """Return a trainer of the default case (with some settings replaced), before its first step."""
+
+    def build(**settings) -> train.Trainer:
+        case, source = make_case(train=settings), StubSource()
+        model = train.initial_model(case, ModelInput(shape=source.shape, num_classes=3))
+        return train.Trainer(case, make_workspace(tmp_path), model, source, flip=True)
+
+    return build
+
+
+def test_auxiliary_losses_are_added(trainer):
+    """What a layer hands to the loss sink is part of the loss, weighted as the layer did."""
+    made = trainer()
+    whole = made._loss(0).item()
+    added = []
+    forward = made.model.forward
+
+    def without_sink(x, t, y, *, loss_sink):
+        return forward(x, t, y, loss_sink=lambda name, value: added.append(value.item()))
+
+    made.model.forward = without_sink
+    assert whole == pytest.approx(made._loss(0).item() + added[0], rel=1e-6)
+    assert added[0] > 0
+
+
+def test_warmup_is_linear_then_constant(trainer):
+    """Step s of a warm-up of four uses (s + 1) / 4 of the rate, later steps all of it."""
+    made = trainer(lr=0.5, warmup_steps=4)
+    rates = []
+    for step in range(6):
+        made._step(step)
+        rates.append(made.optimizer.param_groups[0]["lr"])
+    assert rates == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
+
+
+def test_gradient_clipping_bounds_the_step(stubs, tmp_path):
+    """Clipping to almost nothing makes another training than none (Adam hides the scale, not the eps)."""
+    free = train.run(make_case(), make_workspace(tmp_path)).curves["loss"]
+    clipped = train.run(make_case(train={"grad_clip": 1e-9}), make_workspace(tmp_path)).curves["loss"]
+    assert free[0][0] == clipped[0][0]
+    assert free != clipped
+
+
+@pytest.mark.parametrize(("poison", "layer"), [("enter", "layer enter"), ("norm", "layer norm")])
+def test_nan_in_the_forward_pass_names_the_layer(monkeypatch, tmp_path, poison, layer):
+    """A layer that starts to return NaN is named with the step; the last checkpoint survives."""
+    calls = []
+
+    def turn_bad(module, args, output):
+        calls.append(1)
+        return output * float("nan") if len(calls) > 5 else output
+
+    def build(config, input_size, num_classes, **_):
+        model = StubModel(config, num_classes)
+        getattr(model, poison).register_forward_hook(turn_bad)
+        return model
+
+    install(monkeypatch.setattr)
+    monkeypatch.setattr(train, "build_model", build)
+    case = make_case(train={"checkpoint_every": 2})
+    with pytest.raises(NonFiniteError, match=rf"step 5: .*{layer}.*lower train.lr"):
+        train.run(case, make_workspace(tmp_path))
+    saved = load_file(make_workspace(tmp_path).folder("train", case) / train.CHECKPOINT)
+    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+
+
+def test_nan_in_the_backward_pass_names_the_layer(monkeypatch, tmp_path):
+    """A clean forward with a NaN gradient names the layer the gradient reached first."""
+    install(monkeypatch.setattr, poison="backward")
+    with pytest.raises(NonFiniteError, match=r"step 0: the forward pass is finite.*layer (norm|labels)"):
+        train.run(make_case(), make_workspace(tmp_path))
+
+
+def test_nan_in_the_data_is_not_blamed_on_a_weight(monkeypatch, tmp_path):
+    """NaN in an image is seen in the first layer it passes."""
+    source = StubSource()
+    source.batch = lambda *_: torch.full((4, 1, 4, 4), float("nan"))  # type: ignore[method-assign]
+    install(monkeypatch.setattr, source)
+    with pytest.raises(NonFiniteError, match="layer enter"):
+        train.run(make_case(), make_workspace(tmp_path))
+
+
+def test_channels_that_do_not_fit_are_told(monkeypatch, tmp_path):
+    """A model for another number of channels than the data has is one error with both numbers."""
+    install(monkeypatch.setattr, StubSource(shape=(3, 4, 4)))
+    with pytest.raises(UserInputError, match="square of 1 channels, the data gives 3 channels of 4 x 4"):
+        train.run(make_case(), make_workspace(tmp_path))
+
+
+def test_flow_refuses_learned_variance(stubs, tmp_path):
+    """Flow matching with a variance-predicting model is refused before any work."""
+    with pytest.raises(UserInputError, match="learned_variance: false"):
+        train.run(make_case(model={"learned_variance": True}), make_workspace(tmp_path))
+
+
+def test_every_epoch_shows_every_example_once():
+    """Batches that do not divide the data go through it in whole, differently shuffled epochs."""
+    schedule = BatchSchedule(num_examples=13, batch_size=4, seed=0, flip=False)
+    seen = torch.cat([schedule.at(step).indices for step in range(13)])
+    epochs = seen.view(4, 13)
+    assert torch.equal(epochs.sort(dim=1).values, torch.arange(13).expand(4, 13))
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4
+
+
+def test_batches_do_not_depend_on_what_was_asked_before():
+    """A batch is a function of seed and step, also one larger than the data."""
+    ordered = BatchSchedule(num_examples=5, batch_size=12, seed=3, flip=True)
+    batches = [ordered.at(step) for step in range(6)]
+    jumping = BatchSchedule(num_examples=5, batch_size=12, seed=3, flip=True)
+    for step in (5, 0, 3):
+        assert torch.equal(jumping.at(step).indices, batches[step].indices)
+        assert torch.equal(jumping.at(step).flips, batches[step].flips)
+    assert any(batch.flips.any() for batch in batches)
+    assert not BatchSchedule(num_examples=5, batch_size=12, seed=3, flip=False).at(0).flips.any()
+
+
+def test_average_follows_the_formula_and_buffers():
+    """Averages equal a loop in fp64 with the warmed-up decay; BatchNorm statistics are averaged too."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    average = WeightAverage(model, decay=0.4)
+    expected = {n: t.double().clone() for n, t in model.state_dict().items()}
+    for step in range(12):
+        model(torch.randn(4, 1, 3, 3))
+        torch.nn.init.normal_(model[0].weight)
+        average.update(step)
+        decay = min(0.4, (1 + step) / (10 + step))
+        for name, live in model.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * live.double()
+    state = average.state_dict()
+    for name in ("0.weight", "1.running_mean", "1.running_var"):
+        torch.testing.assert_close(state[name].double(), expected[name], rtol=1e-5, atol=1e-6)
+    assert state["1.num_batches_tracked"] == 12
+
+
+def test_average_sees_buffers_that_a_module_replaces():
+    """A module that assigns a new tensor to its buffer is averaged like one that writes in place."""
+    model = torch.nn.Module()
+    model.register_buffer("statistic", torch.zeros(1))
+    average = WeightAverage(model, decay=0.0)
+    model.statistic = torch.ones(1)
+    average.update(1000)
+    assert average.state_dict()["statistic"] == 1
