@@ -63,7 +63,9 @@ def main() -> None:
         expect(call(tool, "list", "backends", cwd=place, env=env), "softmax", "dydila", "hello")
         expect(call(tool, "list", "suites", cwd=place, env=env), "quick", "photos", "subin_256")
         (place / "tiny.yaml").write_text(TINY)
-        expect(call(tool, "run", "tiny.yaml", "--quiet", cwd=place, env=env), "softmax", "hello", "report.html")
+        expect(
+            call(tool, "run", "tiny.yaml", "--quiet", cwd=place, env=env), "softmax", "hello", "report.html"
+        )
         report = (place / "runs" / "tiny" / "report.html").read_text()
         expect(report, "<table", "data:image/png;base64")
     print("wheel check: passed")

@@ -39,7 +39,9 @@ class Attention(nn.Module):
         return self.module(x, context)
 
 
-def build_attention(name: str, *, dim: int, num_heads: int, grid: tuple[int, int], **options: Any) -> Attention:
+def build_attention(
+    name: str, *, dim: int, num_heads: int, grid: tuple[int, int], **options: Any
+) -> Attention:
     """Build one attention module by name.
 
     Raises UnknownNameError (nearest spelling), UserInputError (a wrong option or size) or

@@ -160,9 +160,7 @@ def report(
 
 @app.command("list")
 def list_things(
-    kind: Annotated[
-        str, typer.Argument(help="backends, models, suites, plugins, datasets or extractors.")
-    ],
+    kind: Annotated[str, typer.Argument(help="backends, models, suites, plugins, datasets or extractors.")],
 ) -> None:
     """List what there is of one kind."""
     from attnbench import console
@@ -225,7 +223,9 @@ def _profile_spec(
             }
         )
     except ValidationError as error:
-        problems = (f"--{'.'.join(map(str, e['loc'][:1]))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        problems = (
+            f"--{'.'.join(map(str, e['loc'][:1]))}: {e['msg']}, got {e['input']!r}" for e in error.errors()
+        )
         raise UserInputError("; ".join(problems)) from error
 
 

@@ -107,7 +107,9 @@ def print_table(table: Table) -> None:
     console().print(TerminalTable(table))
 
 
-def listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> Table:
+def listing(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
+) -> Table:
     """Make a table of plain words."""
     return Table(
         title=title,
@@ -133,7 +135,13 @@ def extractors() -> Table:
     from attnbench.plugins import registry
 
     rows = [
-        (name, f"FD-{p.record.suffix}" if p.record.suffix else "FID", p.record.summary, p.record.source, p.origin)
+        (
+            name,
+            f"FD-{p.record.suffix}" if p.record.suffix else "FID",
+            p.record.summary,
+            p.record.source,
+            p.origin,
+        )
         for name, p in registry().extractors.items()
     ]
     columns = ("name", "its Frechet distance", "what it is", "source", "provided by")
@@ -155,7 +163,16 @@ def models() -> Table:
     from attnbench.models.recipes import load_recipes
 
     rows = [
-        (c.name, str(c.depth), str(c.dim), str(c.num_heads), c.ffn.kind, c.attention_at(0).name, c.input, c.summary)
+        (
+            c.name,
+            str(c.depth),
+            str(c.dim),
+            str(c.num_heads),
+            c.ffn.kind,
+            c.attention_at(0).name,
+            c.input,
+            c.summary,
+        )
         for c in load_recipes().values()
     ]
     columns = ("name", "depth", "dim", "heads", "ffn", "attention", "input", "what it is")
@@ -166,7 +183,9 @@ def suites() -> Table:
     """List shipped suites."""
     from attnbench.suite_files import list_suites
 
-    return listing("suites", ("name", "question", "file"), [(s.name, s.question, str(s.path)) for s in list_suites()])
+    return listing(
+        "suites", ("name", "question", "file"), [(s.name, s.question, str(s.path)) for s in list_suites()]
+    )
 
 
 def datasets() -> Table:
@@ -244,7 +263,9 @@ def _model(name: str) -> Iterator[Shown]:
         ]
         resolution = 256 if config.input == "latent" else 16
         count = closed_form_macs(config, input_size(config, resolution))
-        rows.append((f"macs_paper at {resolution} px", f"{count.paper / 1e9:.4f} G", "the paper's convention"))
+        rows.append(
+            (f"macs_paper at {resolution} px", f"{count.paper / 1e9:.4f} G", "the paper's convention")
+        )
         rows.append((f"macs_full at {resolution} px", f"{count.full / 1e9:.4f} G", "every multiply-add"))
         yield Shown(f"model {name}", rows)
 
@@ -286,7 +307,12 @@ def _extractor(name: str) -> Iterator[Shown]:
 def print_plan(suite: Suite, cells: Sequence[PlannedCell]) -> None:
     """Print every cell, what is finished, and what the rest will take."""
     rows = [
-        (cell.case.label, ", ".join(cell.finished) or "nothing", _duration(cell.time_s), _size(cell.disk_bytes))
+        (
+            cell.case.label,
+            ", ".join(cell.finished) or "nothing",
+            _duration(cell.time_s),
+            _size(cell.disk_bytes),
+        )
         for cell in cells
     ]
     total = (_duration(sum(c.time_s for c in cells)), _size(sum(c.disk_bytes for c in cells)))
@@ -356,5 +382,3 @@ def write_json(path: Path, rows: Sequence[Any]) -> None:
         path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
-
-

@@ -119,8 +119,7 @@ class MacCount:
         cheaper = None
         if self.attention_cheaper is not None or other.attention_cheaper is not None:
             cheaper = sum(
-                c.attention if c.attention_cheaper is None else c.attention_cheaper
-                for c in (self, other)
+                c.attention if c.attention_cheaper is None else c.attention_cheaper for c in (self, other)
             )
         return MacCount(
             linear=self.linear + other.linear,
@@ -152,9 +151,7 @@ class AttentionBackend:
     build: Callable[[AttentionSite, Any], nn.Module]
     macs: Callable[[AttentionSite, Any], MacCount]
     options: type[BackendOptions] = BackendOptions
-    supports: Callable[[AttentionSite, Any, torch.dtype, torch.device], str | None] = (
-        _always_supported
-    )
+    supports: Callable[[AttentionSite, Any, torch.dtype, torch.device], str | None] = _always_supported
     complexity: Complexity = "quadratic"
 
 

@@ -77,9 +77,11 @@ def disk_needed_bytes(case: Case, stages: Sequence[Stage] = STAGES) -> int:
     """Estimate what the stages will store: weights, average, two moments, and the samples."""
     total = 0
     if "train" in stages:
-        total += 5 * 4 * num_params(case.model, input_size(case.model, case.data.image_size), num_classes(case))
+        total += (
+            5 * 4 * num_params(case.model, input_size(case.model, case.data.image_size), num_classes(case))
+        )
     if "sample" in stages:
-        total += case.sample.per_class * num_classes(case) * 3 * case.data.image_size ** 2
+        total += case.sample.per_class * num_classes(case) * 3 * case.data.image_size**2
     return total
 
 

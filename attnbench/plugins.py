@@ -87,9 +87,7 @@ def _records(manager: pluggy.PluginManager, plugin: Any, hook: str, kind: type[R
     for answer in caller():
         for record in answer:
             if not isinstance(record, kind):
-                raise PluginError(
-                    f"{hook} must yield {kind.__name__} records, got {type(record).__name__}"
-                )
+                raise PluginError(f"{hook} must yield {kind.__name__} records, got {type(record).__name__}")
             found.append(record)
     return found
 

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -177,7 +176,7 @@ def _cpu_name() -> str:
 
 
 def _memory_bytes() -> int:
-    if sys.platform == "linux":
+    if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 0
 

@@ -199,7 +199,7 @@ def dwc(module, which, v_images, grid):
     conv = module.convs[which]
     if kind == "plain":
         return torch.stack([conv_on_grid(conv.conv.weight, conv.conv.bias, v, grid) for v in v_images])
-    return sum(batch_norm(b[0], b[1], v_images, grid, module.training) for b in conv.branches)
+    return sum(batch_norm(b.conv, b.norm, v_images, grid, module.training) for b in conv.branches)
 
 
 def dydila(module, x, grid):
@@ -254,7 +254,9 @@ def differential(module, z, v, lambdas):
 
     def attend(q, k, mass_q, mass_k):
         out = []
-        for q_h, k_h, v_h, mq, mk in zip(*(per_head(t, heads) for t in (q, k, v, mass_q, mass_k)), strict=True):
+        for q_h, k_h, v_h, mq, mk in zip(
+            *(per_head(t, heads) for t in (q, k, v, mass_q, mass_k)), strict=True
+        ):
             y = q_h @ sum(torch.outer(k_j, v_j) for k_j, v_j in zip(k_h, v_h, strict=True))
             if o.normaliser == "undifferenced":
                 y = y / (mq @ mk.sum(0) + o.eps)[:, None]

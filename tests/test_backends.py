@@ -27,7 +27,10 @@ CASES = {
     "dydila-token": ("dydila", {}),
     "dydila-map": ("dydila", {"mode": "map"}),
     "dydila-map-per-map": ("dydila", {"mode": "map", "dwc_maps": "per_map"}),
-    "dydila-literal": ("dydila", {"normaliser": "none", "projection_router": "frozen", "factor_router": "frozen"}),
+    "dydila-literal": (
+        "dydila",
+        {"normaliser": "none", "projection_router": "frozen", "factor_router": "frozen"},
+    ),
     "dydila-tokens-switch": (
         "dydila",
         {"normaliser": "tokens", "projection_router": "switch", "factor_router": "switch", "dwc": "plain"},
@@ -66,14 +69,21 @@ def test_outputs_and_gradients_match_the_reference(case):
     x = torch.randn(2, 63, 12, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 63, 12, dtype=torch.float64)
     found = []
-    for function in (lambda: module(x, AttentionContext(grid=GRID)), lambda: REFERENCES[name](module, x, GRID)):
+    for function in (
+        lambda: module(x, AttentionContext(grid=GRID)),
+        lambda: REFERENCES[name](module, x, GRID),
+    ):
         y = function()
         inputs = [x, *module.parameters()]
         found.append((y, torch.autograd.grad((y * weight).sum(), inputs, allow_unused=True)))
     (y, grads), (y_ref, grads_ref) = found
     close(y, y_ref)
-    for label, grad, ref in zip(["x", *(n for n, _ in module.named_parameters())], grads, grads_ref, strict=True):
-        assert (grad is None) == (ref is None or not ref.any()) or (grad is not None and not grad.any()), label
+    for label, grad, ref in zip(
+        ["x", *(n for n, _ in module.named_parameters())], grads, grads_ref, strict=True
+    ):
+        assert (grad is None) == (ref is None or not ref.any()) or (grad is not None and not grad.any()), (
+            label
+        )
         if grad is not None and ref is not None and ref.any():
             close(grad, ref)
 

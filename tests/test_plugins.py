@@ -21,7 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def backend(name):
     return AttentionBackend(
-        name=name, summary="", source="", build=lambda site, options: None, macs=lambda site, options: MacCount()
+        name=name,
+        summary="",
+        source="",
+        build=lambda site, options: None,
+        macs=lambda site, options: MacCount(),
     )
 
 

@@ -48,7 +48,9 @@ def test_stopped_training_goes_on_bit_for_bit(stubs, tmp_path, objective):
     source = StubSource()
     for stop in (2, 7):
         with train.fork_rng(workspace.device):
-            model = train.initial_model(case, ModelInput(shape=source.shape, num_classes=3))
+            model = train.initial_model(
+                case, ModelInput(shape=source.shape, num_classes=3), torch.device("cpu")
+            )
             trainer = train.Trainer(case, workspace, model, source, flip=True)
             trainer.resume()
             trainer.train_until(stop)
@@ -127,7 +129,7 @@ def trainer(stubs, tmp_path):
 
     def build(**settings) -> train.Trainer:
         case, source = make_case(train=settings), StubSource()
-        model = train.initial_model(case, ModelInput(shape=source.shape, num_classes=3))
+        model = train.initial_model(case, ModelInput(shape=source.shape, num_classes=3), torch.device("cpu"))
         return train.Trainer(case, make_workspace(tmp_path), model, source, flip=True)
 
     return build

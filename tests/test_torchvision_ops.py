@@ -18,7 +18,9 @@ def run(code):
 
 def test_torchvision_and_timm_import():
     """After the call, torchvision and timm import in a fresh process."""
-    code = "from attnbench.torchvision_ops import define_missing_ops as d; print(d()); import torchvision, timm.layers"
+    code = (
+        "from attnbench.torchvision_ops import define_missing_ops as d; d(); import torchvision, timm.layers"
+    )
     done = run(code)
     assert done.returncode == 0, done.stderr[-500:]
 

@@ -62,11 +62,11 @@ class AgentAttention(nn.Module):
     def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
         agents = split_heads(self._pool(q, context.grid), self.num_heads)  # [B, H, n, D]
-        heads = [split_heads(z, self.num_heads) for z in (q, k, v)]  # [B, H, N, D]
-        gathered = F.scaled_dot_product_attention(agents, *heads[1:], attn_mask=_bias(self.gather_bias, x))
-        spread_bias = _bias(self.spread_bias, x)
+        q_heads, k_heads, v_heads = (split_heads(z, self.num_heads) for z in (q, k, v))  # [B, H, N, D]
+        gather_bias, spread_bias = _bias(self.gather_bias, x), _bias(self.spread_bias, x)  # [H, n, N]
+        gathered = F.scaled_dot_product_attention(agents, k_heads, v_heads, attn_mask=gather_bias)
         spread_bias = None if spread_bias is None else spread_bias.transpose(-2, -1)
-        o = F.scaled_dot_product_attention(heads[0], agents, gathered, attn_mask=spread_bias)
+        o = F.scaled_dot_product_attention(q_heads, agents, gathered, attn_mask=spread_bias)
         return self.out(merge_heads(o) + self.conv(v, context.grid))
 
     def _pool(self, q: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

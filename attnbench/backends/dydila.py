@@ -189,18 +189,14 @@ class DyDiLA(nn.Module):
         context.record("lambda", chosen)
         return chosen if scale is None else chosen * scale
 
-    def _token_difference(
-        self, z: torch.Tensor, v: torch.Tensor, context: AttentionContext
-    ) -> torch.Tensor:
+    def _token_difference(self, z: torch.Tensor, v: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """Token differential operator, eqs. 8-9: (Q~ - lQ Q~') ((K~ - lK K~')^T V) + DWC(V)."""
         lam = self._factors(z[:2], z[2:], context)
         q, k = torch.addcmul(z[:2], lam.to(z.dtype), z[2:], value=-1).view(2, *v.shape)
         o = self._contract(q, k, v, mass=(z[0].view_as(v), z[1].view_as(v)))
         return self._normalise_rms(o) + self._dwc(0, v, context)
 
-    def _map_difference(
-        self, z: torch.Tensor, v: torch.Tensor, context: AttentionContext
-    ) -> torch.Tensor:
+    def _map_difference(self, z: torch.Tensor, v: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """Eq. 10: Q~ (K~^T V) - l Q~' (K~'^T V) + DWC(V), each map with its own denominator."""
         lam = self._factors(z[:1], z[2:3], context)[0].view(*v.shape[:2], 1)
         q, k, q_prime, k_prime = z.view(4, *v.shape)

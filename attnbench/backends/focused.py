@@ -64,7 +64,6 @@ class FocusedAttention(nn.Module):
         self.position = nn.Parameter(torch.zeros(site.num_tokens, site.dim))
         self.conv = DepthwiseConv(site.head_dim, options.kernel_size)
         self.out = nn.Linear(site.dim, site.dim)
-        self.register_buffer("power", torch.tensor([options.power]), persistent=False)
 
     def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
@@ -76,7 +75,8 @@ class FocusedAttention(nn.Module):
         return self.out(merge_heads(o) + self.conv(v, context.grid))
 
     def _focus(self, z: torch.Tensor) -> torch.Tensor:
-        return power_focus((z.relu() + FLOOR) / F.softplus(self.scale).to(z.dtype), self.power)
+        power = self.scale.new_full((1,), self.options.power)
+        return power_focus((z.relu() + FLOOR) / F.softplus(self.scale).to(z.dtype), power)
 
 
 def macs(site: AttentionSite, options: FocusedOptions) -> MacCount:

@@ -73,7 +73,9 @@ def supports(
     try:
         from xformers.ops import fmha
     except Exception as error:  # noqa: BLE001 - a binary built for another torch fails in many ways
-        return f"xformers does not import ({type(error).__name__}: {error}); pip install 'attnbench[xformers]'"
+        return (
+            f"xformers does not import ({type(error).__name__}: {error}); pip install 'attnbench[xformers]'"
+        )
     if device.type != "cuda":
         return f"xformers has no kernels for {device.type}; use implementation: sdpa"
     probe = torch.empty(1, site.num_tokens, site.num_heads, site.head_dim, dtype=dtype, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -28,6 +29,19 @@ class DepthwiseConv(nn.Module):
         return on_grid(self.conv, x, grid, self.conv.in_channels)
 
 
+class Branch(nn.Module):
+    """A bias-free depthwise convolution and its BatchNorm."""
+
+    def __init__(self, channels: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        padding = (size[0] // 2, size[1] // 2)
+        self.conv = nn.Conv2d(channels, channels, size, padding=padding, groups=channels, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(image))
+
+
 class ReparameterisedConv(nn.Module):
     """3x3 + 1x3 + 3x1 depthwise branches, each with BatchNorm, that fuse into one 3x3 convolution.
 
@@ -39,15 +53,7 @@ class ReparameterisedConv(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.branches = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(
-                    channels, channels, size, padding=(size[0] // 2, size[1] // 2), groups=channels, bias=False
-                ),
-                nn.BatchNorm2d(channels),
-            )
-            for size in ((3, 3), (1, 3), (3, 1))
-        )
+        self.branches = nn.ModuleList(Branch(channels, size) for size in ((3, 3), (1, 3), (3, 1)))
 
     def forward(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """[B, N, C] -> [B, N, C]."""
@@ -62,16 +68,17 @@ class ReparameterisedConv(nn.Module):
     @torch.no_grad()
     def fuse(self) -> DepthwiseConv:
         """Return the equivalent single convolution, using the running statistics."""
-        fused = DepthwiseConv(self.channels, 3).to(self.branches[0][0].weight)
-        weight, bias = torch.zeros_like(fused.conv.weight), torch.zeros_like(fused.conv.bias)
-        for conv, norm in self.branches:
-            scale = norm.weight / (norm.running_var + norm.eps).sqrt()  # [C]
-            height, width = conv.kernel_size
+        branches = cast("list[Branch]", list(self.branches))
+        fused = DepthwiseConv(self.channels, 3).to(branches[0].conv.weight)
+        weight, bias = fused.conv.weight.zero_(), cast("nn.Parameter", fused.conv.bias).zero_()
+        for branch in branches:
+            norm, (height, width) = branch.norm, branch.conv.kernel_size
+            mean, var = cast("torch.Tensor", norm.running_mean), cast("torch.Tensor", norm.running_var)
+            scale = norm.weight / (var + norm.eps).sqrt()  # [C]
             top, left = (3 - height) // 2, (3 - width) // 2
-            weight[:, :, top : top + height, left : left + width] += conv.weight * scale[:, None, None, None]
-            bias += norm.bias - norm.running_mean * scale
-        fused.conv.weight.copy_(weight)
-        fused.conv.bias.copy_(bias)
+            place = weight[:, :, top : top + height, left : left + width]
+            place += branch.conv.weight * scale[:, None, None, None]
+            bias += norm.bias - mean * scale
         return fused.train(self.training)
 
 

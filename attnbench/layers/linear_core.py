@@ -39,9 +39,7 @@ def contraction_macs(site: AttentionSite, association: Association) -> MacCount:
     """Multiply-adds of `contraction` at a site, as executed and in the cheaper order."""
     n, c, d = site.num_tokens, site.dim, site.head_dim
     cost = {"linear": 2 * n * c * d, "quadratic": 2 * n * n * c}
-    return MacCount(
-        attention=cost[matmul_order(association, n, d)], attention_cheaper=min(cost.values())
-    )
+    return MacCount(attention=cost[matmul_order(association, n, d)], attention_cheaper=min(cost.values()))
 
 
 def linear_attention(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 FREQUENCY_DIM = 256
@@ -18,15 +19,20 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.expand = nn.Linear(FREQUENCY_DIM, dim)
+        self.out = nn.Linear(dim, dim)
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
+        waves = self.sinusoid(t).to(self.expand.weight.dtype)
+        return self.out(F.silu(self.expand(waves)))
+
+    def sinusoid(self, t: torch.Tensor) -> torch.Tensor:
+        """t [B] -> [B, 256], cosines first."""
         half = FREQUENCY_DIM // 2
-        dtype = torch.promote_types(self.mlp[0].weight.dtype, torch.float32)
+        dtype = torch.promote_types(self.expand.weight.dtype, torch.float32)
         rates = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=dtype) / half)
         angles = t.to(dtype)[:, None] * rates  # [B, 128]
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class LabelEmbedding(nn.Module):

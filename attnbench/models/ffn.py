@@ -47,8 +47,8 @@ class GluMbConv(nn.Module):
 
 def build_ffn(spec: FfnSpec, dim: int) -> nn.Module:
     """Build the feed-forward network a recipe names; called as ffn(x [B, N, C], grid)."""
-    kinds = {"mlp": TokenMlp, "glumbconv": GluMbConv}
-    return kinds[spec.kind](dim, int(spec.ratio * dim))
+    kind = TokenMlp if spec.kind == "mlp" else GluMbConv
+    return kind(dim, int(spec.ratio * dim))
 
 
 def ffn_macs(spec: FfnSpec, dim: int, num_tokens: int) -> MacCount:

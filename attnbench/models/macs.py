@@ -25,7 +25,9 @@ def closed_form_macs(config: ModelConfig, input_size: int) -> MacCount:
     )
     for layer_idx in range(config.depth):
         backend, options = resolve_attention(config.attention_at(layer_idx))
-        site = AttentionSite(dim=c, num_heads=config.num_heads, grid=grid, layer_idx=layer_idx, depth=config.depth)
+        site = AttentionSite(
+            dim=c, num_heads=config.num_heads, grid=grid, layer_idx=layer_idx, depth=config.depth
+        )
         total += MacCount(linear=6 * c * c, norm=2 * 2 * n * c)  # AdaLN, two LayerNorms
         total += backend.macs(site, options) + ffn_macs(config.ffn, c, n)
     return total

@@ -19,6 +19,7 @@ def input_size(config: ModelConfig, resolution: int) -> int:
         below = resolution // step * step
         raise UserInputError(
             f"resolution {resolution} does not fit model {config.name}: patch size {config.patch_size} on "
-            f"{config.input} input needs a multiple of {step} px; the nearest are {max(below, step)} and {below + step}"
+            f"{config.input} input needs a multiple of {step} px; "
+            f"the nearest are {max(below, step)} and {below + step}"
         )
     return resolution // factor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -37,7 +38,9 @@ class Block(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
 
     def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        s1, a1, g1, s2, a2, g2 = self.modulation(context.conditioning).unsqueeze(1).chunk(6, dim=-1)  # [B, 1, C]
+        s1, a1, g1, s2, a2, g2 = (
+            self.modulation(context.conditioning).unsqueeze(1).chunk(6, dim=-1)
+        )  # [B, 1, C]
         mixed = self.attn(modulate(self.norm1(x), s1, a1), context)
         if not isinstance(mixed, torch.Tensor) or mixed.shape != x.shape:
             got = tuple(mixed.shape) if isinstance(mixed, torch.Tensor) else type(mixed).__name__
@@ -72,7 +75,9 @@ class DiffusionTransformer(nn.Module):
     Source: DiT arXiv:2212.09748; shell of all systems in arXiv:2601.13683 (inferred from its GFLOPs).
     """
 
-    def __init__(self, config: ModelConfig, grid: tuple[int, int], num_classes: int, attention: list[nn.Module]) -> None:
+    def __init__(
+        self, config: ModelConfig, grid: tuple[int, int], num_classes: int, attention: list[nn.Module]
+    ) -> None:
         super().__init__()
         self.config, self.grid, self.null_label = config, grid, num_classes
         self.out_channels = config.in_channels * (2 if config.learned_variance else 1)
@@ -161,7 +166,7 @@ def build_model(
     grid = token_grid(config, input_size)
     device = torch.device(device)
     attention: list[nn.Module] = []
-    with device:
+    with device if device.type == "meta" else torch.device("cpu"):  # one stream for every device
         for layer_idx in range(config.depth):
             backend, options = resolve_attention(config.attention_at(layer_idx))
             site = AttentionSite(
@@ -175,7 +180,7 @@ def build_model(
         with seeded(seed, "skeleton"):
             model = DiffusionTransformer(config, grid, num_classes, attention)
         initialise(model, seed)
-    return model.to(dtype)
+    return model.to(device=device, dtype=dtype)
 
 
 @contextlib.contextmanager
@@ -183,7 +188,7 @@ def seeded(seed: int, name: str) -> Iterator[None]:
     """Draw from a stream keyed by (seed, name) and leave torch's global stream as it was."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         yield
 
 
@@ -201,19 +206,13 @@ def initialise(model: DiffusionTransformer, seed: int) -> None:
         nn.init.xavier_uniform_(model.patch_embed.proj.weight.view(model.config.dim, -1))
         nn.init.zeros_(model.patch_embed.proj.bias)
         nn.init.normal_(model.label_embed.table.weight, std=0.02)
-        nn.init.normal_(model.time_embed.mlp[0].weight, std=0.02)
-        nn.init.normal_(model.time_embed.mlp[2].weight, std=0.02)
-        if config_learns_position(model):
-            nn.init.normal_(model.position, std=0.02)
-    zero = [model.final.linear, model.final.modulation[-1], *(block.modulation[-1] for block in model.blocks)]
-    for layer in zero:
+        nn.init.normal_(model.time_embed.expand.weight, std=0.02)
+        nn.init.normal_(model.time_embed.out.weight, std=0.02)
+    blocks = cast("list[Block]", list(model.blocks))
+    modulations = [model.final.modulation, *(block.modulation for block in blocks)]
+    for layer in [model.final.linear, *(cast("nn.Linear", m[-1]) for m in modulations)]:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-
-
-def config_learns_position(model: DiffusionTransformer) -> bool:
-    """Say whether the position embedding is a parameter."""
-    return model.config.position_embedding == "learned"
 
 
 def fuse_for_inference(model: nn.Module) -> nn.Module:

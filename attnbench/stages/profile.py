@@ -40,7 +40,9 @@ def profile_cells(
         resolutions = case.profile.resolutions or [case.data.image_size]
         spec = case.profile.model_copy(update={"resolutions": resolutions})
         _, requests = sessions.setdefault(content_hash(spec.model_dump(mode="json")), (spec, []))
-        requests.append(ProfileRequest(label=key, config=case.model, num_classes=load_dataset(case.data).num_classes))
+        requests.append(
+            ProfileRequest(label=key, config=case.model, num_classes=load_dataset(case.data).num_classes)
+        )
     found: dict[str, list[Measurement]] = {}
     for spec, requests in sessions.values():
         for row in profile_models(requests, spec, device=device, progress=progress):

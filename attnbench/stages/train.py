@@ -57,7 +57,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     model_input = ModelInput(shape=source.shape, num_classes=dataset.num_classes)
     flip = dataset.flip if case.train.horizontal_flip is None else case.train.horizontal_flip
     with fork_rng(workspace.device):
-        trainer = Trainer(case, workspace, initial_model(case, model_input), source, flip)
+        trainer = Trainer(case, workspace, initial_model(case, model_input, workspace.device), source, flip)
         trainer.resume()
         trainer.train_until(case.train.steps)
     save_averaged(folder / AVERAGED, trainer.average.state_dict(), model_input, case.key("train"))
@@ -66,7 +66,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     return output
 
 
-def initial_model(case: Case, model_input: ModelInput) -> nn.Module:
+def initial_model(case: Case, model_input: ModelInput, device: torch.device) -> nn.Module:
     """Build the case's model with weights that depend on nothing but its seed and its code."""
     channels, height, width = model_input.shape
     if (height, channels) != (width, case.model.in_channels):
@@ -77,7 +77,11 @@ def initial_model(case: Case, model_input: ModelInput) -> nn.Module:
         )
     torch.manual_seed(case.seed)
     return build_model(
-        config=case.model, input_size=height, num_classes=model_input.num_classes, seed=case.seed
+        config=case.model,
+        input_size=height,
+        num_classes=model_input.num_classes,
+        seed=case.seed,
+        device=device,
     )
 
 

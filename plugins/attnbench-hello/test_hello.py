@@ -1,10 +1,10 @@
 """What an author tests of a backend; run with `pytest` once the package is installed."""
 
-import attnbench_hello
 import pytest
 import torch
 
 import attnbench
+import attnbench_hello
 
 
 def build(loudness: float = 1.0) -> torch.nn.Module:
