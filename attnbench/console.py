@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from attnbench.runner import Listener
     from attnbench.suite import Suite
 
-PLAIN_WIDTH = 160  # columns when the output is not a terminal
+PLAIN_WIDTH = 200  # columns when the output is not a terminal
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -7,10 +7,13 @@ stranger's broken import becomes a row of `attnbench list plugins` and not a dea
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pluggy
@@ -51,6 +54,8 @@ class Provided:
     record: Any
     plugin: str
     origin: str
+    code: str = ""
+    """Fingerprint of the source file that builds it: results of changed code are not reused."""
 
 
 @dataclass(kw_only=True)
@@ -74,6 +79,17 @@ class Registry:
             raise UnknownNameError("extractor", name, self.extractors)
         record: FeatureExtractor = self.extractors[name].record
         return record
+
+
+def fingerprint(function: Callable[..., Any]) -> str:
+    """Return 16 hex digits of the SHA-256 of the file that defines `function`, or an empty string."""
+    try:
+        path = inspect.getsourcefile(function)
+    except TypeError:  # a partial or a callable object: its class tells
+        path = inspect.getsourcefile(type(function))
+    if path is None or not Path(path).is_file():
+        return ""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def _load_builtin(name: str) -> Any:
@@ -113,7 +129,8 @@ def _register(registry: Registry, manager: pluggy.PluginManager, plugin: Any, na
                     f"{record.name!r} is provided twice: by {other.plugin} ({other.origin}) and by "
                     f"{name} ({origin}); uninstall one of them or rename its record"
                 )
-            table[record.name] = Provided(record=record, plugin=name, origin=origin)
+            code = fingerprint(getattr(record, "build", None) or record.load)
+            table[record.name] = Provided(record=record, plugin=name, origin=origin, code=code)
             names.append(record.name)
     registry.rows.append(PluginRow(name=name, origin=origin, status="ok", provides=tuple(names)))
 

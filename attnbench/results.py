@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -29,7 +30,7 @@ PACKAGES = ("attnbench", "torch", "torchvision", "timm", "diffusers", "numpy", "
 class Record(BaseModel):
     """Base of everything written to results.jsonl."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class Measurement(Record):
@@ -45,7 +46,9 @@ class Measurement(Record):
 
     @property
     def value(self) -> float:
-        """Median of the raw values."""
+        """Median of the raw values; NaN where nothing could be measured."""
+        if not self.values:
+            return math.nan
         ordered, half = sorted(self.values), len(self.values) // 2
         return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 

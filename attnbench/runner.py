@@ -10,15 +10,17 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from attnbench.errors import DataError, StorageError
 from attnbench.executors import Executor, run_in_process
 from attnbench.plan import disk_needed_bytes
 from attnbench.report import ReportPaths, write_report
-from attnbench.results import Measurement, Result, append_result, latest, read_results
+from attnbench.results import Result, append_result, latest, read_results
 from attnbench.specs import Case, ImageFolderData
+from attnbench.profiling.session import check_device
 from attnbench.stages.cell import finished_cell
-from attnbench.stages.profile import profile_cells
+from attnbench.stages.profile import SessionOutput, profile_cells
 from attnbench.suite import Suite
 
 CellProgress = Callable[[Case, str, int, int, str], None]  # case, stage, done, total, note
@@ -70,6 +72,7 @@ def run(
     """
     listener = listener or Listener()
     device = device or default_device()
+    check_device(device)
     runs = runs.absolute()
     run_dir, store = runs / suite.name, runs / "store"
     check_inputs(suite.cases)
@@ -85,13 +88,13 @@ def run(
             append_result(run_dir / "results.jsonl", result)
         results.append(result)
         listener.finished(result, cached)
-    costs = profile_cells(
+    session = profile_cells(
         [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"],
         store,
         device,
         listener.profiling,
     )
-    results = [_complete(result, costs.get(result.case_id, []), store, run_dir) for result in results]
+    results = [_complete(result, session, store, run_dir) for result in results]
     _remember(run_dir / "results.jsonl", results)
     report = write_report(run_dir, results, title=suite.name, question=suite.question)
     return SuiteRun(results=tuple(results), run_dir=run_dir, report=report, computed=computed)
@@ -128,7 +131,7 @@ def check_space(cases: Sequence[Case], store: Path) -> None:
         )
 
 
-def _complete(result: Result, cost: list[Measurement], store: Path, run_dir: Path) -> Result:
+def _complete(result: Result, session: SessionOutput, store: Path, run_dir: Path) -> Result:
     """Add a cell's cost and bring its pictures beside the report."""
     artefacts = {}
     for name, relative in result.artefacts.items():
@@ -137,8 +140,13 @@ def _complete(result: Result, cost: list[Measurement], store: Path, run_dir: Pat
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(store / relative, target)
         artefacts[name] = str(target.relative_to(run_dir))
-    measurements = [*result.measurements, *cost]
-    return result.model_copy(update={"measurements": measurements, "artefacts": artefacts})
+    update: dict[str, Any] = {
+        "measurements": [*result.measurements, *session.costs.get(result.case_id, [])],
+        "artefacts": artefacts,
+    }
+    if result.case_id in session.failures:
+        update |= {"status": "failed", "reason": session.failures[result.case_id]}
+    return result.model_copy(update=update)
 
 
 def _remember(path: Path, results: Sequence[Result]) -> None:

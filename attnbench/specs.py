@@ -115,6 +115,10 @@ class ModelConfig(Spec):
             del spec["label"]
         return model
 
+    def attention_names(self) -> set[str]:
+        """Return the names of all backends in use."""
+        return {self.attention_at(layer_idx).name for layer_idx in range(self.depth)}
+
     def attention_at(self, layer_idx: int) -> AttentionSpec:
         """Return the attention of block `layer_idx`."""
         return self.attention[layer_idx] if isinstance(self.attention, list) else self.attention
@@ -263,6 +267,8 @@ class Case(Spec):
     axes: dict[str, str] = {}
     """Matrix coordinates, as reports show them."""
     seed: int
+    code: dict[str, str] = {}
+    """Fingerprints of the attention backends' sources: results of changed code are not reused."""
     model: ModelConfig
     data: DataSpec
     train: TrainSpec
@@ -282,7 +288,7 @@ class Case(Spec):
         if stage == "prepare":
             return content_hash(content)
         not_content = {"checkpoint_every"}
-        content += [self.seed, model, self.train.model_dump(mode="json", exclude=not_content)]
+        content += [self.seed, model, self.code, self.train.model_dump(mode="json", exclude=not_content)]
         if stage == "train":
             return content_hash(content)
         content.append(self.sample.model_dump(mode="json", exclude={"batch_size"}))
@@ -294,6 +300,7 @@ class Case(Spec):
         """Everything that can change this cell's cost."""
         return {
             "model": self.model.content(),
+            "code": self.code,
             "profile": self.profile.model_dump(mode="json"),
             "data": self.data.model_dump(mode="json"),
         }

@@ -176,17 +176,18 @@ def _resolve(cell: Cell, findings: _Findings) -> Case | None:
     findings.add(problems, cell)
     if problems:
         return None
-    case = _case(cell, spec, with_all_options(spec.model, registry))
+    case = _case(cell, spec, with_all_options(spec.model, registry), registry)
     findings.add(case_problems(case), cell)
     return case
 
 
-def _case(cell: Cell, spec: SuiteSpec, model: ModelConfig) -> Case:
+def _case(cell: Cell, spec: SuiteSpec, model: ModelConfig, registry: plugins.Registry) -> Case:
     return Case(
         suite=spec.name,
         label=matrix.label_of(cell, spec.model),
         axes=matrix.axes_of(cell, spec.model),
         seed=cell.data.get("seed", 0),  # a list of seeds has become an axis
+        code={name: registry.backends[name].code for name in sorted(model.attention_names())},
         model=model,
         data=spec.data,
         train=spec.train,

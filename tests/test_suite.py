@@ -45,7 +45,8 @@ def test_quick_is_six_attentions_in_one_skeleton() -> None:
         "softmax", "linear", "focused", "agent(num_agents=4)", "dydila-token", "dydila-map",
     ]  # fmt: skip
     same = {
-        case.model_copy(update={"model": None, "label": "", "axes": {}}).model_dump_json() for case in cases
+        case.model_copy(update={"model": None, "code": {}, "label": "", "axes": {}}).model_dump_json()
+        for case in cases
     }
     assert len(same) == 1
     assert len({case.id for case in cases}) == 6

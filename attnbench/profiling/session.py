@@ -41,7 +41,7 @@ def profile_models(
     """
     if not spec.resolutions:
         raise UserInputError("nothing to profile: give at least one resolution in pixels, e.g. 256")
-    _check_device(device)
+    check_device(device)
     sizes = {(i, r): input_size(q.config, r) for i, q in enumerate(requests) for r in spec.resolutions}
     timed = "latency" in spec.measure
     steps = _Steps(total=len(sizes) * (2 + (spec.rounds if timed else 0)), progress=progress)
@@ -119,13 +119,14 @@ class _Draft:
         )
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise UserInputError unless `device` is a CPU or CUDA device that is there."""
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise UserInputError(f"unknown device {device!r}; choose cpu, cuda or cuda:0") from error
     if kind not in ("cpu", "cuda"):
-        raise UserInputError(f"profiling runs on cpu and cuda, got {device!r}")
+        raise UserInputError(f"attnbench runs on cpu and cuda, got {device!r}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserInputError(f"device {device!r} asked for, but this torch sees no CUDA device; choose cpu")
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from attnbench.data import load_dataset
 from attnbench.profiling.rows import ProfileRequest, to_measurements
 from attnbench.profiling.session import profile_models
@@ -20,20 +22,22 @@ from attnbench.stages.store import atomic_write, storage_errors
 class SessionOutput(Record):
     """What one profiling session found, by case id."""
 
-    costs: dict[str, list[Measurement]]
+    costs: dict[str, list[Measurement]] = Field(default_factory=dict)
+    failures: dict[str, str] = Field(default_factory=dict)
+    """Reasons of the cases with a failed row."""
 
 
 def profile_cells(
     cases: Sequence[Case], store: Path, device: str, progress: Callable[[int, int, str], None]
-) -> dict[str, list[Measurement]]:
-    """Measure every distinct model of the cases, interleaved; returns measurements by case id."""
+) -> SessionOutput:
+    """Measure every distinct model of the cases, interleaved."""
     if not cases:
-        return {}
+        return SessionOutput()
     contents = {case.id: content_hash(case.profile_content()) for case in cases}
     folder = store / "profile" / content_hash([sorted(contents.values()), device])
     path = folder / "done.json"
     if path.exists():
-        return SessionOutput.model_validate_json(path.read_bytes()).costs
+        return SessionOutput.model_validate_json(path.read_bytes())
     distinct = {contents[case.id]: case for case in reversed(cases)}  # guidance scales share a model
     sessions: dict[str, tuple[ProfileSpec, list[ProfileRequest]]] = {}
     for key, case in distinct.items():
@@ -44,14 +48,21 @@ def profile_cells(
             ProfileRequest(label=key, config=case.model, num_classes=load_dataset(case.data).num_classes)
         )
     found: dict[str, list[Measurement]] = {}
+    failed: dict[str, str] = {}
     for spec, requests in sessions.values():
         for row in profile_models(requests, spec, device=device, progress=progress):
             found.setdefault(row.model, []).extend(to_measurements(row))
-    costs = {case_id: _once(found[key]) for case_id, key in contents.items()}
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, SessionOutput(costs=costs).model_dump_json().encode())
-    return costs
+            if row.status == "failed":
+                failed[row.model] = f"profile at {row.resolution} px: {row.reason}"
+    output = SessionOutput(
+        costs={case_id: _once(found[key]) for case_id, key in contents.items()},
+        failures={case_id: failed[key] for case_id, key in contents.items() if key in failed},
+    )
+    if not failed:  # what failed is measured again next time
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, output.model_dump_json().encode())
+    return output
 
 
 def _once(measurements: list[Measurement]) -> list[Measurement]:

@@ -1,0 +1,152 @@
+"""The command line as a user meets it: real processes, exit codes, plain text, one error message."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnbench import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def attnbench(*words, cwd=None):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "attnbench.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=cwd,
+        timeout=240,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_version():
+    """--version prints the package's version."""
+    assert attnbench("--version").stdout.strip() == f"attnbench {__version__}"
+
+
+def test_help_imports_no_torch():
+    """--help needs neither torch nor pydantic."""
+    code = (
+        "import sys; sys.argv = ['attnbench', '--help']\n"
+        "from attnbench.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'pydantic', 'timm', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "quik"], "did you mean 'quick'"),
+        (["validate", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["list", "backend"], "did you mean 'backends'"),
+        (["show", "dydilla"], "did you mean 'dydila'"),
+        (["profile", "--models", "dit-x", "--res", "256"], "unknown model recipe 'dit-x'"),
+        (["profile", "--res", "250", "--models", "dit-s"], "multiple of 16 px"),
+        (["profile", "--res", "big"], "--res takes whole numbers of pixels, got 'big'"),
+        (["profile", "--res", "256", "--measure", "speed"], "--measure"),
+        (["profile", "--res", "256", "--device", "tpu"], "tpu"),
+        (["run", "quick", "--device", "abacus"], "abacus"),
+        (["report", "never-run"], "no results at"),
+        (["run", "quick", "-o", "train.stpes=3"], "did you mean 'steps'"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(words, said, tmp_path):
+    """Wrong input: what is wrong on stderr, no traceback, nothing on stdout, exit code 2."""
+    done = attnbench(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_typo_has_its_line(tmp_path):
+    """A misspelt key names file, line and column, the nearest spelling and what is allowed."""
+    text = (ROOT / "suites" / "quick.yaml").read_text().replace("  lr:", "  learn_rate:")
+    (tmp_path / "mine.yaml").write_text(text)
+    line = text.splitlines().index("  learn_rate: 2e-3") + 1
+    done = attnbench("validate", tmp_path / "mine.yaml")
+    assert done.returncode == 2
+    assert f"mine.yaml:{line}:3: train.learn_rate: unknown key 'learn_rate'" in done.stderr
+    assert "allowed: batch_size" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["quick", "photos", "subin_256"])
+def test_shipped_suites_are_valid(name):
+    """Every shipped suite validates without its data."""
+    done = attnbench("validate", name)
+    assert done.returncode == 0, done.stderr
+    assert "valid" in done.stdout
+
+
+def test_plan_works_without_the_data(tmp_path):
+    """The paper's suite can be planned before its images, autoencoder and weights are there."""
+    done = attnbench("plan", "subin_256", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "18 cells" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_profile_writes_the_rows_as_json(tmp_path):
+    """--json holds one object per model and resolution with the promised keys."""
+    what = ["--res", "256,512", "--models", "dit-s,dydi-lit-s", "--measure", "macs,params"]
+    done = attnbench("profile", *what, "--json", "cost.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "cost.json").read_text())
+    keys = {
+        "model",
+        "resolution",
+        "tokens",
+        "params",
+        "macs_paper",
+        "macs_full",
+        "latency_ms",
+        "peak_memory_mib",
+    }
+    assert [(r["model"], r["resolution"], r["tokens"]) for r in rows] == [
+        ("dit-s", 256, 256),
+        ("dit-s", 512, 1024),
+        ("dydi-lit-s", 256, 256),
+        ("dydi-lit-s", 512, 1024),
+    ]
+    assert all(keys | {"status", "reason"} <= set(row) for row in rows)
+    assert f"{rows[2]['macs_paper'] / 1e9:.2f}" == "5.98"
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", ["backends", "models", "suites", "plugins", "datasets", "extractors"])
+def test_listings_are_plain_text(kind):
+    """Without a terminal, listings hold no control codes and are not empty."""
+    done = attnbench("list", kind)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 3
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["dydila", "dit-s", "quick", "digits", "efficientnet-lite0"])
+def test_show_knows_every_kind(name):
+    """`show` explains backends, models, suites, datasets and extractors."""
+    done = attnbench("show", name)
+    assert done.returncode == 0, done.stderr
+    assert name in done.stdout
+
+
+def test_schema_is_json():
+    """`schema` prints a JSON schema with descriptions."""
+    schema = json.loads(attnbench("schema").stdout)
+    assert schema["properties"]["train"]
+    assert "description" in json.dumps(schema)

@@ -1,0 +1,267 @@
+"""A whole suite: cells that fail beside cells that finish, resuming, full disks, killed processes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from attnbench.contract import AttentionBackend, MacCount
+from attnbench.errors import DataError, StorageError
+from attnbench.executors import run_in_process, run_inline
+from attnbench.plan import plan
+from attnbench.plugins import Provided, registry
+from attnbench.results import latest, read_results
+from attnbench.runner import run
+from attnbench.suite import load_suite
+
+TINY = """\
+name: tiny
+question: Does the road hold?
+model: {recipe: tiny-dit, depth: 1, dim: 32, num_heads: 2}
+data: digits
+train: {objective: flow, steps: 8, batch_size: 8, lr: 1e-3, ema_decay: 0.5, log_every: 2}
+sample: {sampler: euler, num_steps: 2, per_class: 4}
+evaluate: {extractor: digits-cnn, kd_subset_size: 20, kd_subsets: 4}
+profile: {measure: [macs, params]}
+matrix:
+  model.attention: [softmax, linear]
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One folder of runs for the whole module, so that the digit classifier is trained once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Write a suite with another name (and so another run folder) and load it."""
+
+    def make(name, *overrides):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(TINY.replace("name: tiny", f"name: {name}"))
+        return load_suite(path, list(overrides))
+
+    return make
+
+
+class Short(nn.Module):
+    """Returns one token too few."""
+
+    def forward(self, x, context):
+        return x[:, 1:]
+
+
+class Poisoned(nn.Module):
+    """Turns to NaN at the fourth call."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.calls = 0
+
+    def forward(self, x, context):
+        self.calls += 1
+        return x * self.weight * (float("nan") if self.calls > 3 else 1.0)
+
+
+class Crashing(nn.Module):
+    """Raises something no one expects."""
+
+    def forward(self, x, context):
+        raise ZeroDivisionError("stranger's bug")
+
+
+@pytest.fixture
+def bad_backends(monkeypatch):
+    """Register backends that break the contract in three ways."""
+    for name, module in (("short", Short), ("poisoned", Poisoned), ("crashing", Crashing)):
+        record = AttentionBackend(
+            name=name,
+            summary="",
+            source="",
+            build=lambda site, options, module=module: module(),
+            macs=lambda site, options: MacCount(),
+        )
+        monkeypatch.setitem(registry().backends, name, Provided(record=record, plugin="bad", origin="test"))
+
+
+def test_a_suite_runs_and_is_read_the_second_time(store, suite):
+    """The first run computes every cell and writes results and report; the second computes nothing."""
+    first = run(suite("twice"), store, device="cpu", executor=run_inline)
+    assert [r.status for r in first.results] == ["ok", "ok"]
+    assert first.exit_code == 0
+    page = first.report.html.read_text()
+    assert page.count("data:image/png;base64") >= 2
+    lines = (first.run_dir / "results.jsonl").read_text()
+
+    def forbidden(*_):
+        raise AssertionError("a finished cell was computed again")
+
+    second = run(suite("twice"), store, device="cpu", executor=forbidden)
+    assert second.computed == 0
+    assert (first.run_dir / "results.jsonl").read_text() == lines
+    names = {m.name for m in second.results[0].measurements}
+    assert {"class_accuracy", "final_loss", "params", "macs_paper@8", "macs_full@8", "FD-digits-cnn"} <= names
+
+
+def test_bad_plugins_are_failed_rows_beside_finished_cells(store, suite, bad_backends):
+    """A wrong shape, NaN and a crash each fail their own cell with a reason; softmax is finished."""
+    overrides = ["matrix.model.attention=[short, poisoned, crashing, softmax]"]
+    outcome = run(suite("bad", *overrides), store, device="cpu", executor=run_inline)
+    reasons = {r.label: r.reason for r in outcome.results}
+    assert [r.status for r in outcome.results] == ["failed", "failed", "failed", "ok"]
+    assert outcome.exit_code == 1
+    assert "Short in blocks.0.attn returned (8, 15, 32)" in reasons["short"]
+    assert "blocks.0.attn" in reasons["poisoned"]
+    assert "ZeroDivisionError: stranger's bug" in reasons["crashing"]
+    assert "blocks.0.attn" in outcome.report.html.read_text()
+
+
+def test_unsupported_is_skipped_with_its_reason(store, suite):
+    """49 agents on 16 tokens: a skipped row; a suite in which nothing ran does not pass."""
+    outcome = run(suite("skip", "matrix.model.attention=[agent]"), store, device="cpu", executor=run_inline)
+    assert outcome.results[0].status == "skipped"
+    assert "num_agents=49" in outcome.results[0].reason
+    assert outcome.exit_code == 1
+
+
+def test_changed_code_is_not_read_from_the_store(suite):
+    """A backend whose source changed has another key: its old results are not reused."""
+    case = suite("code").cases[0]
+    changed = case.model_copy(update={"code": {"softmax": "another"}})
+    assert case.code["softmax"]
+    assert case.key("train") != changed.key("train")
+    assert case.key("prepare") == changed.key("prepare")
+    assert case.id != changed.id
+
+
+def test_guidance_scales_share_one_training(suite):
+    """Cells that differ downstream of training have one training key."""
+    overrides = ["matrix.model.attention=[softmax]", "matrix.sample.guidance_scale=[1.0, 2.0]"]
+    a, b = suite("shared", *overrides).cases
+    assert a.key("train") == b.key("train")
+    assert a.key("sample") != b.key("sample")
+
+
+def test_a_missing_folder_stops_before_anything_runs(tmp_path, store):
+    """The error names the setting and the override that mends it."""
+    (tmp_path / "s.yaml").write_text(
+        TINY.replace("data: digits", "data: {name: image-folder, path: nowhere, image_size: 8}").replace(
+            "dim: 32", "dim: 32, in_channels: 3"
+        )
+    )
+    with pytest.raises(
+        DataError, match=r"data\.path: .*nowhere does not exist; name yours with -o data\.path="
+    ):
+        run(load_suite(tmp_path / "s.yaml"), store, device="cpu", executor=run_inline)
+
+
+def test_a_disk_too_small_stops_before_anything_runs(suite, tmp_path, monkeypatch):
+    """Needed and free space are compared before the first step."""
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(StorageError, match="this run needs about"):
+        run(suite("full"), tmp_path / "runs", device="cpu", executor=run_inline)
+
+
+def test_a_disk_that_fills_up_fails_the_cell_and_keeps_the_rest(store, suite, monkeypatch):
+    """No space left while training: one clear reason, and the same command finishes it later."""
+    from attnbench.stages import checkpoint
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    loaded = suite("nospace", "seed=5", "matrix.model.attention=[softmax]")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        broken = run(loaded, store, device="cpu", executor=run_inline)
+    assert broken.results[0].status == "failed"
+    assert "no space left" in broken.results[0].reason
+    assert "run the same command again" in broken.results[0].reason
+    assert run(loaded, store, device="cpu", executor=run_inline).exit_code == 0
+
+
+def test_a_checkpoint_cut_in_half_is_a_failed_row_that_names_it(store, suite):
+    """Half a file of averaged weights: the sample stage names the file; the other cell finishes."""
+    loaded = suite("cut", "seed=6")
+    run(loaded, store, device="cpu", executor=run_inline)
+    folder = store / "store" / "train" / loaded.cases[0].key("train")
+    weights = folder / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    for stage in ("sample", "evaluate"):
+        (store / "store" / stage / loaded.cases[0].key(stage) / "done.json").unlink()
+    for shard in (store / "store" / "sample" / loaded.cases[0].key("sample")).glob("*.npz"):
+        shard.unlink()
+    outcome = run(loaded, store, device="cpu", executor=run_inline)
+    assert [r.status for r in outcome.results] == ["failed", "ok"]
+    assert "ema.safetensors" in outcome.results[0].reason
+
+
+def test_a_killed_cell_is_a_failed_row_and_resumes(store, suite):
+    """SIGKILL to a cell's process: the row names the signal; the next run finishes the cell."""
+    loaded = suite(
+        "killed", "seed=7", "train.steps=400", "train.checkpoint_every=5", "matrix.model.attention=[softmax]"
+    )
+
+    def kill_when_training(case, folder, device, progress):
+        def kill(stage, done, total, note):
+            if stage == "train" and done >= 10:
+                children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+                for pid in {int(word) for path in children for word in path.read_text().split()}:
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    if b"attnbench.stages.cell" in command:
+                        os.kill(pid, signal.SIGKILL)
+
+        return run_in_process(case, folder, device, kill)
+
+    outcome = run(loaded, store, device="cpu", executor=kill_when_training)
+    assert outcome.results[0].status == "failed"
+    assert "killed by SIGKILL" in outcome.results[0].reason
+    assert (store / "store" / "train" / loaded.cases[0].key("train") / "checkpoint.safetensors").exists()
+    resumed = run(loaded, store, device="cpu", executor=run_in_process)
+    assert resumed.exit_code == 0
+    statuses = [r.status for r in read_results(outcome.run_dir / "results.jsonl")]
+    assert statuses[0] == "failed"
+    assert latest(read_results(outcome.run_dir / "results.jsonl"))[0].status == "ok"
+
+
+def test_results_survive_a_crash_in_the_middle_of_a_line(store, suite):
+    """A last line without its end is dropped; the whole ones are read."""
+    outcome = run(suite("twice"), store, device="cpu", executor=run_inline)
+    path = outcome.run_dir / "results.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + whole[: len(whole) // 3].splitlines()[0][:50])
+    assert len(latest(read_results(path))) == 2
+    path.write_text(whole)
+
+
+def test_plan_runs_nothing_and_knows_what_is_finished(store, suite):
+    """A finished cell has nothing left; an unfinished one an estimate of time and disk."""
+    run(suite("twice"), store, device="cpu", executor=run_inline)
+    finished, other = plan([*suite("twice").cases[:1], *suite("later", "seed=9").cases[:1]], store / "store")
+    assert finished.time_s == 0
+    assert finished.disk_bytes == 0
+    assert other.time_s > 0
+    assert other.disk_bytes > 0
+    assert not (store / "store" / "train" / other.case.key("train")).exists()
+
+
+def test_every_line_is_json_with_its_environment(store, suite):
+    """results.jsonl holds versions, hardware, git state and the whole case in every line."""
+    outcome = run(suite("twice"), store, device="cpu", executor=run_inline)
+    for line in (outcome.run_dir / "results.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert record["environment"]["packages"]["torch"] == torch.__version__
+        assert record["environment"]["cpu"]
+        assert record["case"]["seed"] == 0
