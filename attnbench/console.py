@@ -306,21 +306,17 @@ def _extractor(name: str) -> Iterator[Shown]:
 
 def print_plan(suite: Suite, cells: Sequence[PlannedCell]) -> None:
     """Print every cell, what is finished, and what the rest will take."""
-    rows = [
-        (
-            cell.case.label,
-            ", ".join(cell.finished) or "nothing",
-            _duration(cell.time_s),
-            _size(cell.disk_bytes),
-        )
-        for cell in cells
-    ]
+    rows = []
+    for cell in cells:
+        cost = ("cannot run", "") if cell.problem else (_duration(cell.time_s), _size(cell.disk_bytes))
+        rows.append((cell.case.label, ", ".join(cell.finished) or "nothing", *cost, cell.problem))
     total = (_duration(sum(c.time_s for c in cells)), _size(sum(c.disk_bytes for c in cells)))
     notes = (
         f"{len(cells)} cells; about {total[0]} and {total[1]} to go on this machine",
         "estimates from closed-form multiply-adds and a quick matmul measurement; nothing was run",
     )
-    print_table(listing(f"plan of {suite.name}", ("cell", "finished", "time left", "disk"), rows, notes))
+    columns = ("cell", "finished", "time left", "disk", "problem")
+    print_table(listing(f"plan of {suite.name}", columns, rows, notes))
 
 
 def _duration(seconds: float) -> str:

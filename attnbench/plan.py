@@ -28,6 +28,8 @@ class PlannedCell:
     finished: tuple[Stage, ...]
     time_s: float
     disk_bytes: int
+    problem: str = ""
+    """Why this cell cannot run, where that is known already."""
 
 
 def plan(cases: Sequence[Case], store: Path) -> list[PlannedCell]:
@@ -39,13 +41,13 @@ def plan(cases: Sequence[Case], store: Path) -> list[PlannedCell]:
         finished = tuple(s for s in STAGES if read_output(store / s / case.key(s)) is not None)
         missing = [s for s in STAGES if s not in finished and (s, case.key(s)) not in counted]
         counted.update((s, case.key(s)) for s in missing)
+        try:
+            time_s = sum(stage_time_s(case, s, rate) for s in missing)
+            disk_bytes, problem = disk_needed_bytes(case, missing), ""
+        except Exception as error:  # noqa: BLE001 - a stranger's backend may raise anything
+            time_s, disk_bytes, problem = 0.0, 0, f"{type(error).__name__}: {error}"
         planned.append(
-            PlannedCell(
-                case=case,
-                finished=finished,
-                time_s=sum(stage_time_s(case, s, rate) for s in missing),
-                disk_bytes=disk_needed_bytes(case, missing),
-            )
+            PlannedCell(case=case, finished=finished, time_s=time_s, disk_bytes=disk_bytes, problem=problem)
         )
     return planned
 

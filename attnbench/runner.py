@@ -14,11 +14,11 @@ from typing import Any
 
 from attnbench.errors import DataError, StorageError
 from attnbench.executors import Executor, run_in_process
-from attnbench.plan import disk_needed_bytes
+from attnbench.plan import plan
+from attnbench.profiling.session import check_device
 from attnbench.report import ReportPaths, write_report
 from attnbench.results import Result, append_result, latest, read_results
 from attnbench.specs import Case, ImageFolderData
-from attnbench.profiling.session import check_device
 from attnbench.stages.cell import finished_cell
 from attnbench.stages.profile import SessionOutput, profile_cells
 from attnbench.suite import Suite
@@ -119,7 +119,7 @@ def check_inputs(cases: Sequence[Case]) -> None:
 
 def check_space(cases: Sequence[Case], store: Path) -> None:
     """Refuse a run that cannot fit on the disk."""
-    needed = sum(disk_needed_bytes(case) for case in cases if finished_cell(case, store) is None)
+    needed = sum(cell.disk_bytes for cell in plan(cases, store))
     place = store
     while not place.exists():
         place = place.parent
