@@ -14,9 +14,9 @@ from attnbench.specs import Case, ImageFolderData, ModelConfig
 from attnbench.stages.store import STAGES, Stage, read_output
 
 # Estimates, not measurements: a backward pass costs two forward passes, a small matmul reaches
-# about a third of a large one, and every block costs some fixed time in Python and kernel launches.
-MATMUL_EFFICIENCY = 0.35
-BLOCK_OVERHEAD_S = 1e-3
+# about 0.6 of the rate of a large one, and every block costs some fixed time in Python and kernel launches.
+MATMUL_EFFICIENCY = 0.6
+BLOCK_OVERHEAD_S = 5e-4
 NUM_CLASSES_GUESS = 100  # a folder that is not here yet: as many classes as Sub-IN
 
 
