@@ -1,0 +1,78 @@
+"""Forward plus backward of a routed projection against one dense projection of the same size, on the CPU.
+
+    python reports/routed-projection/measure.py [--threads 1,2] [--rounds 40]
+
+Prints medians of interleaved rounds and the ratio to dense, for the package's operator and for the naive form
+that computes all experts. Sizes: 2048 tokens, width 384, 5 projectors, tokens routed at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from attnbench.layers import routed_projection
+
+TOKENS, WIDTH, PROJECTORS = 2048, 384, 5
+
+
+def contenders() -> dict[str, Callable[[], None]]:
+    """Return the three forms; each starts from cleared gradients and ends with all of them."""
+    x = torch.randn(TOKENS, WIDTH, requires_grad=True)
+    bank = torch.randn(PROJECTORS, WIDTH, WIDTH, requires_grad=True)
+    dense_weight = torch.randn(WIDTH, WIDTH, requires_grad=True)
+    expert = torch.randint(0, PROJECTORS, (TOKENS, 1))
+    grad = torch.randn(TOKENS, WIDTH)
+
+    def clear() -> None:
+        x.grad = bank.grad = dense_weight.grad = None
+
+    def dense() -> None:
+        clear()
+        (x @ dense_weight).backward(grad)
+
+    def routed() -> None:
+        clear()
+        routed_projection(x, bank, expert).view(TOKENS, WIDTH).backward(grad)
+
+    def all_experts() -> None:
+        clear()
+        every = torch.einsum("tc,ecf->tef", x, bank)
+        every.gather(1, expert[..., None].expand(-1, -1, WIDTH))[:, 0].backward(grad)
+
+    return {"dense": dense, "routed": routed, "all experts": all_experts}
+
+
+def measure(threads: int, rounds: int) -> dict[str, float]:
+    """Return the median of each form in ms, rounds interleaved, five warm-up rounds dropped."""
+    torch.set_num_threads(threads)
+    forms = contenders()
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(rounds + 5):
+        for name, form in forms.items():
+            start = time.perf_counter()
+            form()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values[5:]) for name, values in times.items()}
+
+
+def main() -> None:
+    """Print one JSON line per thread count."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--rounds", type=int, default=40)
+    asked = parser.parse_args()
+    for threads in map(int, asked.threads.split(",")):
+        median_ms = measure(threads, asked.rounds)
+        ratio = {name: round(value / median_ms["dense"], 3) for name, value in median_ms.items()}
+        shown = {name: round(value, 3) for name, value in median_ms.items()}
+        print(json.dumps({"threads": threads, "torch": torch.__version__, "median_ms": shown, "ratio": ratio}))
+
+
+if __name__ == "__main__":
+    main()
