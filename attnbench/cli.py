@@ -152,7 +152,7 @@ def report(
     results = latest(read_results(run_dir / "results.jsonl"))
     if not results:
         raise UserInputError(f"{run_dir / 'results.jsonl'} holds no results yet; run the suite first")
-    question = next((str(r.case.get("question", "")) for r in results if r.case.get("question")), "")
+    question = results[0].case.get("question", "")
     paths = write_report(run_dir, results, title=results[0].suite, question=question)
     console.print_comparison(results)
     typer.echo(f"report: {paths.html}\n        {paths.markdown}")

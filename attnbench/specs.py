@@ -263,6 +263,7 @@ class Case(Spec):
     """One resolved cell of a suite. Its identity is its content, not its label."""
 
     suite: str
+    question: str = ""
     label: str
     axes: dict[str, str] = {}
     """Matrix coordinates, as reports show them."""

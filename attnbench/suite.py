@@ -184,6 +184,7 @@ def _resolve(cell: Cell, findings: _Findings) -> Case | None:
 def _case(cell: Cell, spec: SuiteSpec, model: ModelConfig, registry: plugins.Registry) -> Case:
     return Case(
         suite=spec.name,
+        question=spec.question.strip(),
         label=matrix.label_of(cell, spec.model),
         axes=matrix.axes_of(cell, spec.model),
         seed=cell.data.get("seed", 0),  # a list of seeds has become an axis

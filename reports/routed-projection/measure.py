@@ -71,7 +71,9 @@ def main() -> None:
         median_ms = measure(threads, asked.rounds)
         ratio = {name: round(value / median_ms["dense"], 3) for name, value in median_ms.items()}
         shown = {name: round(value, 3) for name, value in median_ms.items()}
-        print(json.dumps({"threads": threads, "torch": torch.__version__, "median_ms": shown, "ratio": ratio}))
+        print(
+            json.dumps({"threads": threads, "torch": torch.__version__, "median_ms": shown, "ratio": ratio})
+        )
 
 
 if __name__ == "__main__":
