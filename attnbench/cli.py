@@ -29,6 +29,7 @@ Runs = Annotated[Path, typer.Option("--runs", help="Folder for everything a run 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; print results only.")]
 RUNS = Path("runs")
+INTERRUPTED = 130
 
 
 def _version(wanted: bool) -> None:
@@ -108,7 +109,7 @@ def profile(
     rounds: Annotated[int, typer.Option(help="Interleaved rounds of the latency measurement.")] = 5,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     timeout_s: Annotated[float, typer.Option(help="Time limit of one row.")] = 120.0,
-    num_classes: Annotated[int, typer.Option(help="Classes of the label embedding.")] = 1000,
+    num_classes: Annotated[int, typer.Option(min=1, help="Classes of the label embedding.")] = 1000,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -124,7 +125,13 @@ def profile(
     from attnbench.runner import default_device
 
     spec = _profile_spec(res, measure, batch_size, rounds, precision, timeout_s)
-    configs = [recipe(name) for name in _words(models)]
+    configs = [recipe(name) for name in dict.fromkeys(_words(models))]
+    if not configs:
+        raise UserInputError("--models names no model; see attnbench list models")
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UserInputError(
+            f"--json: the folder {json_file.absolute().parent} does not exist; create it first"
+        )
     for config in configs:
         for side in spec.resolutions or []:
             input_size(config, side)  # one clear error before anything is measured
@@ -208,9 +215,11 @@ def _profile_spec(
     from attnbench.specs import ProfileSpec
 
     try:
-        resolutions = [int(word) for word in _words(res)]
+        resolutions = list(dict.fromkeys(int(word) for word in _words(res)))
     except ValueError:
         raise UserInputError(f"--res takes whole numbers of pixels, got {res!r}; e.g. 256,512") from None
+    if not resolutions or not _words(measure):
+        raise UserInputError("--res and --measure need a value each, e.g. --res 256 --measure macs")
     try:
         return ProfileSpec.model_validate(
             {
@@ -237,9 +246,10 @@ def main() -> NoReturn:
         _fail(error, 2)
     except AttnbenchError as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; run the same command again to go on from here", err=True)
-        sys.exit(130)
+    except SystemExit as stop:  # typer turns Ctrl-C into exit code 130 without a word
+        if stop.code == INTERRUPTED:
+            typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
+        raise
     sys.exit(0)
 
 

@@ -142,7 +142,9 @@ class AttentionBackend:
 
     `build(site, options)` returns a module mapping ([B, N, C], AttentionContext) to [B, N, C] on
     the site's grid, tokens row-major. `macs(site, options)` is the closed form at batch 1.
-    `supports(site, options, dtype, device)` returns None or the reason why not.
+    `supports(site, options, dtype, device)` returns None or the reason why not. The skeleton
+    initialises every nn.Linear in the module as DiT does (Xavier-uniform, zero bias), so that shared
+    projections start equal; a module with the attribute `keeps_own_init = True` is left as built.
     """
 
     name: str

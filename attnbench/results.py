@@ -12,10 +12,10 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -101,12 +101,25 @@ def append_result(path: Path, result: Result) -> None:
     """Append one result as one line; a reader never sees half a line as a result."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(result.model_dump_json() + "\n")
+        with path.open("a+b") as file:
+            _cut_stump(file)
+            file.write(result.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise StorageError(f"cannot append a result to {path}: {error.strerror}; free some space") from error
+        raise StorageError(f"cannot append a result to {path}: {error.strerror or error}") from error
+
+
+def _cut_stump(file: BinaryIO) -> None:
+    """Remove a last line without its end, left by a writer that was killed: no result is in it."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(0)
+    whole = file.read().rfind(b"\n") + 1
+    if whole < size:
+        file.truncate(whole)
+    file.seek(0, os.SEEK_END)
 
 
 def read_results(path: Path) -> list[Result]:
@@ -195,8 +208,3 @@ def _git_state(folder: Path) -> tuple[str, bool]:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
     except (OSError, subprocess.SubprocessError):
         return "", False
-
-
-def as_rows(results: list[Result]) -> list[Mapping[str, Any]]:
-    """Return results as plain dictionaries, for `--json`."""
-    return [json.loads(result.model_dump_json()) for result in results]

@@ -21,6 +21,7 @@ from attnbench.results import Result, append_result, latest, read_results
 from attnbench.specs import Case, ImageFolderData
 from attnbench.stages.cell import finished_cell
 from attnbench.stages.profile import SessionOutput, profile_cells
+from attnbench.stages.store import storage_errors
 from attnbench.suite import Suite
 
 CellProgress = Callable[[Case, str, int, int, str], None]  # case, stage, done, total, note
@@ -75,6 +76,9 @@ def run(
     check_device(device)
     runs = runs.absolute()
     run_dir, store = runs / suite.name, runs / "store"
+    for folder in (run_dir, store):
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     check_inputs(suite.cases)
     check_space(suite.cases, store)
     results: list[Result] = []

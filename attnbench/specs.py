@@ -101,6 +101,8 @@ class ModelConfig(Spec):
     def _check_sizes(self) -> ModelConfig:
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads must divide dim, got dim={self.dim}, num_heads={self.num_heads}")
+        if self.position_embedding == "sincos" and self.dim % 4:
+            raise ValueError(f"dim must be divisible by 4 for the sine-cosine embedding, got {self.dim}")
         if isinstance(self.attention, list) and len(self.attention) != self.depth:
             raise ValueError(
                 f"attention lists one entry per block: got {len(self.attention)} for depth {self.depth}"
@@ -189,7 +191,7 @@ class TrainSpec(Spec):
     grad_clip: float | None = Field(default=None, gt=0)
     """Clip the gradient's global norm; null: off, as in DiT."""
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
-    """Decay of the weight average that is sampled from (buffers are averaged too)."""
+    """Decay of the weight average that is sampled from (buffers too); at step s at most (1+s)/(10+s)."""
     horizontal_flip: bool | None = None
     """Random flips; null: on for photographs, off where a mirrored class is another (digits)."""
     timestep_density: Literal["uniform", "logit-normal"] = "uniform"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator
 
 from attnbench import matrix, plugins
 from attnbench.errors import SuiteError, UnknownNameError
@@ -48,7 +48,7 @@ class SuiteSpec(Spec):
     """A suite as its file says it: one question, the settings of all cells, and what varies between them."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Short name; results and reports lie in folders of this name."""
+    """Short name; results and reports lie in folders of this name (so not `store`, which is taken)."""
     question: str = Field(min_length=1)
     """What this suite answers, in one sentence."""
     seed: NonNegativeInt | Annotated[list[NonNegativeInt], Field(min_length=1)] = 0
@@ -67,6 +67,13 @@ class SuiteSpec(Spec):
     """Cost."""
     matrix: dict[str, list[Any]] = Field(default={})
     """Dotted settings and the values they take; the cells are the cartesian product."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if name == "store":
+            raise ValueError("must not be 'store': finished stages lie in that folder; choose another name")
+        return name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -231,10 +231,10 @@ def dydila(module, x, grid):
     v_images = torch.stack(values)
     tdo = torch.stack([first for first, _ in tdos])
     lam = torch.stack([second for _, second in tdos])
-    if o.mode == "map" and o.dwc_maps == "per_map":
-        tdo = tdo - lam * dwc(module, 1, v_images, grid)
     if o.normaliser == "rms":
         tdo = tdo / (tdo.square().mean(-1, keepdim=True) + o.eps).sqrt()
+    if o.mode == "map" and o.dwc_maps == "per_map":
+        tdo = tdo - lam * dwc(module, 1, v_images, grid)
     return output(module, tdo + dwc(module, 0, v_images, grid))
 
 

@@ -78,7 +78,7 @@ def test_a_typo_has_its_line(tmp_path):
     """A misspelt key names file, line and column, the nearest spelling and what is allowed."""
     text = (ROOT / "suites" / "quick.yaml").read_text().replace("  lr:", "  learn_rate:")
     (tmp_path / "mine.yaml").write_text(text)
-    line = text.splitlines().index("  learn_rate: 2e-3") + 1
+    line = next(n for n, words in enumerate(text.splitlines(), 1) if "learn_rate" in words)
     done = attnbench("validate", tmp_path / "mine.yaml")
     assert done.returncode == 2
     assert f"mine.yaml:{line}:3: train.learn_rate: unknown key 'learn_rate'" in done.stderr

@@ -265,3 +265,54 @@ def test_every_line_is_json_with_its_environment(store, suite):
         assert record["environment"]["packages"]["torch"] == torch.__version__
         assert record["environment"]["cpu"]
         assert record["case"]["seed"] == 0
+
+
+def test_a_damaged_record_means_not_finished(store, suite):
+    """An empty done.json is no traceback: the stage is simply run again."""
+    loaded = suite("damaged", "seed=8", "matrix.model.attention=[softmax]")
+    run(loaded, store, device="cpu", executor=run_inline)
+    (store / "store" / "evaluate" / loaded.cases[0].key("evaluate") / "done.json").write_bytes(b"")
+    again = run(loaded, store, device="cpu", executor=run_inline)
+    assert again.computed == 1
+    assert again.exit_code == 0
+
+
+def test_sizes_are_checked_before_training(store, suite):
+    """More images per kernel-distance subset than samples: refused before a step is trained."""
+    loaded = suite("sizes", "seed=10", "evaluate.kd_subset_size=5000", "matrix.model.attention=[softmax]")
+    outcome = run(loaded, store, device="cpu", executor=run_inline)
+    assert "kd_subset_size is 5000" in outcome.results[0].reason
+    assert not (store / "store" / "train" / loaded.cases[0].key("train")).exists()
+
+
+def test_unreadable_images_are_named_in_the_report(tmp_path):
+    """A file that is no image is left out, counted and named; the others are used."""
+    from PIL import Image
+
+    for label in ("a", "b"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(30):
+            colour = (number * 8, 100, 255 if label == "a" else 0)
+            Image.new("RGB", (8, 8), colour).save(tmp_path / "images" / label / f"{number}.png")
+    (tmp_path / "images" / "a" / "broken.png").write_bytes(b"not an image")
+    overrides = [
+        "data={name: image-folder, path: %s, image_size: 8}" % (tmp_path / "images"),
+        "model.in_channels=3",
+        "evaluate.class_accuracy=false",
+        "sample.per_class=12",
+        "matrix.model.attention=[softmax]",
+    ]
+    (tmp_path / "s.yaml").write_text(TINY)
+    outcome = run(
+        load_suite(tmp_path / "s.yaml", overrides), tmp_path / "runs", device="cpu", executor=run_inline
+    )
+    assert outcome.results[0].status == "ok", outcome.results[0].reason
+    assert "broken.png" in outcome.report.html.read_text()
+    assert outcome.results[0].measurement("unreadable_images").values == [1]
+
+
+def test_a_runs_folder_that_is_a_file_is_refused(suite, tmp_path):
+    """The error names the place and what is wrong with it."""
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(StorageError, match="Not a directory"):
+        run(suite("afile"), tmp_path / "runs", device="cpu", executor=run_inline)

@@ -202,9 +202,11 @@ class DyDiLA(nn.Module):
         q, k, q_prime, k_prime = z.view(4, *v.shape)
         first = self._contract(q, k, v, mass=(q, k))
         second = self._contract(q_prime, k_prime, v, mass=(q_prime, k_prime))
+        lam = lam.to(first.dtype)
+        o = self._normalise_rms(first - lam * second) + self._dwc(0, v, context)
         if self.options.dwc_maps == "per_map":  # each map is a whole attention with its convolution
-            second = second + self._dwc(1, v, context)
-        return self._normalise_rms(first - lam.to(first.dtype) * second) + self._dwc(0, v, context)
+            o = o - lam * self._dwc(1, v, context)
+        return o
 
     def _contract(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mass: tuple[torch.Tensor, torch.Tensor]

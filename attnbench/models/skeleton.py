@@ -194,7 +194,12 @@ def seeded(seed: int, name: str) -> Iterator[None]:
 
 def initialise(model: DiffusionTransformer, seed: int) -> None:
     """Apply DiT's initialisation: Xavier-uniform linears, N(0, .02) embeddings, zero AdaLN and output."""
+    keeps_own = tuple(
+        f"{name}." for name, module in model.named_modules() if getattr(module, "keeps_own_init", False)
+    )
     for name, module in model.named_modules():
+        if f"{name}.".startswith(keeps_own):
+            continue
         with seeded(seed, name):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

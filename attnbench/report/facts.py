@@ -21,6 +21,7 @@ from attnbench.report.quantities import (
 from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
 from attnbench.results import Environment, Result
 
+DESCRIPTIONS = ("suite", "question", "label", "model.summary")  # words that set nothing
 FEW_IMAGES = 10_000  # below it, distances are known to be dominated by the sample-size bias
 
 
@@ -72,6 +73,8 @@ def warnings(results: Sequence[Result]) -> list[str]:
         )
     if len(seeds_of(results)) == 1:
         found.append("One seed per cell: the spread between seeds is unknown.")
+    left_out = {m.note for r in results for m in r.measurements if m.name == "unreadable_images"}
+    found += [f"Files that failed to open were left out: {names}" for names in sorted(left_out)]
     if any(r.environment.git_dirty for r in results):
         found.append("The working tree held uncommitted changes.")
     return [plain(warning) for warning in found]
@@ -170,7 +173,11 @@ def _describe(environment: Environment) -> dict[str, str]:
 def _settings(case: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what was set; the words that only describe a cell stand elsewhere in a report."""
     for name, text in _flatten(case):
-        if text and name not in ("suite", "label", "model.summary") and not name.startswith("axes."):
+        if (
+            text
+            and name not in ("suite", "question", "label", "model.summary")
+            and not name.startswith(("axes.", "code.", "files."))
+        ):
             yield name, text
 
 

@@ -39,7 +39,7 @@ class Quantity:
 SIZE = (
     Quantity(name="params", title="Parameters", unit="M", scale=1e-6, decimals=2, keep_smallest=True,
              group="Size",
-             definition="Trainable and fixed parameters of the whole model, in millions."),
+             definition="Trainable parameters of the whole model, in millions."),
     Quantity(name="macs_paper", title="MACs, paper's count", unit="G", scale=1e-9, decimals=2,
              keep_smallest=True, group="Size",
              definition="Multiply-adds (10^9) of one forward pass of one image without guidance, counted as "

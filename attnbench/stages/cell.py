@@ -24,6 +24,7 @@ from attnbench.stages.store import (
     Workspace,
     atomic_write,
     read_output,
+    read_record,
 )
 
 ENVIRONMENT = "environment.json"
@@ -56,10 +57,8 @@ def finished_cell(case: Case, root: Path) -> Result | None:
         if output is None:
             return None
         outputs.append(output)
-    path = root / "evaluate" / case.key("evaluate") / ENVIRONMENT
-    if not path.exists():
-        return None
-    return _result(case, Environment.model_validate_json(path.read_bytes()), outputs, "ok", "")
+    where = read_record(root / "evaluate" / case.key("evaluate") / ENVIRONMENT, Environment)
+    return None if where is None else _result(case, where, outputs, "ok", "")
 
 
 def _result(case: Case, where: Environment, outputs: list[StageOutput], status: Any, reason: str) -> Result:

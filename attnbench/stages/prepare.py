@@ -11,11 +11,15 @@ import torch
 from attnbench.data import Dataset, load_dataset
 from attnbench.data.pixels import to_images, to_model_space
 from attnbench.errors import UserInputError
+from attnbench.metrics.scores import check_sizes
+from attnbench.results import Measurement
 from attnbench.specs import Case, CodecSpec, ImageFolderData
 from attnbench.stages.latents import encode_all, load_codec, open_latents
 from attnbench.stages.store import StageOutput, Workspace, read_output, write_output
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]  # float [B, C, h, w] -> uint8 [B, H, W, C]
+
+NAMED = 20  # files named one by one in a report; the rest are counted
 
 
 class TrainingSource(Protocol):
@@ -71,17 +75,28 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
 
     Raises DataError when images or autoencoder cannot be used.
     """
+    dataset, codec = load_dataset(case.data), codec_of(case)
+    reference = dataset.train if case.evaluate.reference == "train" else dataset.held_out
+    # here, because finding out after the training would waste it
+    check_sizes(case.evaluate, case.sample.per_class * dataset.num_classes, len(reference))
     folder = workspace.folder("prepare", case)
     finished = read_output(folder)
     if finished is not None:
         return finished
-    codec = codec_of(case)
     if codec is not None:
-        dataset = load_dataset(case.data)
         encode_all(dataset.train, codec, dataset.image_size, folder, workspace)
-    output = StageOutput()
+    output = StageOutput(measurements=_left_out(dataset))
     write_output(folder, output)
     return output
+
+
+def _left_out(dataset: Dataset) -> list[Measurement]:
+    """Name and count the files that failed to open."""
+    if not dataset.unreadable:
+        return []
+    shown, more = dataset.unreadable[:NAMED], len(dataset.unreadable) - NAMED
+    names = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+    return [Measurement(name="unreadable_images", values=[len(dataset.unreadable)], note=names)]
 
 
 def training_source(case: Case, dataset: Dataset, workspace: Workspace) -> TrainingSource:

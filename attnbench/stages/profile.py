@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from pydantic import Field
 
 from attnbench.data import load_dataset
 from attnbench.profiling.rows import ProfileRequest, to_measurements
 from attnbench.profiling.session import profile_models
-from attnbench.results import Measurement, Record
-from attnbench.specs import Case, ProfileSpec, content_hash
-from attnbench.stages.store import atomic_write, storage_errors
+from attnbench.results import Measurement, Record, environment
+from attnbench.specs import FORMAT, Case, ProfileSpec, content_hash
+from attnbench.stages.cell import device_name
+from attnbench.stages.store import atomic_write, read_record, storage_errors
 
 
 class SessionOutput(Record):
@@ -34,10 +37,11 @@ def profile_cells(
     if not cases:
         return SessionOutput()
     contents = {case.id: content_hash(case.profile_content()) for case in cases}
-    folder = store / "profile" / content_hash([sorted(contents.values()), device])
+    folder = store / "profile" / content_hash([FORMAT, sorted(contents.values()), _machine(device)])
     path = folder / "done.json"
-    if path.exists():
-        return SessionOutput.model_validate_json(path.read_bytes())
+    known = read_record(path, SessionOutput)
+    if known is not None:
+        return known
     distinct = {contents[case.id]: case for case in reversed(cases)}  # guidance scales share a model
     sessions: dict[str, tuple[ProfileSpec, list[ProfileRequest]]] = {}
     for key, case in distinct.items():
@@ -49,20 +53,28 @@ def profile_cells(
         )
     found: dict[str, list[Measurement]] = {}
     failed: dict[str, str] = {}
+    complete = True
     for spec, requests in sessions.values():
         for row in profile_models(requests, spec, device=device, progress=progress):
             found.setdefault(row.model, []).extend(to_measurements(row))
+            complete = complete and row.status == "ok"
             if row.status == "failed":
                 failed[row.model] = f"profile at {row.resolution} px: {row.reason}"
     output = SessionOutput(
         costs={case_id: _once(found[key]) for case_id, key in contents.items()},
         failures={case_id: failed[key] for case_id, key in contents.items() if key in failed},
     )
-    if not failed:  # what failed is measured again next time
+    if complete:  # what failed, or took too long this time, is measured again next time
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         atomic_write(path, output.model_dump_json().encode())
     return output
+
+
+def _machine(device: str) -> list[Any]:
+    """Return what a latency depends on beside the model."""
+    where = environment(device)
+    return [where.cpu, device_name(torch.device(device)), torch.get_num_threads(), where.packages["torch"]]
 
 
 def _once(measurements: list[Measurement]) -> list[Measurement]:

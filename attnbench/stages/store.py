@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from attnbench.errors import StorageError
 from attnbench.results import Measurement, Record
@@ -28,6 +28,7 @@ STAGES: tuple[Stage, ...] = ("prepare", "train", "sample", "evaluate")
 DONE = "done.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 ProgressSink = Callable[[str, int, int, str], None]  # stage, done, total, note
 
 
@@ -63,10 +64,15 @@ class Workspace:
 
 def read_output(folder: Path) -> StageOutput | None:
     """Return the output of a finished stage, or None while it is not finished."""
-    path = folder / DONE
-    if not path.exists():
+    return read_record(folder / DONE, StageOutput)
+
+
+def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
+    """Return what a record file holds, or None where it is absent or damaged: then the work is not done."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
-    return StageOutput.model_validate_json(path.read_bytes())
 
 
 def write_output(folder: Path, output: StageOutput) -> None:
