@@ -43,7 +43,7 @@ def make_case(
         sample=SampleSpec(
             **({"sampler": "euler", "num_steps": 3, "per_class": 2, "batch_size": 4} | (sample or {}))
         ),
-        evaluate=EvaluateSpec(),
+        evaluate=EvaluateSpec(kd_subset_size=2, neighbours=1),
         profile=ProfileSpec(),
     )
 
