@@ -21,8 +21,8 @@ from attnbench.layers import routed_projection
 TOKENS, WIDTH, PROJECTORS = 2048, 384, 5
 
 
-def contenders() -> dict[str, Callable[[], None]]:
-    """Return the three forms; each starts from cleared gradients and ends with all of them."""
+def contenders() -> tuple[dict[str, Callable[[], None]], Callable[[], None]]:
+    """Return the three forms, and what clears the gradients between them (outside the timed part)."""
     x = torch.randn(TOKENS, WIDTH, requires_grad=True)
     bank = torch.randn(PROJECTORS, WIDTH, WIDTH, requires_grad=True)
     dense_weight = torch.randn(WIDTH, WIDTH, requires_grad=True)
@@ -33,28 +33,26 @@ def contenders() -> dict[str, Callable[[], None]]:
         x.grad = bank.grad = dense_weight.grad = None
 
     def dense() -> None:
-        clear()
         (x @ dense_weight).backward(grad)
 
     def routed() -> None:
-        clear()
         routed_projection(x, bank, expert).view(TOKENS, WIDTH).backward(grad)
 
     def all_experts() -> None:
-        clear()
         every = torch.einsum("tc,ecf->tef", x, bank)
         every.gather(1, expert[..., None].expand(-1, -1, WIDTH))[:, 0].backward(grad)
 
-    return {"dense": dense, "routed": routed, "all experts": all_experts}
+    return {"dense": dense, "routed": routed, "all experts": all_experts}, clear
 
 
 def measure(threads: int, rounds: int) -> dict[str, float]:
     """Return the median of each form in ms, rounds interleaved, five warm-up rounds dropped."""
     torch.set_num_threads(threads)
-    forms = contenders()
+    forms, clear = contenders()
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(rounds + 5):
         for name, form in forms.items():
+            clear()
             start = time.perf_counter()
             form()
             times[name].append(1e3 * (time.perf_counter() - start))
