@@ -60,7 +60,7 @@ def _group(expert: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.
     """Return the order that sorts the choices by expert, its inverse, and where each group ends."""
     chosen, order = expert.reshape(-1).sort(stable=True)
     place = torch.empty_like(order)
-    place[order] = torch.arange(order.numel(), device=order.device)
+    place.scatter_(0, order, torch.arange(order.numel(), device=order.device))
     ends = torch.searchsorted(chosen, torch.arange(num_experts, device=chosen.device), right=True)
     return order, place, ends
 
@@ -121,9 +121,13 @@ def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[tor
     ctx.save_for_backward(weight, x_sorted, order, place, ends)
     ctx.mark_non_differentiable(order, place, ends)
     ctx.choices = expert.shape[1]
+    # else autograd fills a zero gradient for x_sorted, as large as x, that nobody reads
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor, None]:
+def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    if grad is None:
+        return None, None, None
     return (*_routed_projection_backward(grad, *ctx.saved_tensors, ctx.choices), None)
 
 
