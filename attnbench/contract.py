@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Complexity = Literal["linear", "subquadratic", "quadratic"]
+Symmetry = Literal["none", "permutation", "translation"]
 
 
 class BackendOptions(BaseModel):
@@ -145,6 +146,10 @@ class AttentionBackend:
     `supports(site, options, dtype, device)` returns None or the reason why not. The skeleton
     initialises every nn.Linear in the module as DiT does (Xavier-uniform, zero bias), so that shared
     projections start equal; a module with the attribute `keeps_own_init = True` is left as built.
+    What it declares is what `attnbench check` measures: `complexity` is that of multiply-adds and of
+    activation memory in N; `symmetry` says what the output does when the tokens are permuted, or
+    (translation) shifted on the grid, away from its border; `expected_failures` maps a check to the
+    reason why it fails.
     """
 
     name: str
@@ -155,6 +160,8 @@ class AttentionBackend:
     options: type[BackendOptions] = BackendOptions
     supports: Callable[[AttentionSite, Any, torch.dtype, torch.device], str | None] = _always_supported
     complexity: Complexity = "quadratic"
+    symmetry: Symmetry = "none"
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,7 @@ def attnbench_backends() -> Iterator[AttentionBackend]:
         summary="ReLU linear attention as in Sana",
         source="Sana arXiv:2410.10629; arXiv:2601.13683 eq. 4",
         options=LinearOptions,
+        symmetry="permutation",
         build=LinearAttention,
         macs=macs,
         complexity="linear",

@@ -97,6 +97,7 @@ def attnbench_backends() -> Iterator[AttentionBackend]:
         summary="softmax attention as in DiT",
         source="DiT arXiv:2212.09748; arXiv:2601.13683 eq. 3",
         options=SoftmaxOptions,
+        symmetry="permutation",
         build=SoftmaxAttention,
         macs=macs,
         supports=supports,
