@@ -102,7 +102,9 @@ def validate(suite: SuiteArgument, override: Overrides = None) -> None:
 @app.command()
 def profile(
     res: Annotated[str, typer.Option(help="Sides in pixels of the decoded image.")] = "256,512,1024,2048",
-    models: Annotated[str, typer.Option(help="Model recipes.")] = "dit-s,sana-s,dydi-lit-s",
+    models: Annotated[
+        str, typer.Option(help="Model recipes; table1 to table8: those of a table of arXiv:2601.13683.")
+    ] = "dit-s,sana-s,dydi-lit-s",
     measure: Annotated[str, typer.Option(help="Quantities.")] = "macs,params,latency,memory",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here, too.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 1,
@@ -118,6 +120,7 @@ def profile(
     A resolution is in pixels of the decoded image: 256 means a 32x32 latent for latent models.
     """
     from attnbench import console
+    from attnbench.models.published import expand
     from attnbench.models.recipes import recipe
     from attnbench.models.resolution import input_size
     from attnbench.profiling.rows import ProfileRequest
@@ -125,7 +128,7 @@ def profile(
     from attnbench.runner import default_device
 
     spec = _profile_spec(res, measure, batch_size, rounds, precision, timeout_s)
-    configs = [recipe(name) for name in dict.fromkeys(_words(models))]
+    configs = [recipe(name) for name in expand(_words(models))]
     if not configs:
         raise UserInputError("--models names no model; see attnbench list models")
     if json_file is not None and not json_file.absolute().parent.is_dir():
@@ -188,9 +191,9 @@ def list_things(
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A backend, model, suite, dataset or extractor.")]) -> None:
     """Show everything known about NAME: options with their defaults, sizes, sources."""
-    from attnbench import console
+    from attnbench.show import show as show_name
 
-    console.show(name)
+    show_name(name)
 
 
 @app.command()

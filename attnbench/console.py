@@ -9,7 +9,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from attnbench.errors import StorageError, UnknownNameError
+from attnbench.errors import StorageError
 from attnbench.report import TerminalTable, comparison_table
 from attnbench.report.tables import Column, Row, Table, text_cell
 from attnbench.results import Result
@@ -169,14 +168,14 @@ def models() -> Table:
             str(c.dim),
             str(c.num_heads),
             c.ffn.kind,
-            c.attention_at(0).name,
-            c.input,
+            ", ".join(sorted(c.attention_names())),
+            " ".join(table.removeprefix("table") for table in c.published),
             c.summary,
         )
         for c in load_recipes().values()
     ]
-    columns = ("name", "depth", "dim", "heads", "ffn", "attention", "input", "what it is")
-    return listing("model recipes", columns, rows)
+    columns = ("name", "depth", "dim", "heads", "ffn", "attention", "tables", "what it is")
+    return listing("model recipes (tables: of arXiv:2601.13683)", columns, rows)
 
 
 def suites() -> Table:
@@ -194,114 +193,6 @@ def datasets() -> Table:
 
     rows = [(d.name, d.summary, d.source, d.licence) for d in list_datasets()]
     return listing("datasets", ("name", "what it is", "source", "licence"), rows)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """Something `attnbench show` found: a title and lines of (key, value, explanation)."""
-
-    title: str
-    rows: list[tuple[str, str, str]]
-
-
-def show(name: str) -> None:
-    """Print what is known about a backend, model, suite, dataset or extractor of that name."""
-    found = [shown for finder in (_backend, _model, _suite, _dataset, _extractor) for shown in finder(name)]
-    if not found:
-        raise UnknownNameError("name", name, _all_names())
-    for shown in found:
-        print_table(listing(shown.title, ("key", "value", "meaning"), shown.rows))
-
-
-def _all_names() -> list[str]:
-    from attnbench.data import list_datasets
-    from attnbench.models.recipes import load_recipes
-    from attnbench.plugins import registry
-    from attnbench.suite_files import list_suites
-
-    known = registry()
-    return [
-        *known.backends,
-        *known.extractors,
-        *load_recipes(),
-        *(s.name for s in list_suites()),
-        *(d.name for d in list_datasets()),
-    ]
-
-
-def _backend(name: str) -> Iterator[Shown]:
-    from attnbench.plugins import registry
-
-    if name in registry().backends:
-        provided = registry().backends[name]
-        record = provided.record
-        docs = record.options.model_json_schema().get("properties", {})
-        rows = [
-            ("summary", record.summary, ""),
-            ("source", record.source, ""),
-            ("complexity in tokens", record.complexity, ""),
-            ("provided by", f"{provided.plugin} ({provided.origin})", ""),
-        ]
-        for key, field in record.options.model_fields.items():
-            meaning = field.description or docs.get(key, {}).get("description", "")
-            allowed = docs.get(key, {}).get("enum")
-            meaning += f" One of {', '.join(map(str, allowed))}." if allowed else ""
-            rows.append((f"option {key}", str(field.get_default()), " ".join(meaning.split())))
-        yield Shown(f"backend {name}", rows)
-
-
-def _model(name: str) -> Iterator[Shown]:
-    from attnbench.models.macs import closed_form_macs
-    from attnbench.models.recipes import load_recipes
-    from attnbench.models.resolution import input_size
-
-    config = load_recipes().get(name)
-    if config is not None:
-        rows = [
-            (key, json.dumps(value), config.__class__.model_fields[key].description or "")
-            for key, value in config.model_dump(mode="json").items()
-        ]
-        resolution = 256 if config.input == "latent" else 16
-        count = closed_form_macs(config, input_size(config, resolution))
-        rows.append(
-            (f"macs_paper at {resolution} px", f"{count.paper / 1e9:.4f} G", "the paper's convention")
-        )
-        rows.append((f"macs_full at {resolution} px", f"{count.full / 1e9:.4f} G", "every multiply-add"))
-        yield Shown(f"model {name}", rows)
-
-
-def _suite(name: str) -> Iterator[Shown]:
-    from attnbench.suite import load_suite
-    from attnbench.suite_files import list_suites
-
-    if name in {row.name for row in list_suites()}:
-        suite = load_suite(name)
-        rows = [("question", suite.question, ""), ("file", str(suite.path), "")]
-        rows += [(f"cell {number}", case.label, case.id) for number, case in enumerate(suite.cases, start=1)]
-        yield Shown(f"suite {name}", rows)
-
-
-def _dataset(name: str) -> Iterator[Shown]:
-    from attnbench.data import list_datasets
-
-    for row in list_datasets():
-        if row.name == name:
-            rows = [("summary", row.summary, ""), ("source", row.source, ""), ("licence", row.licence, "")]
-            yield Shown(f"dataset {name}", rows)
-
-
-def _extractor(name: str) -> Iterator[Shown]:
-    from attnbench.plugins import registry
-
-    if name in registry().extractors:
-        provided = registry().extractors[name]
-        rows = [
-            ("summary", provided.record.summary, ""),
-            ("source", provided.record.source, ""),
-            ("provided by", f"{provided.plugin} ({provided.origin})", ""),
-            *((key, value, "") for key, value in provided.record.notes.items()),
-        ]
-        yield Shown(f"extractor {name}", rows)
 
 
 def print_plan(suite: Suite, cells: Sequence[PlannedCell]) -> None:
@@ -335,8 +226,10 @@ def print_profile(rows: Sequence[ProfileRow], device: str) -> None:
     """Print the cost of every model at every resolution; an empty column was not measured."""
     numbers: list[tuple[str, str, Callable[[ProfileRow], str]]] = [
         ("params", "M", lambda r: _number(r.params, 1e6, 2)),
-        ("MACs (paper)", "G", lambda r: _number(r.macs_paper, 1e9, 2)),
+        ("MACs (published)", "G", lambda r: _number(r.macs_published, 1e9, 2)),
+        ("MACs (paper)", "G", lambda r: _number(r.macs_paper, 1e9, 4 if r.macs_published else 2)),
         ("MACs (full)", "G", lambda r: _number(r.macs_full, 1e9, 3)),
+        ("of that attention", "G", lambda r: _number(r.attention_macs, 1e9, 3)),
         ("latency", "ms, median", lambda r: _number(r.latency_ms, 1, 2)),
         ("peak memory", "MiB", lambda r: _number(r.peak_memory_mib, 1, 0)),
         ("of that by the pass", "MiB", lambda r: _number(r.extra_memory_mib, 1, 0)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
@@ -38,9 +38,16 @@ class Cell:
     data: dict[str, Any]
     points: tuple[tuple[Axis, int], ...]
     problems: list[Problem]
+    excepted: dict[KeyPath, KeyPath] = field(default_factory=dict)
+    """Settings that an exception set, and where it stands in the suite."""
+    rules: list[int] = field(default_factory=list)
+    """Places in `exceptions` of those that hold for this cell."""
 
     def written(self, path: KeyPath) -> KeyPath:
         """Return where in the suite the setting at `path` of this cell was written."""
+        for target, place in self.excepted.items():
+            if path[: len(target)] == target:
+                return (*place, *path[len(target) :])
         for axis, index in self.points:
             if path[: len(axis.target)] == axis.target:
                 inside = path[len(axis.target) :]
@@ -70,14 +77,75 @@ def read_axes(settings: Settings, schema: type[BaseModel]) -> tuple[list[Axis], 
     return _with_short_names(axes), problems
 
 
-def cells(settings: Settings, axes: Iterable[Axis]) -> Iterator[Cell]:
-    """Yield the cartesian product in order, the last axis fastest."""
-    axes = list(axes)
+@dataclass(frozen=True)
+class ExceptionRule:
+    """Settings that hold only for the cells in which every setting of `when` has one of its values."""
+
+    index: int
+    when: dict[KeyPath, tuple[Any, ...]]
+    sets: dict[KeyPath, Any]
+
+    def holds(self, cell: Cell) -> bool:
+        """Say whether the rule applies to a cell."""
+        return all(_value_at(cell.data, path) in values for path, values in self.when.items())
+
+    def apply(self, cell: Cell) -> None:
+        """Assign the rule's settings to a cell."""
+        cell.rules.append(self.index)
+        for path, value in self.sets.items():
+            written = ("exceptions", self.index, "set", show_path(path))
+            cell.excepted[path] = written
+            _assign(cell, Axis(path, written, (value,), ""), copy.deepcopy(value))
+
+
+def read_exceptions(settings: Settings, schema: type[BaseModel]) -> tuple[list[ExceptionRule], list[Problem]]:
+    """Return the rules of `exceptions` in their order, and what is wrong with their settings' names.
+
+    Their types are the schema's to check; a rule that is no mapping is left to it.
+    """
+    rules: list[ExceptionRule] = []
+    problems: list[Problem] = []
+    written = settings.data.get("exceptions", [])
+    for index, rule in enumerate(written if isinstance(written, list) else ()):
+        parts = {key: rule.get(key) for key in ("when", "set")} if isinstance(rule, dict) else {}
+        when, sets = parts.get("when"), parts.get("set")
+        if not isinstance(when, dict) or not isinstance(sets, dict):
+            continue
+        unknown = [
+            Problem(("exceptions", index, part, key), _no_setting(schema, key))
+            for part, mapping in (("when", when), ("set", sets))
+            for key in mapping
+            if not _names_a_setting(schema, tuple(key.split(".")))
+        ]
+        if unknown:
+            problems += unknown
+            continue
+        conditions = {tuple(key.split(".")): _as_tuple(value) for key, value in when.items()}
+        rules.append(ExceptionRule(index, conditions, {tuple(k.split(".")): v for k, v in sets.items()}))
+    return rules, problems
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _value_at(data: Any, path: KeyPath) -> Any:
+    for part in path:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
+
+
+def cells(settings: Settings, axes: Iterable[Axis], rules: Iterable[ExceptionRule] = ()) -> Iterator[Cell]:
+    """Yield the cartesian product in order, the last axis fastest, with the exceptions applied."""
+    axes, rules = list(axes), list(rules)
     for indices in itertools.product(*(range(len(axis.values)) for axis in axes)):
         cell = Cell(copy.deepcopy(settings.data), tuple(zip(axes, indices, strict=True)), [])
         for axis, index in cell.points:
             _assign(cell, axis, copy.deepcopy(axis.values[index]))
         expand_shorthand(cell.data)
+        for rule in rules:
+            if rule.holds(cell):
+                rule.apply(cell)
         yield cell
 
 

@@ -11,11 +11,23 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 Precision = Literal["fp32", "bf16"]
+Table = Literal["table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8"]
 Measure = Literal["macs", "params", "latency", "memory"]
 Metric = Literal["fd", "kd", "is", "precision", "recall"]
+
+
+ORIGINS = ("paper", "public code", "inferred", "ours")
 
 
 class Spec(BaseModel):
@@ -59,10 +71,17 @@ Attention = Annotated[AttentionSpec, BeforeValidator(_name_only)]
 class FfnSpec(Spec):
     """The feed-forward network of a block."""
 
-    kind: Literal["mlp", "glumbconv"] = "mlp"
-    """`mlp`: Linear, tanh-GELU, Linear (DiT). `glumbconv`: Sana's Mix-FFN with a depthwise 3x3."""
+    kind: Literal["mlp", "glumbconv", "swiglu"] = "mlp"
+    """`mlp`: Linear, tanh-GELU, Linear (DiT). `glumbconv`: Sana's Mix-FFN with a depthwise 3x3.
+    `swiglu`: SiLU(gate) * value, three matrices without bias (DiG)."""
     ratio: float = Field(default=4.0, gt=0)
     """Hidden width over dim."""
+    hidden: PositiveInt | None = None
+    """Hidden width itself; null: ratio x dim, rounded down."""
+
+    def hidden_width(self, dim: int) -> int:
+        """Hidden width of the network in a model of width `dim`."""
+        return int(self.ratio * dim) if self.hidden is None else self.hidden
 
 
 class ModelConfig(Spec):
@@ -96,6 +115,14 @@ class ModelConfig(Spec):
     """Probability of replacing a label by the null class in training."""
     attention: Attention | list[Attention] = AttentionSpec(name="softmax")
     """One attention for all blocks, or a list of `depth` of them."""
+    stream_conv: bool = False
+    """A depthwise 3x3 convolution on the whole stream after each block, the identity at first (DiG)."""
+    size: str = ""
+    """S, B or L where the paper names a size."""
+    published: dict[Table, float | None] = {}
+    """Rows of arXiv:2601.13683 this recipe stands for, and the GFLOPs printed there (null: none)."""
+    origin: dict[str, str] = {}
+    """Where each choice comes from: `paper`, `public code`, `inferred` or `ours`, and a remark."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> ModelConfig:
@@ -109,9 +136,21 @@ class ModelConfig(Spec):
             )
         return self
 
+    @field_validator("origin")
+    @classmethod
+    def _name_an_origin(cls, origin: dict[str, str]) -> dict[str, str]:
+        for setting, said in origin.items():
+            if said.split(":")[0] not in ORIGINS:
+                raise ValueError(
+                    f"{setting}: starts with one of {', '.join(ORIGINS)} and a colon, got {said!r}"
+                )
+        return origin
+
     def content(self) -> dict[str, Any]:
         """Return what a result depends on: everything but names, labels and remarks."""
-        model = self.model_dump(mode="json", exclude={"name", "summary", "source"})
+        model = self.model_dump(
+            mode="json", exclude={"name", "summary", "source", "size", "published", "origin"}
+        )
         attention = model["attention"]
         for spec in attention if isinstance(attention, list) else [attention]:
             del spec["label"]
@@ -269,6 +308,8 @@ class Case(Spec):
     label: str
     axes: dict[str, str] = {}
     """Matrix coordinates, as reports show them."""
+    exceptions: tuple[str, ...] = ()
+    """What the suite sets for this cell only, with the reason."""
     seed: int
     code: dict[str, str] = {}
     """Fingerprints of the attention backends' sources: results of changed code are not reused."""

@@ -28,7 +28,15 @@ from attnbench.specs import (
 )
 from attnbench.suite_checks import case_problems, name_problems, with_all_options
 from attnbench.suite_files import find_suite, list_suites, shipped_folder
-from attnbench.yaml_source import KeyPath, Origin, Settings, parse_override, read_settings, show_path
+from attnbench.yaml_source import (
+    KeyPath,
+    Origin,
+    Settings,
+    parse_override,
+    read_settings,
+    show_path,
+    show_value,
+)
 
 __all__ = [
     "Suite",
@@ -42,6 +50,17 @@ __all__ = [
 
 PATH_SETTINGS: tuple[KeyPath, ...] = (("data", "path"), ("data", "codec", "path"), ("evaluate", "weights"))
 """Paths; relative ones start from the suite's folder, in an override from the working directory."""
+
+
+class ExceptionSpec(Spec):
+    """Settings that hold for some cells only."""
+
+    when: dict[str, Any]
+    """Dotted settings and the value (or list of values) they must have in a cell."""
+    set: dict[str, Any]
+    """Dotted settings and the value they then take."""
+    reason: str = Field(min_length=1)
+    """Why these cells differ; a comparison with exceptions has to say so."""
 
 
 class SuiteSpec(Spec):
@@ -67,6 +86,8 @@ class SuiteSpec(Spec):
     """Cost."""
     matrix: dict[str, list[Any]] = Field(default={})
     """Dotted settings and the values they take; the cells are the cartesian product."""
+    exceptions: list[ExceptionSpec] = Field(default=[])
+    """What differs in some of the cells, with the reason."""
 
     @field_validator("name")
     @classmethod
@@ -117,9 +138,16 @@ def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
     _override(settings, overrides)
     matrix.expand_shorthand(settings.data)
     axes, problems = matrix.read_axes(settings, SuiteSpec)
+    rules, wrong_names = matrix.read_exceptions(settings, SuiteSpec)
     findings = _Findings(settings, {})
-    findings.add(problems)
-    resolved = [(cell, _resolve(cell, findings)) for cell in matrix.cells(settings, axes)]
+    findings.add([*problems, *wrong_names])
+    cells = list(matrix.cells(settings, axes, rules))
+    findings.add(
+        Problem(("exceptions", rule.index, "when"), "holds for no cell; compare with the suite's matrix")
+        for rule in rules
+        if not any(rule.index in cell.rules for cell in cells)
+    )
+    resolved = [(cell, _resolve(cell, findings)) for cell in cells]
     findings.raise_all()
     pairs = [(cell, case) for cell, case in resolved if case is not None]
     findings.add(_repetitions(pairs))
@@ -164,6 +192,13 @@ def _override(settings: Settings, overrides: Sequence[str]) -> None:
                     f"{origin.where}: the suite's matrix varies {key}; "
                     f"give its values instead, as in -o matrix.{key}=[VALUE]"
                 )
+        for rule in matrix.read_exceptions(settings, SuiteSpec)[0]:
+            for target in rule.sets:
+                if path[: len(target)] == target:
+                    raise SuiteError(
+                        f"{origin.where}: the suite's exceptions set {show_path(target)} for some cells; "
+                        "give them too, as in -o exceptions=[] for none"
+                    )
 
 
 def _resolve(cell: Cell, findings: _Findings) -> Case | None:
@@ -194,6 +229,7 @@ def _case(cell: Cell, spec: SuiteSpec, model: ModelConfig, registry: plugins.Reg
         question=spec.question.strip(),
         label=matrix.label_of(cell, spec.model),
         axes=matrix.axes_of(cell, spec.model),
+        exceptions=tuple(_excuse(spec.exceptions[index]) for index in cell.rules),
         seed=cell.data.get("seed", 0),  # a list of seeds has become an axis
         code={name: registry.backends[name].code for name in sorted(model.attention_names())},
         model=model,
@@ -203,6 +239,12 @@ def _case(cell: Cell, spec: SuiteSpec, model: ModelConfig, registry: plugins.Reg
         evaluate=spec.evaluate,
         profile=spec.profile,
     )
+
+
+def _excuse(exception: ExceptionSpec) -> str:
+    """Say in one line what an exception sets and why."""
+    settings = ", ".join(f"{key} = {show_value(value)}" for key, value in exception.set.items())
+    return f"{settings} ({exception.reason.strip()})"
 
 
 def _resolve_recipe(data: dict[str, Any]) -> tuple[list[Problem], bool]:

@@ -48,6 +48,12 @@ class DynamicOptions(BackendOptions):
     window: tuple[int, int] = (1, 1)
 
 
+class CompressionOptions(BackendOptions):
+    """One stride."""
+
+    stride: PositiveInt = 2
+
+
 class AgentOptions(BackendOptions):
     """One count."""
 
@@ -61,8 +67,12 @@ def _never(*_: Any) -> Any:
 def imagined_registry() -> Registry:
     """Return a registry with the names the shipped suites use, and one broken plugin."""
     registry = Registry()
-    options: dict[str, type[BackendOptions]] = {"dydila": DynamicOptions, "agent": AgentOptions}
-    for name in ("softmax", "linear", "focused", "agent", "dydila"):
+    options: dict[str, type[BackendOptions]] = {
+        "dydila": DynamicOptions,
+        "agent": AgentOptions,
+        "pixart-sigma": CompressionOptions,
+    }
+    for name in ("softmax", "linear", "focused", "agent", "dydila", "dig", "pixart-sigma", "edit"):
         backend = AttentionBackend(
             name=name,
             summary=name,

@@ -53,7 +53,7 @@ def test_help_imports_no_torch():
         (["validate", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["list", "backend"], "did you mean 'backends'"),
         (["show", "dydilla"], "did you mean 'dydila'"),
-        (["profile", "--models", "dit-x", "--res", "256"], "unknown model recipe 'dit-x'"),
+        (["profile", "--models", "dit-x", "--res", "256"], "unknown model recipe or table 'dit-x'"),
         (["profile", "--res", "250", "--models", "dit-s"], "multiple of 16 px"),
         (["profile", "--res", "big"], "--res takes whole numbers of pixels, got 'big'"),
         (["profile", "--res", "256", "--measure", "speed"], "--measure"),
@@ -97,7 +97,7 @@ def test_plan_works_without_the_data(tmp_path):
     """The paper's suite can be planned before its images, autoencoder and weights are there."""
     done = attnbench("plan", "subin_256", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "18 cells" in done.stdout
+    assert "36 cells" in done.stdout
     assert not (tmp_path / "runs").exists()
 
 

@@ -9,62 +9,89 @@ import attnbench
 from attnbench.errors import PluginOutputError, UnsupportedError, UserInputError
 from attnbench.models import build_model, closed_form_macs, fuse_for_inference
 from attnbench.models.embeddings import sincos_position_embedding
+from attnbench.models.ffn import build_ffn
+from attnbench.models.macs import macs_by_part
 from attnbench.models.recipes import recipe, resolve
 from attnbench.models.resolution import input_size
+from attnbench.profiling.counters import count_with_fvcore, count_with_torch
+from attnbench.specs import FfnSpec
 
-# arXiv:2601.13683, Tables 1 and 2, GFLOPs as printed
-PRINTED = {
-    ("dit-s", 256): "6.06",
-    ("dit-b", 256): "10.50",
-    ("dit-l", 256): "23.01",
-    ("dit-l", 512): "106.42",
-    ("sana-s", 256): "5.97",
-    ("sana-b", 256): "10.38",
-    ("sana-l", 256): "22.83",
-    ("sana-l", 512): "98.46",
-    ("dydi-lit-s", 256): "5.98",
-    ("dydi-lit-b", 256): "10.39",
-    ("dydi-lit-l", 256): "22.85",
-    ("dydi-lit-l", 512): "98.55",
-}
-# every multiply-add, worked out by hand from the layer sizes (DESIGN.md, "Two counts")
+# every multiply-add, worked out by hand from the layer sizes (DESIGN.md, "Two counts"); S, B, L, L at 512 px
 FULL = {
-    ("dit-s", 256): 6.056,
-    ("dit-b", 256): 10.495,
-    ("dit-l", 256): 23.005,
-    ("dit-l", 512): 106.383,
-    ("sana-s", 256): 5.966,
-    ("sana-b", 256): 10.374,
-    ("sana-l", 256): 22.820,
-    ("sana-l", 512): 98.426,
-    ("dydi-lit-s", 256): 6.722,
-    ("dydi-lit-b", 256): 11.746,
-    ("dydi-lit-l", 256): 25.876,
-    ("dydi-lit-l", 512): 110.649,
+    "dit": (6.056, 10.495, 23.005, 106.383),
+    "pixart-sigma": (5.774, 10.119, 22.441, 97.332),
+    "edit": (5.906, 10.445, 23.380, 96.136),
+    "sana": (5.966, 10.374, 22.820, 98.426),
+    "dydi-lit": (6.722, 11.746, 25.876, 110.649),
+    "dydi-lit-matched": (5.976, 10.442, 23.002, 98.359),
 }
+PLACES = (("s", 256), ("b", 256), ("l", 256), ("l", 512))
 
 
-@pytest.mark.parametrize(("name", "resolution"), PRINTED)
-def test_paper_count_to_the_printed_digit(name, resolution):
-    """`macs_paper` rounds to the number in Table 1 or 2."""
-    config = recipe(name)
-    count = closed_form_macs(config, input_size(config, resolution))
-    assert f"{count.paper / 1e9:.2f}" == PRINTED[name, resolution]
-
-
-@pytest.mark.parametrize(("name", "resolution"), FULL)
-def test_full_count(name, resolution):
+@pytest.mark.parametrize("family", FULL)
+def test_full_count(family):
     """`macs_full` agrees with the independent hand count to 0.1 %."""
-    config = recipe(name)
-    count = closed_form_macs(config, input_size(config, resolution))
-    assert count.full / 1e9 == pytest.approx(FULL[name, resolution], rel=1e-3)
+    for (size, resolution), expected in zip(PLACES, FULL[family], strict=True):
+        matched = "-matched" if family.endswith("-matched") else ""
+        config = recipe(f"{family.removesuffix('-matched')}-{size}{matched}")
+        count = closed_form_macs(config, input_size(config, resolution))
+        assert count.full / 1e9 == pytest.approx(expected, rel=1e-3), (size, resolution)
 
 
-def test_map_wise_count_of_table_5():
-    """With one convolution per map, the map-wise paradigm counts 6.45 as Table 5 prints."""
-    attention = {"name": "dydila", "options": {"mode": "map", "dwc_maps": "per_map"}}
-    count = closed_form_macs(resolve("dydi-lit-s", {"attention": attention}), 32)
-    assert f"{count.paper / 1e9:.2f}" == "6.45"
+def test_dig_counts_its_state_once_in_the_recurrent_form():
+    """As a recurrence over tokens, DiG's full count is the hand count; the chunked form executes more."""
+    for (size, resolution), expected in zip(PLACES, (6.956, 12.421, 27.530, 109.953), strict=True):
+        name = f"dig-{size}"
+        config = resolve(name, {"attention": {"options": {"form": "recurrent"}}})
+        side = input_size(config, resolution)
+        assert closed_form_macs(config, side).full / 1e9 == pytest.approx(expected, rel=1e-3)
+        assert closed_form_macs(recipe(name), side).full > closed_form_macs(config, side).full
+
+
+def test_counts_by_part_add_up():
+    """Attention is a part of the blocks, the blocks a part of the whole; the ends are what is left."""
+    config = recipe("dydi-lit-s")
+    parts = macs_by_part(config, 32)
+    ends = 256 * 384 * 16 + 256 * 384 + 384 * 384 + 2 * 384 * 384 + 256 * 384 * 32
+    assert parts.total.full - parts.blocks.full == ends
+    assert parts.blocks.full - parts.attention.full == 9 * (
+        6 * 384**2 + 256 * (384 * 3072 + 9 * 3072 + 1536 * 384)
+    )
+
+
+@pytest.mark.parametrize("part", [{"stream_conv": True}, {"ffn": {"kind": "swiglu", "hidden": 20}}])
+def test_parts_of_dig_are_counted_as_they_run(part):
+    """The stream convolution and SwiGLU: closed form and both counters agree, exactly."""
+    config = tiny(**part)
+    model = build_model(config, 8, 10, device="meta")
+    inputs = (torch.empty(1, 1, 8, 8, device="meta"), torch.empty(1, device="meta"))
+    inputs += (torch.empty(1, dtype=torch.int64, device="meta"),)
+    full = closed_form_macs(config, 8).full
+    assert full == count_with_torch(model, inputs).macs == count_with_fvcore(model, inputs).macs
+
+
+def test_stream_convolution_starts_as_the_identity():
+    """At the start DiG's convolution on the stream changes nothing; trained weights would."""
+    without = wake(build_model(tiny(), 8, 10)).eval()
+    with_conv = build_model(tiny(stream_conv=True), 8, 10).eval()
+    assert all(
+        "stream_conv" in name for name in with_conv.load_state_dict(without.state_dict(), strict=False)[0]
+    )
+    x, t, y = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 900.0]), torch.tensor([1, 2])
+    assert torch.allclose(with_conv(x, t, y), without(x, t, y), atol=1e-6)
+    with torch.no_grad():
+        with_conv.blocks[0].stream_conv.conv.weight.mul_(2)
+    assert not torch.allclose(with_conv(x, t, y), without(x, t, y), atol=1e-3)
+
+
+def test_swiglu_is_its_formula():
+    """SwiGLU is (SiLU(x W_g) * x W_v) W_o."""
+    ffn = build_ffn(FfnSpec(kind="swiglu", hidden=20), 16).double()
+    x = torch.randn(2, 9, 16, dtype=torch.float64)
+    gate, value = ffn.expand.weight[:20], ffn.expand.weight[20:]
+    z = x @ gate.T
+    expected = (z * torch.sigmoid(z) * (x @ value.T)) @ ffn.reduce.weight.T
+    assert torch.allclose(ffn(x, (3, 3)), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +153,7 @@ def wake(model):
     return model
 
 
-@pytest.mark.parametrize("ffn", ["mlp", "glumbconv"])
+@pytest.mark.parametrize("ffn", ["mlp", "glumbconv", "swiglu"])
 @pytest.mark.parametrize("position", ["sincos", "learned", "none"])
 def test_every_parameter_learns(ffn, position):
     """In any combination of parts, every parameter of the skeleton receives a gradient."""

@@ -4,28 +4,51 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 
 from attnbench.errors import UnknownNameError, UserInputError
-from attnbench.models.recipes import load_recipes, merge, recipe, resolve
+from attnbench.models import build_model
+from attnbench.models.recipes import FAMILIES, load_recipes, merge, recipe, resolve
 from attnbench.specs import AttentionSpec, FfnSpec
 
 WIDTHS = {"s": 384, "b": 512, "l": 768}
+PUBLISHED = ("dit", "dig", "pixart-sigma", "edit", "sana", "dydi-lit", "moh-dit", "lit")
 
 
 def test_every_recipe_says_what_it_is_and_where_its_sizes_come_from() -> None:
     """Each recipe carries its own name, a summary and a source."""
     recipes = load_recipes()
-    families = [f"{family}-{size}" for family in ("dit", "sana", "dydi-lit") for size in WIDTHS]
-    assert set(recipes) == {*families, "tiny-dit", "tiny-dit-rgb"}
+    families = [f"{family}-{size}" for family in PUBLISHED for size in WIDTHS]
+    assert set(families) <= set(recipes)
     assert all(config.name == name and config.summary and config.source for name, config in recipes.items())
+
+
+def test_every_recipe_file_is_read() -> None:
+    """A file that is not listed would be a recipe nobody can name."""
+    files = {file.name for file in (resources.files("attnbench.models") / "recipes").iterdir()}
+    assert files == {f"{name}.yaml" for name in FAMILIES}
+
+
+@pytest.mark.parametrize("name", load_recipes())
+def test_every_recipe_builds(name: str) -> None:
+    """Attention, feed-forward network and sizes fit, at the recipe's own size."""
+    config = recipe(name)
+    model = build_model(config, 32 if config.input == "latent" else 16, 10, device="meta")
+    assert len(model.blocks) == config.depth
+
+
+def test_an_origin_is_one_of_four() -> None:
+    """Where a choice comes from starts with a word a reader can count on."""
+    with pytest.raises(UserInputError, match="depth: starts with one of paper, public code, inferred, ours"):
+        resolve("dit-s", {"origin": {"depth": "somebody said so"}})
 
 
 @pytest.mark.parametrize("size", WIDTHS)
 def test_published_families_share_one_shell(size: str) -> None:
     """Latents of 4 channels, patch 2, sine-cosine positions, learned variance, 10 % dropped labels."""
-    for family in ("dit", "sana", "dydi-lit"):
+    for family in PUBLISHED:
         config = recipe(f"{family}-{size}")
         shell = (config.input, config.in_channels, config.patch_size, config.position_embedding)
         assert shell == ("latent", 4, 2, "sincos")

@@ -18,7 +18,7 @@ from attnbench import plugins
 from attnbench.errors import SuiteError, UnknownNameError, UserInputError
 from attnbench.problems import models_in
 from attnbench.specs import AttentionSpec, ImageFolderData
-from attnbench.suite import PATH_SETTINGS, SuiteSpec, list_suites, load_suite, suite_json_schema
+from attnbench.suite import PATH_SETTINGS, SuiteSpec, load_suite, suite_json_schema
 
 
 @pytest.fixture(autouse=True)
@@ -57,29 +57,6 @@ def test_photos_compares_the_same_six_on_colour() -> None:
     quick, photos = load_suite("quick").cases, load_suite("photos").cases
     assert [case.model.attention for case in photos] == [case.model.attention for case in quick]
     assert {case.data.name for case in photos} == {"photo-patches"}
-
-
-def test_subin_is_table_one_and_needs_no_data() -> None:
-    """Nine models at two guidance scales resolve while the data and the autoencoder are absent."""
-    cases = load_suite("subin_256").cases
-    assert len(cases) == 18
-    assert cases[1].label == "dit-s · guidance_scale=4.0"
-    assert cases[1].axes == {"recipe": "dit-s", "guidance_scale": "4.0"}
-    assert cases[0].key("train") == cases[1].key("train"), "guidance must not retrain"
-    for case in cases:
-        train, sample = case.train, case.sample
-        assert (train.steps, train.batch_size, train.lr, train.ema_decay) == (100_600, 256, 1e-4, 0.9999)
-        assert (train.precision, train.weight_decay, train.horizontal_flip) == ("bf16", 0.0, True)
-        assert (sample.sampler, sample.num_steps, sample.per_class) == ("ddpm", 200, 300)
-
-
-def test_shipped_suites_are_listed_under_the_names_they_carry() -> None:
-    """The file's stem is the suite's name; its first line repeats the question."""
-    rows = {row.name: row for row in list_suites()}
-    assert {"quick", "photos", "subin_256"} <= set(rows)
-    for name, row in rows.items():
-        assert load_suite(name).name == name
-        assert row.path.read_text(encoding="utf-8").splitlines()[0] == f"# Question: {row.question}"
 
 
 def test_suites_are_found_by_path_or_name(here: Path) -> None:

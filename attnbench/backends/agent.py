@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt, field_validator
 from torch import nn
 
@@ -18,9 +17,9 @@ from attnbench.contract import (
     MacCount,
 )
 from attnbench.hookspecs import hookimpl
-from attnbench.layers import DepthwiseConv, QKVProjection, compute_dtype, merge_heads, split_heads
-
-BIAS_SIDE = 7  # side of the bias tables that are interpolated to the grid (released code)
+from attnbench.layers import DepthwiseConv, QKVProjection
+from attnbench.layers.agent_bias import PositionBias
+from attnbench.layers.agent_tokens import agent_softmax, pool_tokens
 
 
 class AgentOptions(BackendOptions):
@@ -61,40 +60,10 @@ class AgentAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
-        agents = split_heads(self._pool(q, context.grid), self.num_heads)  # [B, H, n, D]
-        q_heads, k_heads, v_heads = (split_heads(z, self.num_heads) for z in (q, k, v))  # [B, H, N, D]
-        gather_bias, spread_bias = _bias(self.gather_bias, x), _bias(self.spread_bias, x)  # [H, n, N]
-        gathered = F.scaled_dot_product_attention(agents, k_heads, v_heads, attn_mask=gather_bias)
-        spread_bias = None if spread_bias is None else spread_bias.transpose(-2, -1)
-        o = F.scaled_dot_product_attention(q_heads, agents, gathered, attn_mask=spread_bias)
-        return self.out(merge_heads(o) + self.conv(v, context.grid))
-
-    def _pool(self, q: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        image = q.transpose(1, 2).unflatten(2, grid)  # [B, C, height, width]
-        return F.adaptive_avg_pool2d(image, self.side).flatten(2).transpose(1, 2)  # [B, n, C]
-
-
-class PositionBias(nn.Module):
-    """A bias [H, n, N] between agents and tokens: an interpolated 7x7 table plus row and column terms."""
-
-    def __init__(self, num_heads: int, num_agents: int, grid: tuple[int, int]) -> None:
-        super().__init__()
-        height, width = grid
-        self.grid = grid
-        self.table = nn.Parameter(torch.empty(num_heads, num_agents, BIAS_SIDE, BIAS_SIDE))
-        self.rows = nn.Parameter(torch.empty(num_heads, num_agents, height, 1))
-        self.columns = nn.Parameter(torch.empty(num_heads, num_agents, 1, width))
-        for parameter in self.parameters():
-            nn.init.trunc_normal_(parameter, std=0.02)
-
-    def forward(self) -> torch.Tensor:
-        table = F.interpolate(self.table, size=self.grid, mode="bilinear")
-        return (table + self.rows + self.columns).flatten(2)  # [H, n, N]
-
-
-def _bias(bias: PositionBias | None, x: torch.Tensor) -> torch.Tensor | None:
-    """Return the bias as SDPA wants its mask: in the dtype the queries will have."""
-    return None if bias is None else bias().to(compute_dtype(x))
+        agents = pool_tokens(q, context.grid, self.side)  # [B, n, C]
+        biases = {"gather_bias": self.gather_bias, "spread_bias": self.spread_bias}
+        o = agent_softmax(q, k, v, agents, self.num_heads, **biases)
+        return self.out(o + self.conv(v, context.grid))
 
 
 def supports(

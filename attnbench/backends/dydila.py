@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
 from attnbench.contract import (
@@ -39,8 +39,12 @@ RouterTraining = Literal["frozen", "straight_through", "unit_gate", "switch"]
 class DyDiLAOptions(BackendOptions):
     """Options of `dydila`; what the paper leaves open is an option, with its default marked "ours"."""
 
-    mode: Literal["token", "map"] = "token"
-    """`token`: differences of tokens (Eq. 8); `map`: differences of attention maps (Eq. 10)."""
+    mode: Literal["token", "map", "none"] = "token"
+    """`token`: differences of tokens (Eq. 8); `map`: of attention maps (Eq. 10); `none`: no differencing."""
+    query_key: Literal["shared", "dynamic"] = "shared"
+    """Only with `mode: none`, where one Q and one K are left: which projections give them (Table 4)."""
+    kernel: Literal["dynamic", "fixed"] = "dynamic"
+    """`dynamic`: routed, learned gammas (Eq. 6); `fixed`: gamma_init for all, not learned (Table 4)."""
     num_projectors: PositiveInt = 3
     """n_P, projectors of each of Q' and K' (paper: 3, 5, 7 for S, B, L)."""
     num_kernels: PositiveInt = 9
@@ -62,8 +66,9 @@ class DyDiLAOptions(BackendOptions):
     """How the argmaxes over gamma and lambda train (ours)."""
     balance_weight: float = Field(default=0.0, ge=0.0)
     """Weight of the load-balance loss over projectors; 0 is off."""
-    dwc: Literal["reparameterised", "plain", "none"] = "reparameterised"
-    """Depthwise convolution on V: 3x3 + 1x3 + 3x1 with BatchNorm, fused for inference; or one 3x3."""
+    dwc: Literal["reparameterised", "single", "plain", "none"] = "reparameterised"
+    """Depthwise convolution on V: 3x3 + 1x3 + 3x1 with BatchNorm, fused for inference; `single`: only
+    the 3x3 of these; `plain`: a 3x3 without BatchNorm."""
     dwc_maps: Literal["shared", "per_map"] = "shared"
     """Map mode: one convolution (Eq. 10), or one per map (what Table 5's 6.45 GFLOPs count)."""
     qkv_bias: bool = False
@@ -72,6 +77,25 @@ class DyDiLAOptions(BackendOptions):
     """Added to the denominators."""
     association: Association = "auto"
     """Order of the two matmuls; `auto` takes the cheaper one for N tokens and head width D."""
+
+    @model_validator(mode="after")
+    def _query_key_needs_no_difference(self) -> DyDiLAOptions:
+        if self.query_key == "dynamic" and self.mode != "none":
+            raise ValueError(
+                f"query_key: dynamic needs mode: none, got mode: {self.mode}; token and map mode always "
+                "take Q, K from shared and Q', K' from dynamic projections"
+            )
+        return self
+
+    @property
+    def routes_projections(self) -> bool:
+        """Whether the dynamic projection module exists."""
+        return self.mode != "none" or self.query_key == "dynamic"
+
+    @property
+    def num_queries_and_keys(self) -> int:
+        """How many of Q, K, Q', K' there are: 4, or 2 without differencing."""
+        return 2 if self.mode == "none" else 4
 
 
 class Router(nn.Module):
@@ -128,29 +152,41 @@ class DyDiLA(nn.Module):
         super().__init__()
         dim, n_p = site.dim, options.num_projectors
         self.num_heads, self.options = site.num_heads, options
-        self.qkv = QKVProjection(dim, bias=options.qkv_bias)
-        self.projection_router = Router(1, dim, 2 * n_p)  # R_P^Q and R_P^K side by side
-        self.projectors = nn.Parameter(torch.empty(2 * n_p, dim, dim))  # W^Q_1.., W^K_1..
-        for matrix in self.projectors:
-            nn.init.xavier_uniform_(matrix)
-        self.kernel_router = Router(4, dim, options.num_kernels)  # for Q, K, Q', K'
-        self.gamma = nn.Parameter(torch.full((options.num_kernels,), options.gamma_init))
-        factor_banks = 2 if options.mode == "token" else 1  # for Q and K, or for the map
-        self.factor_router = Router(factor_banks, 2 * dim, options.num_factors)
-        self.lam = nn.Parameter(torch.full((options.num_factors,), _lambda_init(site, options)))
+        if options.query_key == "shared":
+            self.qkv = QKVProjection(dim, bias=options.qkv_bias)
+        else:
+            self.value = nn.Linear(dim, dim, bias=options.qkv_bias)
+        if options.routes_projections:
+            self.projection_router = Router(1, dim, 2 * n_p)  # R_P^Q and R_P^K side by side
+            self.projectors = nn.Parameter(torch.empty(2 * n_p, dim, dim))  # W^Q_1.., W^K_1..
+            for matrix in self.projectors:
+                nn.init.xavier_uniform_(matrix)
+        if options.kernel == "dynamic":
+            self.kernel_router = Router(options.num_queries_and_keys, dim, options.num_kernels)
+            self.gamma = nn.Parameter(torch.full((options.num_kernels,), options.gamma_init))
+        if options.mode != "none":
+            factor_banks = 2 if options.mode == "token" else 1  # for Q and K, or for the map
+            self.factor_router = Router(factor_banks, 2 * dim, options.num_factors)
+            self.lam = nn.Parameter(torch.full((options.num_factors,), _lambda_init(site, options)))
         num_convs = 2 if options.mode == "map" and options.dwc_maps == "per_map" else 1
         self.convs = nn.ModuleList(_conv(dim, options) for _ in range(num_convs))
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        q, k, v = self.qkv(x)
-        q_prime, k_prime = self._routed_projections(x, context)
-        z = torch.stack([q, k, q_prime, k_prime]).flatten(1, 2)  # [4, T, C] with T = B N
-        z_focused = self._measure(z, context)
-        if self.options.mode == "token":
-            o = self._token_difference(z_focused, v, context)
+        if self.options.query_key == "shared":
+            *tokens, v = self.qkv(x)
         else:
-            o = self._map_difference(z_focused, v, context)
+            tokens, v = [], self.value(x)
+        if self.options.routes_projections:
+            tokens += self._routed_projections(x, context)
+        z = self._measure(torch.stack(tokens).flatten(1, 2), context)  # [4 or 2, T, C] with T = B N
+        if self.options.mode == "token":
+            o = self._token_difference(z, v, context)
+        elif self.options.mode == "map":
+            o = self._map_difference(z, v, context)
+        else:
+            q, k = z.view(2, *v.shape)
+            o = self._normalise_rms(self._contract(q, k, v, mass=(q, k))) + self._dwc(0, v, context)
         return self.out(o)
 
     def _routed_projections(
@@ -173,7 +209,9 @@ class DyDiLA(nn.Module):
         return q_prime.view_as(x), k_prime.view_as(x)
 
     def _measure(self, z: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        """Dynamic measure kernel, eqs. 5-6, on Q, K, Q', K' at once: [4, T, C] -> [4, T, C]."""
+        """Dynamic measure kernel, eqs. 5-6, on Q, K, Q', K' (or Q, K) at once: [4, T, C] -> [4, T, C]."""
+        if self.options.kernel == "fixed":
+            return power_focus(z, z.new_full((), self.options.gamma_init))
         logits = self.kernel_router(z)
         gamma = at_least_one(self.gamma)
         index, chosen, scale = select(logits, gamma, self.options.factor_router)
@@ -253,7 +291,10 @@ def _lambda_init(site: AttentionSite, options: DyDiLAOptions) -> float:
 def _conv(dim: int, options: DyDiLAOptions) -> nn.Module:
     if options.dwc == "none":
         return nn.Identity()
-    return ReparameterisedConv(dim) if options.dwc == "reparameterised" else DepthwiseConv(dim, 3)
+    if options.dwc == "plain":
+        return DepthwiseConv(dim, 3)
+    sizes = ((3, 3), (1, 3), (3, 1)) if options.dwc == "reparameterised" else ((3, 3),)
+    return ReparameterisedConv(dim, sizes)
 
 
 def macs(site: AttentionSite, options: DyDiLAOptions) -> MacCount:
@@ -263,13 +304,15 @@ def macs(site: AttentionSite, options: DyDiLAOptions) -> MacCount:
     2 n_D) are raw parameters, which the paper's count does not see; BatchNorm counts 4 N C there.
     """
     n, c = site.num_tokens, site.dim
-    maps = 1 if options.mode == "token" else 2
+    maps = 2 if options.mode == "map" else 1
     convs = 0 if options.dwc == "none" else (maps if options.dwc_maps == "per_map" else 1)
-    routers = 2 * options.num_projectors + 4 * options.num_kernels + (4 // maps) * options.num_factors
+    routed = 2 * n * c * c + 2 * options.num_projectors * n * c if options.routes_projections else 0
+    kernels = options.num_queries_and_keys * options.num_kernels if options.kernel == "dynamic" else 0
+    factors = {"token": 4, "map": 2, "none": 0}[options.mode] * options.num_factors
     count = MacCount(
-        linear=4 * n * c * c + convs * 9 * n * c,
-        unhooked=2 * n * c * c + routers * n * c,
-        norm=convs * 4 * n * c if options.dwc == "reparameterised" else 0,
+        linear=(4 if options.query_key == "shared" else 2) * n * c * c + convs * 9 * n * c,
+        unhooked=routed + (kernels + factors) * n * c,
+        norm=convs * 4 * n * c if options.dwc in ("reparameterised", "single") else 0,
     )
     for _ in range(maps):
         count = count + contraction_macs(site, options.association)

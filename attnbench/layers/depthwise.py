@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -43,17 +43,17 @@ class Branch(nn.Module):
 
 
 class ReparameterisedConv(nn.Module):
-    """3x3 + 1x3 + 3x1 depthwise branches, each with BatchNorm, that fuse into one 3x3 convolution.
+    """Depthwise branches (3x3 + 1x3 + 3x1), each with BatchNorm, that fuse into one 3x3 convolution.
 
     Training sees the branches, inference one convolution with bias (`fuse`). The BatchNorm
     statistics are buffers: average them with the weights.
     Source: ACNet arXiv:1908.03930; used by arXiv:2601.13683, eq. 9.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, sizes: Sequence[tuple[int, int]] = ((3, 3), (1, 3), (3, 1))) -> None:
         super().__init__()
         self.channels = channels
-        self.branches = nn.ModuleList(Branch(channels, size) for size in ((3, 3), (1, 3), (3, 1)))
+        self.branches = nn.ModuleList(Branch(channels, size) for size in sizes)
 
     def forward(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """[B, N, C] -> [B, N, C]."""

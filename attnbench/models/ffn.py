@@ -1,4 +1,4 @@
-"""The feed-forward networks of a block: DiT's MLP and Sana's Mix-FFN."""
+"""The feed-forward networks of a block: DiT's MLP, Sana's Mix-FFN and DiG's SwiGLU."""
 
 from __future__ import annotations
 
@@ -45,15 +45,36 @@ class GluMbConv(nn.Module):
         return self.reduce(a * F.silu(g))
 
 
+class SwiGlu(nn.Module):
+    """(SiLU(x W_g) * x W_v) W_o without biases on [B, N, C]; ignores the grid.
+
+    Source: arXiv:2002.05202, eq. 6; DiG arXiv:2405.18428 and its released code, which applies W_o in a
+    fused function and not as a module: a module hook, and so the paper's count, does not see it.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, 2 * hidden, bias=False)
+        self.reduce = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        gate, value = self.expand(x).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * value, self.reduce.weight)
+
+
+KINDS = {"mlp": TokenMlp, "glumbconv": GluMbConv, "swiglu": SwiGlu}
+
+
 def build_ffn(spec: FfnSpec, dim: int) -> nn.Module:
     """Build the feed-forward network a recipe names; called as ffn(x [B, N, C], grid)."""
-    kind = TokenMlp if spec.kind == "mlp" else GluMbConv
-    return kind(dim, int(spec.ratio * dim))
+    return KINDS[spec.kind](dim, spec.hidden_width(dim))
 
 
 def ffn_macs(spec: FfnSpec, dim: int, num_tokens: int) -> MacCount:
     """Multiply-adds of the feed-forward network at batch 1."""
-    hidden = int(spec.ratio * dim)
+    hidden = spec.hidden_width(dim)
     if spec.kind == "mlp":
         return MacCount(linear=2 * num_tokens * dim * hidden)
+    if spec.kind == "swiglu":
+        return MacCount(linear=num_tokens * dim * 2 * hidden, unhooked=num_tokens * hidden * dim)
     return MacCount(linear=num_tokens * (dim * 2 * hidden + 9 * 2 * hidden + hidden * dim))

@@ -1,4 +1,7 @@
-"""Named model sizes: one YAML file per family, its `shared` settings merged into each of its `models`."""
+"""Named model sizes: one YAML file per family, its `shared` settings merged into each of its `models`.
+
+A family that `extends` another takes that family's shared settings first.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,22 @@ from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.problems import problems_in
 from attnbench.specs import ModelConfig
 from attnbench.yaml_source import show_path
+
+# files of recipes/, in the order of the paper's tables
+FAMILIES = (
+    "shell",
+    "dit",
+    "moh-dit",
+    "dig",
+    "lit",
+    "pixart-sigma",
+    "edit",
+    "sana",
+    "ablations",
+    "dydi-lit",
+    "dydi-lit-matched",
+    "tiny",
+)
 
 
 def load_recipes() -> dict[str, ModelConfig]:
@@ -68,11 +87,20 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 @functools.cache
 def _shelf() -> Mapping[str, Mapping[str, Any]]:
     """Read the recipe files once; what this returns is copied before anybody changes it."""
-    shelf: dict[str, Mapping[str, Any]] = {}
     folder = resources.files("attnbench.models") / "recipes"
-    for file in sorted(folder.iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".yaml"):
-            family = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
-            for name, settings in family["models"].items():
-                shelf[name] = {"name": name, **_merged(family["shared"], settings)}
+    families = {
+        name: YAML(typ="safe").load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in FAMILIES
+    }
+    shelf: dict[str, Mapping[str, Any]] = {}
+    for family in families.values():
+        shared = _shared(families, family)
+        for name, settings in family["models"].items():
+            shelf[name] = {"name": name, **_merged(shared, settings)}
     return shelf
+
+
+def _shared(families: Mapping[str, Any], family: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a family's models share: its own settings merged into those of the family it extends."""
+    below = _shared(families, families[family["extends"]]) if "extends" in family else {}
+    return _merged(below, family["shared"])

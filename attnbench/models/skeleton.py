@@ -13,7 +13,7 @@ from torch import nn
 
 from attnbench.contract import AttentionContext, AttentionSite
 from attnbench.errors import PluginOutputError, UnsupportedError, UserInputError
-from attnbench.layers.depthwise import fuse_reparameterised
+from attnbench.layers.depthwise import DepthwiseConv, fuse_reparameterised
 from attnbench.models.embeddings import LabelEmbedding, TimestepEmbedding, sincos_position_embedding
 from attnbench.models.ffn import build_ffn
 from attnbench.models.options import resolve_attention
@@ -36,6 +36,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
         self.ffn = build_ffn(config.ffn, config.dim)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
+        self.stream_conv = IdentityConv(config.dim) if config.stream_conv else None
 
     def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         s1, a1, g1, s2, a2, g2 = (
@@ -49,7 +50,19 @@ class Block(nn.Module):
                 f"expected [B, N, C] = {tuple(x.shape)}; fix the backend's module"
             )
         x = x + g1 * mixed
-        return x + g2 * self.ffn(modulate(self.norm2(x), s2, a2), context.grid)
+        x = x + g2 * self.ffn(modulate(self.norm2(x), s2, a2), context.grid)
+        return x if self.stream_conv is None else self.stream_conv(x, context.grid)
+
+
+class IdentityConv(DepthwiseConv):
+    """A depthwise 3x3 convolution on tokens that starts as the identity. Source: DiG's released code."""
+
+    keeps_own_init = True
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 3)
+        nn.init.dirac_(self.conv.weight, groups=dim)
+        nn.init.zeros_(cast("nn.Parameter", self.conv.bias))
 
 
 class FinalLayer(nn.Module):

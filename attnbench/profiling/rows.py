@@ -28,6 +28,8 @@ class ProfileRow(Record):
     """
 
     model: str
+    size: str = ""
+    """S, B or L where the paper names a size."""
     resolution: int
     """Side of the decoded image, pixels."""
     tokens: int
@@ -38,7 +40,13 @@ class ProfileRow(Record):
     params: int | None = None
     """Trainable parameters, before fusion."""
     macs_paper: int | None = None
+    macs_published: int | None = None
+    """What arXiv:2601.13683 prints for this recipe at this resolution (two digits after the point)."""
     macs_full: int | None = None
+    attention_macs: int | None = None
+    """Part of macs_full in all attention modules, their projections included."""
+    block_macs: int | None = None
+    """Part of macs_full in all transformer blocks."""
     latency_ms_values: list[float] = Field(default_factory=list)
     """All samples in the order taken, none dropped. On a GPU with a flushed L2 cache."""
     warm_latency_ms_values: list[float] = Field(default_factory=list)

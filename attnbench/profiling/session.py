@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
-from attnbench.models import build_model, closed_form_macs, fuse_for_inference
+from attnbench.models import build_model, fuse_for_inference
+from attnbench.models.macs import macs_by_part
+from attnbench.models.published import published_gflops
 from attnbench.models.resolution import input_size
 from attnbench.profiling.child import Child
 from attnbench.profiling.counters import check_agreement, count_with_fvcore, count_with_torch
@@ -94,6 +96,10 @@ class _Draft:
     def name(self) -> str:
         return f"{self.request.label} at {self.resolution} px"
 
+    def _published(self) -> int | None:
+        printed = published_gflops(self.request.config, self.resolution)
+        return None if printed is None else round(printed * 1e9)
+
     def row(self, spec: ProfileSpec, device: str) -> ProfileRow:
         """Put the row together; an unfinished series of rounds is no latency."""
         rounds = self.rounds if self.refusal is None else []
@@ -101,6 +107,8 @@ class _Draft:
         memory = self.ready.memory
         return ProfileRow(
             model=self.request.label,
+            size=self.request.config.size,
+            macs_published=self._published() if "macs" in spec.measure else None,
             resolution=self.resolution,
             tokens=(self.size // self.request.config.patch_size) ** 2,
             device=device,
@@ -161,10 +169,15 @@ def _agreed_macs(draft: _Draft, model: torch.nn.Module) -> dict[str, int]:
             torch.empty(1),
             torch.empty(1, dtype=torch.int64),
         )
-    closed = closed_form_macs(config, draft.size)
+    counted = macs_by_part(config, draft.size)
     by_fvcore, by_torch = count_with_fvcore(model, inputs), count_with_torch(model, inputs)
-    check_agreement(closed.full, by_fvcore.macs, by_torch.macs)
-    return {"macs_paper": closed.paper, "macs_full": closed.full}
+    check_agreement(counted.total.full, by_fvcore.macs, by_torch.macs)
+    return {
+        "macs_paper": counted.total.paper,
+        "macs_full": counted.total.full,
+        "attention_macs": counted.attention.full,
+        "block_macs": counted.blocks.full,
+    }
 
 
 def _run_children(drafts: Sequence[_Draft], spec: ProfileSpec, device: str, steps: _Steps) -> None:

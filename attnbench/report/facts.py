@@ -21,7 +21,7 @@ from attnbench.report.quantities import (
 from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
 from attnbench.results import Environment, Result
 
-DESCRIPTIONS = ("suite", "question", "label", "model.summary")  # words that set nothing
+DESCRIPTIONS = ("suite", "question", "label", "exceptions", "model.summary")  # words that set nothing
 FEW_IMAGES = 10_000  # below it, distances are known to be dominated by the sample-size bias
 
 
@@ -73,6 +73,11 @@ def warnings(results: Sequence[Result]) -> list[str]:
         )
     if len(seeds_of(results)) == 1:
         found.append("One seed per cell: the spread between seeds is unknown.")
+    excuses: dict[str, list[str]] = {}
+    for result in results:
+        for excuse in result.case.get("exceptions", ()):
+            excuses.setdefault(excuse, []).append(result.label)
+    found += [f"Set for some cells only: {excuse}: {', '.join(cells)}." for excuse, cells in excuses.items()]
     left_out = {m.note for r in results for m in r.measurements if m.name == "unreadable_images"}
     found += [f"Files that failed to open were left out: {names}" for names in sorted(left_out)]
     if any(r.environment.git_dirty for r in results):

@@ -18,6 +18,9 @@ CASES = {
         "dwc": "plain",
     },
     "dydila-rms-gates": {"normaliser": "rms", "factor_router": "unit_gate", "dwc": "none"},
+    "dydila-focused": {"mode": "none", "kernel": "fixed", "dwc": "none"},
+    "dydila-measured": {"mode": "none", "dwc": "none"},
+    "dydila-projected": {"mode": "none", "query_key": "dynamic", "dwc": "single"},
 }
 # rounding Q flips an argmax, and an argmax is not continuous: one choice each in low-precision tests
 CONTINUOUS = {"num_kernels": 1, "num_factors": 1}
@@ -59,25 +62,29 @@ def reference(module, x, context):
     """Eqs. 1-10, one token at a time."""
     grid = context.grid
     o, n_p = module.options, module.options.num_projectors
-    gammas, lambdas = module.gamma, module.lam
+    gammas = module.gamma if o.kernel == "dynamic" else None
+    lambdas = module.lam if o.mode != "none" else None
     tdos, values = [], []
     for image in x:
-        q, k, v = project(module, image)
-        rows = {name: [] for name in ("q", "k", "q'", "k'")}
-        for i, x_i in enumerate(image):
+        q, k, v = shared(module, image)
+        rows = {"q": q, "k": k} if o.query_key == "shared" else {}
+        if o.mode != "none" or o.query_key == "dynamic":
+            rows |= {"q'": [], "k'": []}
+        for x_i in image if "q'" in rows else ():
             logits = x_i @ module.projection_router.weight[0]
             for name, part, bank in (("q'", logits[:n_p], 0), ("k'", logits[n_p:], n_p)):  # eqs. 1-2
                 u = int(part.argmax())
                 p = part.softmax(-1)[u]
                 gate = {"frozen": 1.0, "unit_gate": p / p.detach(), "switch": p}[o.projection_router]
                 rows[name].append(x_i @ module.projectors[bank + u] * gate)
-            rows["q"].append(q[i])
-            rows["k"].append(k[i])
         z = {}
-        for bank, name in enumerate(("q", "k", "q'", "k'")):  # eqs. 5-6
+        for bank, name in enumerate(rows):  # eqs. 5-6
             focus = []
             for row in rows[name]:
-                gamma, gate = choose(row @ module.kernel_router.weight[bank], gammas, o.factor_router)
+                if o.kernel == "fixed":
+                    gamma, gate = o.gamma_init, 1.0
+                else:
+                    gamma, gate = choose(row @ module.kernel_router.weight[bank], gammas, o.factor_router)
                 focus.append(phi(row, gamma) * gate)
             z[name] = torch.stack(focus)
         tdos.append(differential(module, z, v, lambdas))
@@ -90,6 +97,13 @@ def reference(module, x, context):
     if o.mode == "map" and o.dwc_maps == "per_map":
         tdo = tdo - lam * dwc(module, 1, v_images, grid)
     return output(module, tdo + dwc(module, 0, v_images, grid))
+
+
+def shared(module, image):
+    """Q, K, V = X W_0, or V alone where Q and K are projected dynamically."""
+    if module.options.query_key == "shared":
+        return project(module, image)
+    return None, None, image @ module.value.weight.T
 
 
 def factors(module, bank, a, b, lambdas):
@@ -119,6 +133,9 @@ def differential(module, z, v, lambdas):
             out.append(y)
         return torch.cat(out, -1)
 
+    if o.mode == "none":  # Table 4's rungs: one Q and one K, shared or dynamic
+        q, k = z.values()
+        return attend(q, k, q, k), torch.zeros(len(v), 1, dtype=v.dtype)
     if o.mode == "token":
         q = z["q"] - factors(module, 0, z["q"], z["q'"], lambdas) * z["q'"]
         k = z["k"] - factors(module, 1, z["k"], z["k'"], lambdas) * z["k'"]
