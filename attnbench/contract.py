@@ -23,9 +23,9 @@ Symmetry = Literal["none", "permutation", "translation"]
 
 
 class BackendOptions(BaseModel):
-    """Base of every backend's options: unknown keys and wrong types are errors, values are frozen."""
+    """Base of every backend's options: frozen, strict; a field's docstring is its documentation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from attnbench.errors import did_you_mean
 from attnbench.specs import ModelConfig
 from attnbench.yaml_source import KeyPath, show_value
 
-SET_BY_RECIPE = {"name", "summary", "source", "size", "published", "origin"}  # of a model: no user writes them
+# of a model: no user writes them
+SET_BY_RECIPE = {"name", "summary", "source", "size", "published", "origin"}
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def attnbench_backends() -> Iterator[AttentionBackend]:
     yield AttentionBackend(
         name="dig",
         summary="gated linear attention scanned in four alternating directions, as in DiG",
-        source="DiG arXiv:2405.18428; GLA arXiv:2312.06635 eq. 3-4; released code",
+        source="DiG arXiv:2405.18428; GLA arXiv:2312.06635 sec. 4; released code",
         options=DigOptions,
         build=DigAttention,
         macs=macs,

@@ -82,9 +82,7 @@ def supports(
 ) -> str | None:
     """Refuse widths that do not split into pairs for rows and pairs for columns."""
     if site.dim % 4:
-        return (
-            f"2-D RoPE turns channel pairs by row and column: dim must be a multiple of 4, got {site.dim}"
-        )
+        return f"2-D RoPE turns channel pairs by row and column: dim must be a multiple of 4, got {site.dim}"
     return None
 
 

@@ -118,7 +118,8 @@ def _block_mask(grid: tuple[int, int], kernel_size: int, device: torch.device) -
         return near(grid, kernel_size, query, key)
 
     tokens = grid[0] * grid[1]
-    return create_block_mask(in_window, None, None, tokens, tokens, device=device, BLOCK_SIZE=FLEX_BLOCK)
+    with torch.inference_mode(False):  # a cached mask made there could not be saved for a backward pass
+        return create_block_mask(in_window, None, None, tokens, tokens, device=device, BLOCK_SIZE=FLEX_BLOCK)
 
 
 def natten_attention(

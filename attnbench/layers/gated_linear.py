@@ -34,14 +34,15 @@ def gated_linear_attention(
     and even the difference G_t - G_s of two large sums loses the digits of a small one. Here no
     positive exponent, no difference and no quotient occurs. Two neighbouring blocks of m tokens meet at
     their border: queries of the later block carry the decay since the border, keys of the earlier one
-    the decay up to it, and blocks of 2 m carry the products on (m = 1, 2, 4, ... C/2). All exponents
-    are sums of numbers <= 0, whose rounding e^x |x| stays below an ulp of 1, and a decay is a product
-    of at most 2 log2(C) + N/C such factors <= 1: accurate to about that many ulps whatever g is,
-    better than the token loop's N. A factor underflows to 0 only in a product that is smaller still.
+    the decay up to it, and blocks of 2 m carry the products on (m = 1, 2, 4, ... C/2). An exponent x
+    is a sum of numbers <= 0, so that its rounding moves e^x by eps |x| e^x < eps, and a decay is a
+    product of at most 2 log2(C) + N/C such factors <= 1: right to about that many eps whatever g
+    is, where the token loop's N factors round N times. A factor underflows to 0 only in a product that
+    is smaller still.
     The backward pass multiplies by the same factors and divides by none; the derivative of exp is
     exp, so that even g = -inf (forget all) has a finite gradient.
-    Source: recurrence, GLA arXiv:2312.06635, sec. 4.1; the pairwise scheme takes the place of the
-    secondary chunking of its sec. 4.3.
+    Source: recurrence, GLA arXiv:2312.06635, sec. 4; the pairwise scheme takes the place of its
+    secondary chunking.
     """
     if chunk_size < 1 or chunk_size & (chunk_size - 1):
         raise UserInputError(f"chunk_size must be a power of two (16, 32, 64, ...), got {chunk_size}")
@@ -122,18 +123,18 @@ def _within_chunks(
     q = q * decay  # the state forgets before it is read
     m = 1
     while m < size:
-        q_early, q_late = q.reshape(-1, 2, m, width).unbind(1)  # [R C / 2m, m, Dk]
-        k_early, k_late = k.reshape(-1, 2, m, width).unbind(1)
+        q_early, q_late = q.view(-1, 2, m, width).unbind(1)  # [R C / 2m, m, Dk]
+        k_early, k_late = k.view(-1, 2, m, width).unbind(1)
         scores_early, scores_late = scores.view(-1, 2, m, m).unbind(1)
         decay_early, decay_late = decay.view(-1, 2, 1, width).unbind(1)
         across = q_late @ k_early.transpose(1, 2)  # [R C / 2m, m, m]
         scores = torch.cat((F.pad(scores_early, (0, m)), torch.cat((across, scores_late), 2)), 1)
-        q = torch.cat((q_early, q_late * decay_early), 1)
-        k = torch.cat((k_early * decay_late, k_late), 1)
+        q = torch.stack((q_early, q_late * decay_early), 1)
+        k = torch.stack((k_early * decay_late, k_late), 1)
         log_decay = log_decay.view(-1, 2, 1, width).sum(1)
         decay = log_decay.exp()  # of the sum: a product of factors near 1 would round m times
         m *= 2
-    return scores, q, k, decay
+    return scores, q.view(-1, size, width), k.view(-1, size, width), decay
 
 
 def _states_before(written: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:

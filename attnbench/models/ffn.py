@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -62,7 +63,11 @@ class SwiGlu(nn.Module):
         return F.linear(F.silu(gate) * value, self.reduce.weight)
 
 
-KINDS = {"mlp": TokenMlp, "glumbconv": GluMbConv, "swiglu": SwiGlu}
+KINDS: dict[str, Callable[[int, int], nn.Module]] = {
+    "mlp": TokenMlp,
+    "glumbconv": GluMbConv,
+    "swiglu": SwiGlu,
+}
 
 
 def build_ffn(spec: FfnSpec, dim: int) -> nn.Module:

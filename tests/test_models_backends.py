@@ -1,0 +1,49 @@
+"""Every built-in attention inside the tiny recipe: it trains, and the skeleton around it stays the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnbench.models import build_model, closed_form_macs, fuse_for_inference
+from attnbench.models.recipes import resolve
+from attnbench.plugins import registry
+from attnbench.profiling.counters import count_with_fvcore, count_with_torch
+
+BUILTINS = [name for name, provided in registry().backends.items() if provided.origin == "built-in"]
+SIDE = 16  # 64 tokens: no default option of a backend needs more
+
+
+def tiny(name: str):
+    return resolve("tiny-dit", {"depth": 2, "attention": name})
+
+
+@pytest.mark.parametrize("name", BUILTINS)
+def test_forward_and_backward(name: str) -> None:
+    """Images come out in shape and finite, and every attention parameter that takes part learns."""
+    model = build_model(tiny(name), SIDE, 10)
+    with torch.no_grad():
+        for parameter in model.parameters():  # undo the zero initialisation
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    x, t = torch.randn(2, 1, SIDE, SIDE), torch.tensor([30.0, 970.0])
+    losses: list[torch.Tensor] = []
+    y = model(x, t, torch.tensor([1, 7]), loss_sink=lambda _, loss: losses.append(loss))
+    assert y.shape == x.shape
+    sum(losses, y.square().mean()).backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert y.isfinite().all()
+    assert all(grad.isfinite().all() for grad in grads)
+    attention = [p for block in model.blocks for p in block.attn.parameters()]
+    assert any(p.grad is not None and p.grad.any() for p in attention)
+
+
+@pytest.mark.parametrize("name", BUILTINS)
+def test_closed_form_agrees_with_both_counters(name: str) -> None:
+    """At default options the full count is exact: closed form, fvcore and torch's counter."""
+    config = tiny(name)
+    with torch.device("meta"):
+        inputs = (torch.empty(1, 1, SIDE, SIDE), torch.empty(1), torch.empty(1, dtype=torch.int64))
+    model = fuse_for_inference(build_model(config, SIDE, 10, device="meta"))
+    full = closed_form_macs(config, SIDE).full
+    assert count_with_torch(model, inputs).macs == pytest.approx(full, rel=1e-3)
+    assert count_with_fvcore(model, inputs).macs == pytest.approx(full, rel=1e-3)
