@@ -138,6 +138,16 @@ def test_half_types_compute_in_fp32(form):
     assert torch.equal(full, exact)
 
 
+@pytest.mark.parametrize("tokens", [1, 16, 40])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_heads_split_from_a_projection_are_taken_as_they_are(batch, tokens):
+    """Strided views [B, H, N, D] of [B, N, C] give what contiguous copies give, for one chunk and several."""
+    inputs = [z[:batch] for z in draw(tokens, 5)]
+    strided = [z.transpose(1, 2).contiguous().transpose(1, 2) for z in inputs]
+    found = [gated_linear_attention(*z, chunk_size=16) for z in (inputs, strided)]
+    torch.testing.assert_close(*found)
+
+
 class Both(torch.nn.Module):
     """The function as a module, for the counters."""
 

@@ -117,24 +117,24 @@ def _within_chunks(
     Returns the lower triangular scores [R, C, C], q decayed since the chunk's start, k decayed up to its
     end, and the decay of whole chunks [R, 1, Dk]. The loop keeps these four for blocks of m tokens.
     """
-    size, width = q.shape[1:]
-    scores = (q * k).sum(-1).view(-1, 1, 1)
+    size, width = q.shape[1:]  # reshape, not view: heads split from one projection are strided
+    scores = (q * k).sum(-1).reshape(-1, 1, 1)
     decay = log_decay.exp()
     q = q * decay  # the state forgets before it is read
     m = 1
     while m < size:
-        q_early, q_late = q.view(-1, 2, m, width).unbind(1)  # [R C / 2m, m, Dk]
-        k_early, k_late = k.view(-1, 2, m, width).unbind(1)
-        scores_early, scores_late = scores.view(-1, 2, m, m).unbind(1)
-        decay_early, decay_late = decay.view(-1, 2, 1, width).unbind(1)
+        q_early, q_late = q.reshape(-1, 2, m, width).unbind(1)  # [R C / 2m, m, Dk]
+        k_early, k_late = k.reshape(-1, 2, m, width).unbind(1)
+        scores_early, scores_late = scores.reshape(-1, 2, m, m).unbind(1)
+        decay_early, decay_late = decay.reshape(-1, 2, 1, width).unbind(1)
         across = q_late @ k_early.transpose(1, 2)  # [R C / 2m, m, m]
         scores = torch.cat((F.pad(scores_early, (0, m)), torch.cat((across, scores_late), 2)), 1)
         q = torch.stack((q_early, q_late * decay_early), 1)
         k = torch.stack((k_early * decay_late, k_late), 1)
-        log_decay = log_decay.view(-1, 2, 1, width).sum(1)
+        log_decay = log_decay.reshape(-1, 2, 1, width).sum(1)
         decay = log_decay.exp()  # of the sum: a product of factors near 1 would round m times
         m *= 2
-    return scores, q.view(-1, size, width), k.view(-1, size, width), decay
+    return scores, q.reshape(-1, size, width), k.reshape(-1, size, width), decay
 
 
 def _states_before(written: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:

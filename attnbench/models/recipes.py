@@ -26,6 +26,7 @@ FAMILIES = (
     "moh-dit",
     "dig",
     "lit",
+    "mediators-dit",
     "pixart-sigma",
     "edit",
     "sana",
