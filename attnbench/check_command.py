@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ from attnbench.contract import AttentionBackend
 from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.plugins import registry
 from attnbench.testing import CheckResult, run_checks
+from attnbench.testing.conformance import Progress
 
 Report = list[tuple[str, list[CheckResult]]]
 
@@ -34,11 +36,8 @@ def check(names: Sequence[str], options: Sequence[str], json_file: Path | None, 
     report: Report = []
     with console.progress_bar("check", quiet=quiet) as progress:
         for number, record in enumerate(records):
-            title = f"{record.name} ({number + 1} of {len(records)})"
-            results = run_checks(
-                record, mappings, progress=lambda done, n, note, t=title: progress(done, n, f"{t}: {note}")
-            )
-            report.append((record.name, results))
+            tell = functools.partial(_tell, progress, f"{record.name} ({number + 1} of {len(records)})")
+            report.append((record.name, run_checks(record, mappings, progress=tell)))
     print_report(report)
     if json_file is not None:
         rows = [
@@ -49,6 +48,10 @@ def check(names: Sequence[str], options: Sequence[str], json_file: Path | None, 
         ]
         console.write_json(json_file, rows)
     return int(any(result.bad for _, results in report for result in results))
+
+
+def _tell(progress: Progress, title: str, done: int, total: int, note: str) -> None:
+    progress(done, total, f"{title}: {note}")
 
 
 def built_ins() -> list[AttentionBackend]:
@@ -117,12 +120,10 @@ def _mapping(text: str) -> Mapping[str, Any]:
         options = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserInputError(
-            f'--options takes a JSON object, got {text!r} ({error}); e.g. \'{{"num_agents": 4}}\''
+            f"--options takes a JSON object, got {text!r} ({error}); e.g. '{{\"num_agents\": 4}}'"
         ) from error
     if not isinstance(options, dict):
-        raise UserInputError(
-            f'--options takes a JSON object, got {text!r}; e.g. \'{{"num_agents": 4}}\''
-        )
+        raise UserInputError(f"--options takes a JSON object, got {text!r}; e.g. '{{\"num_agents\": 4}}'")
     return options
 
 
@@ -130,12 +131,18 @@ def print_report(report: Report) -> None:
     """Print every row of one backend, or of several backends those that are not plain passes."""
     counts = Counter(result.status for _, results in report for result in results)
     total = ", ".join(f"{number} {status}" for status, number in counts.most_common())
-    if len(report) == 1:
-        (name, results), columns = report[0], ("check", "status", "detail")
-        rows = [(r.name, r.status, r.detail) for r in results]
-        console.print_table(console.listing(f"conformance of {name}", columns, rows, (total,)))
-        return
-    several = [(name, r.name, r.status, r.detail) for name, rs in report for r in rs if r.status != "passed"]
-    notes = (f"{len(report)} backends: {total}", "checks that passed are not listed; --json writes them all")
-    columns = ("backend", "check", "status", "detail")
-    console.print_table(console.listing("conformance", columns, several, notes))
+    columns: tuple[str, ...] = ("check", "status", "detail")
+    notes: tuple[str, ...] = (total,)
+    title = f"conformance of {report[0][0]}"
+    rows: list[tuple[str, ...]] = [(r.name, r.status, r.detail) for _, results in report for r in results]
+    if len(report) > 1:
+        title, columns = "conformance", ("backend", *columns)
+        rows = [row for name, results in report for row in _rows_of_one(name, results)]
+        notes = (f"{len(report)} backends: {total}", "--json writes every check with its detail")
+    console.print_table(console.listing(title, columns, rows, notes))
+
+
+def _rows_of_one(name: str, results: list[CheckResult]) -> list[tuple[str, ...]]:
+    """One row that counts a backend's passes, and one for everything else."""
+    others = [(name, r.name, r.status, r.detail) for r in results if r.status != "passed"]
+    return [(name, f"{len(results) - len(others)} of {len(results)} checks", "passed", ""), *others]

@@ -197,6 +197,42 @@ def show(name: Annotated[str, typer.Argument(help="A backend, model, suite, data
 
 
 @app.command()
+def check(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Backends, or pkg.module:Object; none: all built-ins.")
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--options", metavar="JSON", help="Options as a JSON object; repeat for several sets."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every row here, too.")] = None,
+    all_builtins: Annotated[bool, typer.Option("--all-builtins", help="Check every built-in.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask of attention backends what they promise: shapes, gradients, costs, complexity, plumbing.
+
+    Exit code 1 when a check fails, or passes although the backend says it fails.
+    """
+    from attnbench import check_command
+
+    if names and all_builtins:
+        raise UserInputError(f"--all-builtins checks all of them; leave out {', '.join(names)}")
+    raise typer.Exit(check_command.check(names or [], options or [], json_file, quiet=quiet))
+
+
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="The new backend's name, e.g. my-attention.")],
+    folder: Annotated[Path, typer.Option("--folder", help="Where the package's folder is made.")] = Path(),
+) -> None:
+    """Write a package with one attention of your own, ready to install, check and change."""
+    from attnbench.scaffold import write_plugin
+
+    written = write_plugin(name, folder)
+    typer.echo(f"{written}: written; next: pip install -e {written} && attnbench check {name}")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of suite files, for editors."""
     import json

@@ -143,7 +143,8 @@ class AttentionBackend:
 
     `build(site, options)` returns a module mapping ([B, N, C], AttentionContext) to [B, N, C] on
     the site's grid, tokens row-major. `macs(site, options)` is the closed form at batch 1.
-    `supports(site, options, dtype, device)` returns None or the reason why not. The skeleton
+    `supports(site, options, dtype, device)` returns None or the reason why not; dtype is fp32, bf16 or
+    fp64, the bench asks for no other. The skeleton
     initialises every nn.Linear in the module as DiT does (Xavier-uniform, zero bias), so that shared
     projections start equal; a module with the attribute `keeps_own_init = True` is left as built.
     What it declares is what `attnbench check` measures: `complexity` is that of multiply-adds and of

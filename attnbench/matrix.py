@@ -40,7 +40,7 @@ class Cell:
     problems: list[Problem]
     excepted: dict[KeyPath, KeyPath] = field(default_factory=dict)
     """Settings that an exception set, and where it stands in the suite."""
-    rules: list[int] = field(default_factory=list)
+    exceptions: list[int] = field(default_factory=list)
     """Places in `exceptions` of those that hold for this cell."""
 
     def written(self, path: KeyPath) -> KeyPath:
@@ -62,9 +62,9 @@ def read_axes(settings: Settings, schema: type[BaseModel]) -> tuple[list[Axis], 
     problems: list[Problem] = []
     for key, values in matrix.items() if isinstance(matrix, dict) else ():
         target, written = tuple(key.split(".")), ("matrix", key)
-        clash = next((axis for axis in axes if _overlap(axis.target, target)), None)
-        if not _names_a_setting(schema, target):
-            problems.append(Problem(written, _no_setting(schema, key)))
+        clash = next((axis for axis in axes if overlap(axis.target, target)), None)
+        if not names_a_setting(schema, target):
+            problems.append(Problem(written, no_setting(schema, key)))
         elif not isinstance(values, list) or not values:
             problems.append(Problem(written, f"must be a list of values, got {_shown_list(values)}"))
         elif clash:
@@ -77,75 +77,14 @@ def read_axes(settings: Settings, schema: type[BaseModel]) -> tuple[list[Axis], 
     return _with_short_names(axes), problems
 
 
-@dataclass(frozen=True)
-class ExceptionRule:
-    """Settings that hold only for the cells in which every setting of `when` has one of its values."""
-
-    index: int
-    when: dict[KeyPath, tuple[Any, ...]]
-    sets: dict[KeyPath, Any]
-
-    def holds(self, cell: Cell) -> bool:
-        """Say whether the rule applies to a cell."""
-        return all(_value_at(cell.data, path) in values for path, values in self.when.items())
-
-    def apply(self, cell: Cell) -> None:
-        """Assign the rule's settings to a cell."""
-        cell.rules.append(self.index)
-        for path, value in self.sets.items():
-            written = ("exceptions", self.index, "set", show_path(path))
-            cell.excepted[path] = written
-            _assign(cell, Axis(path, written, (value,), ""), copy.deepcopy(value))
-
-
-def read_exceptions(settings: Settings, schema: type[BaseModel]) -> tuple[list[ExceptionRule], list[Problem]]:
-    """Return the rules of `exceptions` in their order, and what is wrong with their settings' names.
-
-    Their types are the schema's to check; a rule that is no mapping is left to it.
-    """
-    rules: list[ExceptionRule] = []
-    problems: list[Problem] = []
-    written = settings.data.get("exceptions", [])
-    for index, rule in enumerate(written if isinstance(written, list) else ()):
-        parts = {key: rule.get(key) for key in ("when", "set")} if isinstance(rule, dict) else {}
-        when, sets = parts.get("when"), parts.get("set")
-        if not isinstance(when, dict) or not isinstance(sets, dict):
-            continue
-        unknown = [
-            Problem(("exceptions", index, part, key), _no_setting(schema, key))
-            for part, mapping in (("when", when), ("set", sets))
-            for key in mapping
-            if not _names_a_setting(schema, tuple(key.split(".")))
-        ]
-        if unknown:
-            problems += unknown
-            continue
-        conditions = {tuple(key.split(".")): _as_tuple(value) for key, value in when.items()}
-        rules.append(ExceptionRule(index, conditions, {tuple(k.split(".")): v for k, v in sets.items()}))
-    return rules, problems
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-def _value_at(data: Any, path: KeyPath) -> Any:
-    for part in path:
-        data = data.get(part) if isinstance(data, dict) else None
-    return data
-
-
-def cells(settings: Settings, axes: Iterable[Axis], rules: Iterable[ExceptionRule] = ()) -> Iterator[Cell]:
-    """Yield the cartesian product in order, the last axis fastest, with the exceptions applied."""
-    axes, rules = list(axes), list(rules)
+def cells(settings: Settings, axes: Iterable[Axis]) -> Iterator[Cell]:
+    """Yield the cartesian product in order, the last axis fastest."""
+    axes = list(axes)
     for indices in itertools.product(*(range(len(axis.values)) for axis in axes)):
         cell = Cell(copy.deepcopy(settings.data), tuple(zip(axes, indices, strict=True)), [])
         for axis, index in cell.points:
-            _assign(cell, axis, copy.deepcopy(axis.values[index]))
+            assign(cell, axis.target, copy.deepcopy(axis.values[index]))
         expand_shorthand(cell.data)
-        for rule in rules:
-            if rule.holds(cell):
-                rule.apply(cell)
         yield cell
 
 
@@ -180,20 +119,21 @@ def _is_name(axis: Axis) -> bool:
     return len(axis.target) == 1 or axis.target[-1] in ("recipe", "attention", "name")
 
 
-def _assign(cell: Cell, axis: Axis, value: Any) -> None:
+def assign(cell: Cell, target: KeyPath, value: Any) -> None:
+    """Set one setting of a cell; where something else is in the way, that is a problem of the cell."""
     place: Any = cell.data
     expand_shorthand(place)
-    for depth, part in enumerate(axis.target[:-1], start=1):
+    for depth, part in enumerate(target[:-1], start=1):
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
-            around = show_path(axis.target[:depth])
+            around = show_path(target[:depth])
             message = f"cannot be varied: {around} is {show_value(place)}, not a mapping"
-            cell.problems.append(Problem(axis.target, message))
+            cell.problems.append(Problem(target, message))
             return
-    place[axis.target[-1]] = value
+    place[target[-1]] = value
 
 
-def _names_a_setting(schema: type[BaseModel], target: KeyPath) -> bool:
+def names_a_setting(schema: type[BaseModel], target: KeyPath) -> bool:
     if target[0] not in SECTIONS:
         return False
     options = ("model", "attention", "options")  # their names are the backend's: checked with its values
@@ -202,14 +142,14 @@ def _names_a_setting(schema: type[BaseModel], target: KeyPath) -> bool:
     return all(target[n] in allowed_keys(schema, target[:n]) for n in range(1, len(target)))
 
 
-def _no_setting(schema: type[BaseModel], key: str) -> str:
+def no_setting(schema: type[BaseModel], key: str) -> str:
     every = {f"{section}.{name}" for section in SECTIONS for name in allowed_keys(schema, (section,))}
     section = key.split(".")[0]
     allowed = {name for name in every if name.startswith(f"{section}.")} or set(SECTIONS)
     return f"names no setting{did_you_mean(key, every)}; allowed: {', '.join(sorted(allowed))}"
 
 
-def _overlap(one: KeyPath, other: KeyPath) -> bool:
+def overlap(one: KeyPath, other: KeyPath) -> bool:
     shorter = min(len(one), len(other))
     return one[:shorter] == other[:shorter]
 

@@ -27,6 +27,7 @@ from attnbench.specs import (
     content_hash,
 )
 from attnbench.suite_checks import case_problems, name_problems, with_all_options
+from attnbench.suite_exceptions import apply_exceptions, read_exceptions
 from attnbench.suite_files import find_suite, list_suites, shipped_folder
 from attnbench.yaml_source import (
     KeyPath,
@@ -55,10 +56,10 @@ PATH_SETTINGS: tuple[KeyPath, ...] = (("data", "path"), ("data", "codec", "path"
 class ExceptionSpec(Spec):
     """Settings that hold for some cells only."""
 
-    when: dict[str, Any]
-    """Dotted settings and the value (or list of values) they must have in a cell."""
-    set: dict[str, Any]
-    """Dotted settings and the value they then take."""
+    when: dict[str, Any] = Field(min_length=1)
+    """Axes of the matrix, and the value (or list of values) a cell must have there."""
+    set: dict[str, Any] = Field(min_length=1)
+    """Dotted settings and the value they take in those cells."""
     reason: str = Field(min_length=1)
     """Why these cells differ; a comparison with exceptions has to say so."""
 
@@ -138,15 +139,11 @@ def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
     _override(settings, overrides)
     matrix.expand_shorthand(settings.data)
     axes, problems = matrix.read_axes(settings, SuiteSpec)
-    rules, wrong_names = matrix.read_exceptions(settings, SuiteSpec)
+    rules, wrong_rules = read_exceptions(settings, axes, SuiteSpec)
     findings = _Findings(settings, {})
-    findings.add([*problems, *wrong_names])
-    cells = list(matrix.cells(settings, axes, rules))
-    findings.add(
-        Problem(("exceptions", rule.index, "when"), "holds for no cell; compare with the suite's matrix")
-        for rule in rules
-        if not any(rule.index in cell.rules for cell in cells)
-    )
+    findings.add([*problems, *wrong_rules])
+    cells = list(matrix.cells(settings, axes))
+    findings.add(apply_exceptions(rules, cells))
     resolved = [(cell, _resolve(cell, findings)) for cell in cells]
     findings.raise_all()
     pairs = [(cell, case) for cell, case in resolved if case is not None]
@@ -192,13 +189,19 @@ def _override(settings: Settings, overrides: Sequence[str]) -> None:
                     f"{origin.where}: the suite's matrix varies {key}; "
                     f"give its values instead, as in -o matrix.{key}=[VALUE]"
                 )
-        for rule in matrix.read_exceptions(settings, SuiteSpec)[0]:
-            for target in rule.sets:
-                if path[: len(target)] == target:
-                    raise SuiteError(
-                        f"{origin.where}: the suite's exceptions set {show_path(target)} for some cells; "
-                        "give them too, as in -o exceptions=[] for none"
-                    )
+        for target in _excepted(settings):
+            if path[: len(target)] == target:
+                raise SuiteError(
+                    f"{origin.where}: the suite's exceptions set {show_path(target)} for some cells; "
+                    "give them too, as in -o exceptions=[] for none"
+                )
+
+
+def _excepted(settings: Settings) -> list[KeyPath]:
+    """Return the settings that any exception sets, right or wrong."""
+    rules = settings.data.get("exceptions", [])
+    sets = [rule.get("set") for rule in rules if isinstance(rule, dict)] if isinstance(rules, list) else []
+    return [tuple(str(key).split(".")) for mapping in sets if isinstance(mapping, dict) for key in mapping]
 
 
 def _resolve(cell: Cell, findings: _Findings) -> Case | None:
@@ -229,7 +232,7 @@ def _case(cell: Cell, spec: SuiteSpec, model: ModelConfig, registry: plugins.Reg
         question=spec.question.strip(),
         label=matrix.label_of(cell, spec.model),
         axes=matrix.axes_of(cell, spec.model),
-        exceptions=tuple(_excuse(spec.exceptions[index]) for index in cell.rules),
+        exceptions=tuple(_excuse(spec.exceptions[index]) for index in cell.exceptions),
         seed=cell.data.get("seed", 0),  # a list of seeds has become an axis
         code={name: registry.backends[name].code for name in sorted(model.attention_names())},
         model=model,
@@ -303,7 +306,7 @@ def _repeated(cell: Cell, other: Cell, message: str) -> Problem:
 
 def _content(case: Case) -> str:
     """Return a hash of everything but names, labels and prose."""
-    dumped = case.model_dump(mode="json", exclude={"suite", "label", "axes"})
+    dumped = case.model_dump(mode="json", exclude={"suite", "question", "label", "axes", "exceptions"})
     model = {key: value for key, value in dumped["model"].items() if key not in SET_BY_RECIPE}
     several = model["attention"] if isinstance(model["attention"], list) else [model["attention"]]
     for attention in several:

@@ -30,7 +30,7 @@ def build(case, *, dim=12, num_heads=3, grid=GRID, seed=0, continuous=False):
     """A module in float64 with every parameter moved off its special initial value."""
     name, options = CASES[case]
     if continuous:
-        options = options | getattr(FILES[name], "CONTINUOUS", {})
+        options = getattr(FILES[name], "continuous", dict)(options)
     backend = registry().backend(name)
     torch.manual_seed(seed)
     site = AttentionSite(dim=dim, num_heads=num_heads, grid=grid, layer_idx=1, depth=3)

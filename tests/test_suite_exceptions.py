@@ -28,43 +28,69 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_exception_sets_what_it_says_where_it_holds(here: Path) -> None:
-    """Only the cell that matches changes, and it carries the reason; a list of values is any of them."""
-    rule = RULE % ("model.attention.name: [linear, agent]", "train.precision: bf16, train.steps: 7")
-    softmax, linear = load(here, SMALL + MATRIX + rule)
-    assert (softmax.train.precision, softmax.exceptions) == ("fp32", ())
-    assert (linear.train.precision, linear.train.steps) == ("bf16", 7)
-    assert linear.exceptions == ("train.precision = 'bf16', train.steps = 7 (unstable otherwise)",)
+    """Only the cells on those places of the matrix change, and they carry the reason."""
+    text = "matrix: {model.attention: [softmax, linear, dig], sample.guidance_scale: [1.0, 2.0]}\n"
+    when = "model.attention: [linear, dig], sample.guidance_scale: 2.0"
+    cases = load(here, SMALL + text + RULE % (when, "train.precision: bf16, train.steps: 7"))
+    changed = [case.label for case in cases if case.train.steps == 7]
+    assert changed == ["linear · guidance_scale=2.0", "dig · guidance_scale=2.0"]
+    assert [case.label for case in cases if case.train.precision == "bf16"] == changed
+    assert [case.label for case in cases if case.exceptions] == changed
+    assert cases[3].exceptions == ("train.precision = 'bf16', train.steps = 7 (unstable otherwise)",)
 
 
 @pytest.mark.parametrize(
     ("when", "sets", "line"),
     [
-        ("model.atention: linear", "train.steps: 7", "exceptions[0].when.model.atention: names no setting"),
-        ("model.depth: 4", "train.stpes: 7", "exceptions[0].set.train.stpes: names no setting"),
-        ("model.attention.name: agent", "train.steps: 7", "exceptions[0].when: holds for no cell"),
-        (
-            "model.attention.name: linear",
-            "train.steps: x",
-            "exceptions[0].set.train.steps: must be an integer",
-        ),
+        ("model.atention: linear", "train.steps: 7", "when.model.atention: is no axis of the suite's matrix"),
+        ("model.depth: 4", "train.steps: 7", "is no axis of the suite's matrix; allowed: model.attention"),
+        ("model.attention: agent", "train.steps: 7", "'agent' is not on that axis; its values: 'softmax', "),
+        ("model.attention: true", "train.steps: 7", "true is not on that axis"),
+        ("model.attention: linear", "train.stpes: 7", "exceptions[0].set.train.stpes: names no setting"),
+        ("model.attention: linear", "train.steps: x", "set.train.steps: must be an integer, got 'x'"),
+        ("model.attention: linear", "model.attention: agent", "varies with matrix.model.attention; give the"),
+        ("", "train.steps: 7", "exceptions[0].when"),
+        ("model.attention: linear", "", "exceptions[0].set"),
     ],
 )
 def test_wrong_exceptions_are_one_line_each(here: Path, when: str, sets: str, line: str) -> None:
-    """A name that is no setting, a condition nothing meets, a value of the wrong type."""
+    """Names of nothing, values of no cell, settings that would belie a cell's label, empty rules."""
     (found,) = errors(here, SMALL + MATRIX + RULE % (when, sets))
     assert found.startswith("s.yaml:8:")
     assert line in found
 
 
+def test_two_exceptions_must_not_claim_one_setting(here: Path) -> None:
+    """Else a report would give the reason of one and the value of the other."""
+    rule = "{when: {model.attention: linear}, set: {train.lr: %s}, reason: so}"
+    text = SMALL + MATRIX + f"exceptions: [{rule % 1e-3}, {rule % 2e-3}]\n"
+    (line,) = errors(here, text)
+    assert "exceptions[1].set.train.lr: exceptions[0].set.train.lr sets it for some of the same cells" in line
+
+
+def test_exceptions_do_not_make_equal_cells_differ(here: Path) -> None:
+    """Prose is no content: what runs the same is refused as the same."""
+    text = "matrix: {model.attention: [linear, {name: linear, label: too}]}\n"
+    rule = RULE % ("model.attention: linear", "train.precision: fp32")
+    assert any("has the same content" in line for line in errors(here, SMALL + text + rule))
+
+
+def test_an_override_may_shorten_the_axis(here: Path) -> None:
+    """A stand-in run of some cells keeps the rules for those that are left."""
+    rule = RULE % ("model.attention: [linear]", "train.steps: 7")
+    (case,) = load(here, SMALL + MATRIX + rule, "matrix.model.attention=[softmax]")
+    assert not case.exceptions
+
+
 def test_an_exception_needs_its_reason(here: Path) -> None:
     """A comparison whose cells differ in secret is no comparison."""
-    text = SMALL + MATRIX + "exceptions: [{when: {model.depth: 4}, set: {train.steps: 7}}]\n"
+    text = SMALL + MATRIX + "exceptions: [{when: {model.attention: linear}, set: {train.steps: 7}}]\n"
     assert any("reason" in line for line in errors(here, text))
 
 
 def test_an_override_of_what_an_exception_sets_is_refused(here: Path) -> None:
     """Otherwise it would be overruled in silence for some cells."""
-    rule = RULE % ("model.attention.name: linear", "train.steps: 7")
+    rule = RULE % ("model.attention: linear", "train.steps: 7")
     with pytest.raises(SuiteError, match=r"exceptions set train\.steps for some cells"):
         load(here, SMALL + MATRIX + rule, "train.steps=3")
     cases = load(here, SMALL + MATRIX + rule, "train.steps=3", "exceptions=[]")

@@ -43,7 +43,8 @@ class AgentOptions(BackendOptions):
 class AgentAttention(nn.Module):
     """softmax(q A^T / sqrt(D) + B2) softmax(A k^T / sqrt(D) + B1) v + DWC_3x3(v), A = pool(q).
 
-    [B, N, C] -> [B, N, C]; both softmaxes through torch's fused kernel with an additive bias.
+    [B, N, C] -> [B, N, C]; both softmaxes through SDPA with an additive bias (on the CPU torch 2.13
+    takes its unfused kernel for that).
     Source: Agent Attention arXiv:2312.08874, eq. 5-7, and its released code.
     """
 

@@ -32,8 +32,11 @@ class DifferentialAttention(nn.Module):
 
     d = D / 2: q1, q2 and k1, k2 are the halves of a head, v is whole. lambda = exp(lq1 . lk1) -
     exp(lq2 . lk2) + l0 with l0 = 0.8 - 0.6 exp(-0.3 layer_idx), one lambda and one RMSNorm weight
-    for all heads. The two maps are never formed: their difference times v is the difference of two
-    fused attentions. [B, N, C] -> [B, N, C]; lambda and the norm's sums in at least fp32.
+    for all heads. The difference of the maps times v is written as the difference of two SDPA
+    calls, so that a fused kernel may serve where torch has one for values wider than queries; on the CPU
+    torch 2.13 has none and forms both maps.
+
+    [B, N, C] -> [B, N, C]; lambda and the norm's sums in at least fp32.
     Bidirectional, without the rotary embedding of the language model (positions are the skeleton's);
     the output projection has a bias, as every backend's here. `num_heads` counts pairs of maps, half
     as many as a softmax attention of equal map width has heads.

@@ -51,7 +51,7 @@ class DigOptions(BackendOptions):
 
 def key_dim(site: AttentionSite, options: DigOptions) -> int:
     """Width of queries and keys over all heads."""
-    return int(site.dim * options.expand_k)
+    return round(site.dim * options.expand_k)
 
 
 def scan_order(layer_idx: int) -> tuple[bool, bool]:

@@ -37,7 +37,7 @@ class EDiTOptions(BackendOptions):
     """Slope of LeakyReLU below zero (ours: torch's default)."""
     qkv_bias: bool = True
     """Bias of the query, key, value projection (as in DiT)."""
-    eps: float = 1e-6
+    eps: float = Field(default=1e-6, gt=0.0)
     """Added to the denominator (ours)."""
     association: Association = "auto"
     """Order of the two matmuls; `auto` takes the cheaper one for N queries, N/4 keys and head width D."""
@@ -121,7 +121,7 @@ def supports(
         allowed = [groups for groups in range(1, narrow + 1) if narrow % groups == 0]
         return (
             f"norm_groups={options.norm_groups} does not divide the {narrow} channels that rho={options.rho} "
-            f"leaves of dim={site.dim}; choose one of {allowed or 'a larger rho'}"
+            f"leaves of dim={site.dim}; choose {f'one of {allowed}' if allowed else 'a larger rho'}"
         )
     return None
 

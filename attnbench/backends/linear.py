@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from attnbench.contract import (
@@ -30,7 +31,7 @@ class LinearOptions(BackendOptions):
 
     qk_norm: bool = False
     """RMSNorm of queries and keys over the full width (off in Sana's image models)."""
-    eps: float = 1e-8
+    eps: float = Field(default=1e-8, gt=0.0)
     """Added to the denominator."""
     association: Association = "auto"
     """Order of the two matmuls; `auto` takes the cheaper one for N tokens and head width D."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from pydantic import PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
 from torch import nn
 
 from attnbench.contract import (
@@ -36,7 +36,7 @@ class LiTOptions(BackendOptions):
     """One filter for each channel of a head, the same in every head; off: one for each of the C channels."""
     qkv_bias: bool = True
     """Bias of the query, key, value projection (as in DiT)."""
-    eps: float = 1e-6
+    eps: float = Field(default=1e-6, gt=0.0)
     """Added to the denominator."""
     association: Association = "auto"
     """Order of the two matmuls; `auto` takes the cheaper one for N tokens and head width D."""

@@ -53,10 +53,10 @@ class MoHAttention(nn.Module):
 
     [B, N, C] -> [B, N, C]. All heads are computed; a head that was not chosen is multiplied by 0.
     Routed heads: top-k of softmax(W_g x), renormalised to sum k; shared heads: softmax(W_1 x) times
-    their number; the groups weighted by 2 softmax(W_0 x). A group of one shared head has gate 1 (the
-    released code has no W_1 there). With top_k = 1 the renormalised gate is 1 and W_g learns from the
-    balance loss alone, as in the released code. Gates in fp32; the attention's softmax in the input's
-    dtype with fp32 accumulation inside the fused kernels.
+    their number; the groups weighted by 2 softmax(W_0 x). A group of one shared head has gate 1 (ours:
+    the released code builds no W_1 there and then asks for it). With top_k = 1 the renormalised gate is 1
+    and W_g learns from the balance loss alone, as in the released code. Gates in fp32; the attention's
+    softmax in the input's dtype with fp32 accumulation inside the fused kernels.
     Source: MoH arXiv:2410.11842, sec. 3; read in its released code for DiT.
     """
 

@@ -38,7 +38,7 @@ class PolaFormerOptions(BackendOptions):
     """Side of the depthwise convolution on the values."""
     qkv_bias: bool = True
     """Bias of the query, key, value and coefficient projections."""
-    eps: float = 1e-6
+    eps: float = Field(default=1e-6, gt=0.0)
     """Added to the denominators q . mean(k)."""
     association: Association = "auto"
     """Order of the two matmuls; `auto` takes the cheaper one for N tokens and feature width 2 D."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from attnbench.contract import (
@@ -36,7 +37,7 @@ class RALAOptions(BackendOptions):
     """Side of LePE, the depthwise convolution on the values (released code: 5)."""
     qkv_bias: bool = True
     """Bias of the query, key, value and modulation projections."""
-    eps: float = 1e-6
+    eps: float = Field(default=1e-6, ge=0.0)
     """Added to the denominator q . mean(k)."""
     association: Association = "auto"
     """Order of the two matmuls; `auto` takes the cheaper one for N tokens and head width D."""

@@ -140,7 +140,7 @@ def supports(
     if options.kernel_size > min(site.grid):
         return (
             f"kernel_size={options.kernel_size} exceeds the shorter side of grid {site.grid}; "
-            f"choose 2 to {min(site.grid)}"
+            f"choose {f'2 to {min(site.grid)}' if min(site.grid) > 1 else 'a grid of at least 2 x 2'}"
         )
     if options.implementation == "natten":
         return _why_no_natten(device)

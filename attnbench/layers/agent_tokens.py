@@ -28,8 +28,9 @@ def agent_softmax(
 ) -> torch.Tensor:
     """softmax(q A^T / sqrt(D) + B2) softmax(A k^T / sqrt(D) + B1) v per head.
 
-    q, k, v [B, N, C] and agents A [B, n, C] -> [B, N, C]; both softmaxes through torch's fused kernel
-    with an additive bias. Source: Agent Attention arXiv:2312.08874, eq. 5-6, and its released code.
+    q, k, v [B, N, C] and agents A [B, n, C] -> [B, N, C]; both softmaxes through SDPA with an additive
+    bias, for which torch 2.13 takes its unfused kernel on the CPU.
+    Source: Agent Attention arXiv:2312.08874, eq. 5-6, and its released code.
     """
     to_tokens, to_agents = _mask(gather_bias, q), _mask(spread_bias, q)  # [H, n, N]
     agents, q, k, v = (split_heads(z, num_heads) for z in (agents, q, k, v))  # [B, H, n or N, D]

@@ -24,6 +24,7 @@ define_missing_ops()
 from timm.layers import PatchEmbed  # noqa: E402 - timm imports torchvision, whose ops must be defined first
 
 Sink = Callable[[str, torch.Tensor], None]
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 class Block(nn.Module):
@@ -178,6 +179,11 @@ def build_model(
     """
     grid = token_grid(config, input_size)
     device = torch.device(device)
+    if dtype not in DTYPES:
+        raise UnsupportedError(
+            f"{config.name} in {dtype}: models run in {', '.join(map(str, DTYPES))}; fp16 overflows in the "
+            "sums of linear attention"
+        )
     attention: list[nn.Module] = []
     with device if device.type == "meta" else torch.device("cpu"):  # one stream for every device
         for layer_idx in range(config.depth):

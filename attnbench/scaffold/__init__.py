@@ -28,9 +28,7 @@ def write_plugin(name: str, parent: Path) -> Path:
         raise UserInputError(f"{folder} exists already, and nothing in it is touched; choose another name")
     if not parent.is_dir():
         raise UserInputError(f"--folder: {parent} is not a folder; create it first")
-    texts = {
-        file.format(module=module): _render(template, name, module) for template, file in FILES.items()
-    }
+    texts = {file.format(module=module): _render(template, name, module) for template, file in FILES.items()}
     try:
         folder.mkdir()
         for file, text in texts.items():

@@ -87,6 +87,8 @@ class Shape:
     """k^T v and q S; the delta rule also needs k S."""
     taps: int = 0
     """Multiply-adds of the causal convolutions, a token."""
+    shared_key: bool = False
+    """All heads use the same keys (Mamba-2's B and C)."""
 
 
 class FlaAttention(nn.Module):
@@ -157,11 +159,13 @@ def macs(shape: Shape, site: attnbench.AttentionSite, options: ScanOptions) -> a
     """
     passes = 2 if options.scan == "bidirectional" else 1
     tokens = passes * site.num_tokens
+    one_head = shape.key if shape.shared_key else shape.heads * shape.key
     return attnbench.MacCount(
         linear=tokens * shape.projections,
         attention=tokens * shape.products * shape.heads * shape.key * shape.value,
+        # the paper's convention: a state counts as that of one head, and fla's fused norms are invisible
+        attention_cheaper=tokens * shape.products * one_head * shape.heads * shape.value,
         unhooked=tokens * shape.taps,
-        norm=4 * tokens * shape.heads * shape.value,  # RMSNorm with weight on every head's output
     )
 
 
@@ -211,7 +215,7 @@ def mamba2(site: attnbench.AttentionSite, options: Mamba2Options) -> tuple[dict[
     inner = options.expand * c
     convolved = inner + 2 * state
     shape = Shape(heads=heads, key=state, value=inner // heads, products=2,
-                  projections=c * (inner + convolved + heads) + inner * c,
+                  projections=c * (inner + convolved + heads) + inner * c, shared_key=True,
                   taps=convolved * options.conv_size)  # fmt: skip
     arguments = {"num_heads": heads, "head_dim": inner // heads, "state_size": state}
     return arguments | {"expand": options.expand, "conv_kernel": options.conv_size}, shape

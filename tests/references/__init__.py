@@ -3,7 +3,7 @@
 A file `references/<backend>.py` (`_` for `-`) holds `CASES` (label -> options; the label starts with the
 backend's name) and `reference(module, x, context)`: it takes the backend's own module for its parameters,
 x [B, N, C] in float64 and the AttentionContext, and returns [B, N, C] without calling the package's maths.
-Optional: `CONTINUOUS`, options under which no discrete choice depends on rounding (for low precision).
+Optional: `continuous(options)`, a case's options changed so that no discrete choice depends on rounding.
 """
 
 from __future__ import annotations

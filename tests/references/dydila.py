@@ -22,8 +22,12 @@ CASES = {
     "dydila-measured": {"mode": "none", "dwc": "none"},
     "dydila-projected": {"mode": "none", "query_key": "dynamic", "dwc": "single"},
 }
+
+
 # rounding Q flips an argmax, and an argmax is not continuous: one choice each in low-precision tests
-CONTINUOUS = {"num_kernels": 1, "num_factors": 1}
+def continuous(options):
+    one = {} if options.get("kernel") == "fixed" else {"num_kernels": 1}
+    return options | one | ({} if options.get("mode") == "none" else {"num_factors": 1})
 
 
 def choose(logits, values, training):
