@@ -17,9 +17,7 @@ from attnbench.contract import (
     MacCount,
 )
 from attnbench.hookspecs import hookimpl
-from attnbench.layers import DepthwiseConv, QKVProjection
-from attnbench.layers.agent_bias import PositionBias
-from attnbench.layers.agent_tokens import agent_softmax, pool_tokens
+from attnbench.layers import DepthwiseConv, PositionBias, QKVProjection, agent_softmax, pool_tokens
 
 
 class AgentOptions(BackendOptions):

@@ -19,8 +19,8 @@ from attnbench.contract import (
     MacCount,
 )
 from attnbench.hookspecs import hookimpl
-from attnbench.layers import merge_heads, split_heads
-from attnbench.layers.gated_linear import Form, gated_linear_attention, gated_linear_macs
+from attnbench.layers import gated_linear_attention, gated_linear_macs, merge_heads, split_heads
+from attnbench.layers.gated_linear import Form
 
 INIT_GAIN = 2**-2.5  # of the Xavier-uniform projections (released code)
 

@@ -18,8 +18,7 @@ from attnbench.contract import (
     MacCount,
 )
 from attnbench.hookspecs import hookimpl
-from attnbench.layers import Association, QKVProjection, linear_attention, merge_heads, split_heads
-from attnbench.layers.depthwise import on_grid
+from attnbench.layers import Association, QKVProjection, linear_attention, merge_heads, on_grid, split_heads
 
 NormOrder = Literal["norm_first", "activation_first"]
 

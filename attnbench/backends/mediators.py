@@ -19,9 +19,7 @@ from attnbench.contract import (
 )
 from attnbench.errors import UserInputError
 from attnbench.hookspecs import hookimpl
-from attnbench.layers import DepthwiseConv, QKVProjection
-from attnbench.layers.agent_bias import PositionBias
-from attnbench.layers.agent_tokens import agent_softmax, pool_tokens
+from attnbench.layers import DepthwiseConv, PositionBias, QKVProjection, agent_softmax, pool_tokens
 
 END = 1000.0  # timesteps lie in [0, 1000); the noise side is the far one
 

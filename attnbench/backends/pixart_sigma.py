@@ -17,8 +17,7 @@ from attnbench.contract import (
     MacCount,
 )
 from attnbench.hookspecs import hookimpl
-from attnbench.layers import QKVProjection, merge_heads, split_heads
-from attnbench.layers.depthwise import on_grid
+from attnbench.layers import QKVProjection, merge_heads, on_grid, split_heads
 
 
 class PixArtSigmaOptions(BackendOptions):

@@ -23,10 +23,10 @@ from attnbench.layers import (
     DepthwiseConv,
     QKVProjection,
     linear_attention,
+    matmul_order,
     merge_heads,
     split_heads,
 )
-from attnbench.layers.linear_core import matmul_order
 
 
 class PolaFormerOptions(BackendOptions):

@@ -23,11 +23,13 @@ from attnbench.layers import (
     QKVProjection,
     contraction,
     contraction_macs,
+    elu_plus_one,
+    grid_rotation,
     key_mass,
     merge_heads,
+    rotate_pairs,
     split_heads,
 )
-from attnbench.layers.grid_rotary import elu_plus_one, grid_rotation, rotate_pairs
 
 
 class RALAOptions(BackendOptions):

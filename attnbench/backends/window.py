@@ -20,8 +20,7 @@ from attnbench.contract import (
     MacCount,
 )
 from attnbench.hookspecs import hookimpl
-from attnbench.layers import QKVProjection, merge_heads, split_heads
-from attnbench.layers.neighbourhood import computed_blocks, near, neighbours
+from attnbench.layers import QKVProjection, computed_blocks, merge_heads, near, neighbours, split_heads
 
 FLEX_BLOCK = 128  # flex_attention skips or computes blocks of 128 x 128 query-key pairs
 

@@ -1,7 +1,11 @@
 """Public parts an attention backend may reuse; nothing here knows a backend."""
 
-from attnbench.layers.depthwise import DepthwiseConv, ReparameterisedConv, fuse_reparameterised
+from attnbench.layers.agent_bias import PositionBias
+from attnbench.layers.agent_tokens import agent_softmax, pool_tokens
+from attnbench.layers.depthwise import DepthwiseConv, ReparameterisedConv, fuse_reparameterised, on_grid
 from attnbench.layers.feature_maps import power_focus
+from attnbench.layers.gated_linear import gated_linear_attention, gated_linear_macs
+from attnbench.layers.grid_rotary import elu_plus_one, grid_rotation, rotate_pairs
 from attnbench.layers.linear_core import (
     Association,
     contraction,
@@ -10,6 +14,7 @@ from attnbench.layers.linear_core import (
     linear_attention,
     matmul_order,
 )
+from attnbench.layers.neighbourhood import computed_blocks, near, neighbours
 from attnbench.layers.precision import compute_dtype, without_autocast
 from attnbench.layers.projection import QKVProjection, merge_heads, split_heads
 from attnbench.layers.routed import routed_projection
@@ -17,17 +22,29 @@ from attnbench.layers.routed import routed_projection
 __all__ = [
     "Association",
     "DepthwiseConv",
+    "PositionBias",
     "QKVProjection",
     "ReparameterisedConv",
+    "agent_softmax",
     "compute_dtype",
+    "computed_blocks",
     "contraction",
     "contraction_macs",
+    "elu_plus_one",
     "fuse_reparameterised",
+    "gated_linear_attention",
+    "gated_linear_macs",
+    "grid_rotation",
     "key_mass",
     "linear_attention",
     "matmul_order",
     "merge_heads",
+    "near",
+    "neighbours",
+    "on_grid",
+    "pool_tokens",
     "power_focus",
+    "rotate_pairs",
     "routed_projection",
     "split_heads",
     "without_autocast",
