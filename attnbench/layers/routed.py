@@ -61,7 +61,8 @@ def _group(expert: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.
     chosen, order = expert.reshape(-1).sort(stable=True)
     place = torch.empty_like(order)
     place.scatter_(0, order, torch.arange(order.numel(), device=order.device))
-    ends = torch.searchsorted(chosen, torch.arange(num_experts, device=chosen.device), right=True)
+    experts = torch.arange(num_experts, device=chosen.device)
+    ends = torch.searchsorted(chosen, experts, right=True, out_int32=True)  # as grouped_mm wants them
     return order, place, ends
 
 
@@ -78,16 +79,16 @@ def _aligned(*tensors: torch.Tensor) -> bool:
 def _rows_by_group(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Multiply the rows of group e by weight[e]: [T, C], [E, C, F] -> [T, F]."""
     if _aligned(x, weight):
-        return _grouped_mm(x, weight, offs=ends.int())
-    parts = x.tensor_split(ends[:-1].cpu())
+        return _grouped_mm(x, weight, offs=ends)
+    parts = x.tensor_split(ends[:-1].long().cpu())
     return torch.cat([part @ matrix for part, matrix in zip(parts, weight, strict=True)])
 
 
 def _outer_by_group(x: torch.Tensor, grad: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Sum x^T grad over the rows of each group: [T, C], [T, F] -> [E, C, F]."""
     if _aligned(x, grad):
-        return _grouped_mm(x.T, grad, offs=ends.int())
-    cuts = ends[:-1].cpu()
+        return _grouped_mm(x.T, grad, offs=ends)
+    cuts = ends[:-1].long().cpu()
     pairs = zip(x.tensor_split(cuts), grad.tensor_split(cuts), strict=True)
     return torch.stack([a.T @ b for a, b in pairs])
 
@@ -99,7 +100,7 @@ def _(
     rows = expert.new_empty(expert.numel())
     y = x.new_empty(*expert.shape, weight.shape[2])
     x_sorted = x.new_empty(expert.numel(), x.shape[1])
-    return y, x_sorted, rows, torch.empty_like(rows), expert.new_empty(weight.shape[0])
+    return y, x_sorted, rows, torch.empty_like(rows), rows.new_empty(weight.shape[0], dtype=torch.int32)
 
 
 @_routed_projection_backward.register_fake
