@@ -206,7 +206,6 @@ def check(
         typer.Option("--options", metavar="JSON", help="Options as a JSON object; repeat for several sets."),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every row here, too.")] = None,
-    all_builtins: Annotated[bool, typer.Option("--all-builtins", help="Check every built-in.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Ask of attention backends what they promise: shapes, gradients, costs, complexity, plumbing.
@@ -215,8 +214,6 @@ def check(
     """
     from attnbench import check_command
 
-    if names and all_builtins:
-        raise UserInputError(f"--all-builtins checks all of them; leave out {', '.join(names)}")
     raise typer.Exit(check_command.check(names or [], options or [], json_file, quiet=quiet))
 
 

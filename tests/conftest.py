@@ -11,3 +11,21 @@ def _few_threads():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory of its own, so that errors show short paths."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def imagined_plugins(monkeypatch):
+    """Suites are checked against imagined backends."""
+    from suite_registry import imagined_registry
+
+    from attnbench import plugins
+
+    registry = imagined_registry()
+    monkeypatch.setattr(plugins, "registry", lambda: registry)

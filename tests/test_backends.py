@@ -75,14 +75,20 @@ def test_outputs_and_gradients_match_the_reference(case):
             close(grad, ref)
 
 
+def projections(module):
+    """The shared QKV projection, or where there is none every matrix that x may be multiplied with."""
+    if hasattr(module, "qkv"):
+        return [module.qkv.qkv.weight]
+    return [p for p in module.parameters() if p.ndim > 1]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_all_negative_rows_stay_finite(case):
     """A row whose query and key are nonpositive everywhere gives finite output and gradients."""
     module, _ = build(case)
-    if not hasattr(module, "qkv"):
-        pytest.skip("no shared QKV projection to make negative; its own test covers hard rows")
     with torch.no_grad():
-        module.qkv.qkv.weight.copy_(-module.qkv.qkv.weight.abs())
+        for parameter in projections(module):
+            parameter.copy_(-parameter.abs())
     x = torch.rand(1, 63, 12, dtype=torch.float64)
     x[0, 5] = 0
     x.requires_grad_()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from backend_counts import module_counts
 
-from attnbench.backends.elu import elu_plus_one
+from attnbench.layers import elu_plus_one
 
 
 def test_phi_is_elu_plus_one():

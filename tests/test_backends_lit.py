@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backend_counts import model_counts
 
 from attnbench.contract import AttentionContext, AttentionSite
-from attnbench.models import build_model, closed_form_macs
-from attnbench.models.recipes import load_recipes
 from attnbench.plugins import registry
-from attnbench.profiling.counters import count_with_fvcore, count_with_torch
-from attnbench.specs import AttentionSpec
 
 BACKEND = registry().backend("lit")
 
@@ -41,15 +38,5 @@ def test_heads_share_filters_only_when_asked():
 @pytest.mark.parametrize("options", [{}, {"association": "quadratic", "heads_share_filters": False}])
 def test_closed_form_is_what_executes(options):
     """Both counters see the closed form to the last multiply-add."""
-    config = load_recipes()["tiny-dit"].model_copy(
-        update={"attention": AttentionSpec(name="lit", options=options), "depth": 2}
-    )
-    model = build_model(config, 14, 10, device="meta").eval()
-    inputs = (
-        torch.empty(1, 1, 14, 14, device="meta"),
-        torch.empty(1, device="meta"),
-        torch.empty(1, dtype=torch.int64, device="meta"),
-    )
-    expected = closed_form_macs(config, 14).full
-    assert count_with_torch(model, inputs).macs == expected
-    assert count_with_fvcore(model, inputs).macs == expected
+    closed, by_fvcore, by_torch = model_counts("lit", options, side=14)
+    assert closed == by_fvcore == by_torch

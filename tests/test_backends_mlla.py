@@ -7,7 +7,7 @@ import torch
 from backend_counts import module_counts
 
 from attnbench.contract import AttentionSite
-from attnbench.layers.grid_rotary import elu_plus_one, grid_rotation, rotate_pairs
+from attnbench.layers import elu_plus_one, grid_rotation, rotate_pairs
 from attnbench.plugins import registry
 
 BACKEND = registry().backend("mlla")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backend_counts import model_counts
 
 from attnbench.contract import AttentionContext, AttentionSite
-from attnbench.models import build_model, closed_form_macs
-from attnbench.models.recipes import load_recipes
 from attnbench.plugins import registry
-from attnbench.profiling.counters import count_with_fvcore, count_with_torch
-from attnbench.specs import AttentionSpec
 
 BACKEND = registry().backend("moh")
 SITE = AttentionSite(dim=24, num_heads=6, grid=(4, 4), depth=2)
@@ -104,15 +101,5 @@ def test_head_counts_that_do_not_fit_are_refused(options, told):
 def test_closed_form_is_what_executes(shared, top_k):
     """Both counters see the closed form, routers included, to the last multiply-add."""
     options = {"num_shared_heads": shared, "top_k": top_k}
-    config = load_recipes()["tiny-dit"].model_copy(
-        update={"attention": AttentionSpec(name="moh", options=options), "depth": 2}
-    )
-    model = build_model(config, 16, 10, device="meta").eval()
-    inputs = (
-        torch.empty(1, 1, 16, 16, device="meta"),
-        torch.empty(1, device="meta"),
-        torch.empty(1, dtype=torch.int64, device="meta"),
-    )
-    expected = closed_form_macs(config, 16).full
-    assert count_with_torch(model, inputs).macs == expected
-    assert count_with_fvcore(model, inputs).macs == expected
+    closed, by_fvcore, by_torch = model_counts("moh", options, side=16)
+    assert closed == by_fvcore == by_torch

@@ -1,16 +1,16 @@
-"""PixArt-Sigma's key and value compression: grids, initialisation, and the paper's GFLOPs."""
+"""PixArt-Sigma's key and value compression: grids, initialisation, and what executes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from backend_counts import model_counts
 from references import pixart_sigma
 
 from attnbench.contract import AttentionContext, AttentionSite
-from attnbench.models import build_model, closed_form_macs
+from attnbench.models import build_model
 from attnbench.models.recipes import load_recipes
 from attnbench.plugins import registry
-from attnbench.profiling.counters import count_with_fvcore, count_with_torch
 from attnbench.specs import AttentionSpec
 
 BACKEND = registry().backend("pixart-sigma")
@@ -63,35 +63,8 @@ def test_a_stride_without_keys_is_refused():
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "latent", "printed"),
-    [
-        ("dit-s", 32, 5.7789e9),
-        ("dit-b", 32, 10.1261e9),
-        ("dit-l", 32, 22.4517e9),
-        ("dit-l", 64, 97.3740e9),
-    ],
-)
-def test_gflops_of_the_paper(name, latent, printed):
-    """DiT's shell with 6 plain blocks and 6 at stride 4 costs what arXiv:2601.13683 leads one to infer."""
-    plain = [AttentionSpec(name="softmax")] * 6
-    compressed = [AttentionSpec(name="pixart-sigma", options={"stride": 4})] * 6
-    config = load_recipes()[name].model_copy(update={"attention": plain + compressed})
-    assert closed_form_macs(config, latent).paper == pytest.approx(printed, abs=0.00005e9)
-
-
 @pytest.mark.parametrize(("size", "stride"), [(16, 2), (16, 4), (14, 2), (16, 1)])
 def test_closed_form_is_what_executes(size, stride):
     """Both counters see the closed form to the last multiply-add, on divided grids and others."""
-    config = load_recipes()["tiny-dit"].model_copy(
-        update={"attention": AttentionSpec(name="pixart-sigma", options={"stride": stride}), "depth": 2}
-    )
-    model = build_model(config, size, 10, device="meta").eval()
-    inputs = (
-        torch.empty(1, 1, size, size, device="meta"),
-        torch.empty(1, device="meta"),
-        torch.empty(1, dtype=torch.int64, device="meta"),
-    )
-    expected = closed_form_macs(config, size).full
-    assert count_with_torch(model, inputs).macs == expected
-    assert count_with_fvcore(model, inputs).macs == expected
+    closed, by_fvcore, by_torch = model_counts("pixart-sigma", {"stride": stride}, side=size)
+    assert closed == by_fvcore == by_torch

@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from command_line import ROOT, attnbench
 
 from attnbench import __version__
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def attnbench(*words, cwd=None):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "attnbench.cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=cwd,
-        timeout=240,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 def test_version():

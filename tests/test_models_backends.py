@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backend_counts import model_counts
 
-from attnbench.models import build_model, closed_form_macs, fuse_for_inference
+from attnbench.models import build_model
 from attnbench.models.recipes import resolve
 from attnbench.plugins import registry
-from attnbench.profiling.counters import count_with_fvcore, count_with_torch
 
 BUILTINS = [name for name, provided in registry().backends.items() if provided.origin == "built-in"]
 SIDE = 16  # 64 tokens: no default option of a backend needs more
@@ -45,10 +45,6 @@ def test_forward_and_backward(name: str) -> None:
 @pytest.mark.parametrize("name", BUILTINS)
 def test_closed_form_agrees_with_both_counters(name: str) -> None:
     """At default options the full count is exact: closed form, fvcore and torch's counter."""
-    config = tiny(name)
-    with torch.device("meta"):
-        inputs = (torch.empty(1, 1, SIDE, SIDE), torch.empty(1), torch.empty(1, dtype=torch.int64))
-    model = fuse_for_inference(build_model(config, SIDE, 10, device="meta"))
-    full = closed_form_macs(config, SIDE).full
-    assert count_with_torch(model, inputs).macs == pytest.approx(full, rel=1e-3)
-    assert count_with_fvcore(model, inputs).macs == pytest.approx(full, rel=1e-3)
+    closed, by_fvcore, by_torch = model_counts(name, side=SIDE)
+    assert by_torch == pytest.approx(closed, rel=1e-3)
+    assert by_fvcore == pytest.approx(closed, rel=1e-3)

@@ -12,27 +12,14 @@ from typing import Any, get_args
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from suite_registry import SMALL, errors, imagined_registry, load
+from suite_registry import SMALL, errors, load
 
-from attnbench import plugins
 from attnbench.errors import SuiteError, UnknownNameError, UserInputError
 from attnbench.problems import models_in
 from attnbench.specs import AttentionSpec, ImageFolderData
 from attnbench.suite import PATH_SETTINGS, SuiteSpec, load_suite, suite_json_schema
 
-
-@pytest.fixture(autouse=True)
-def _imagined_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Suites are checked against imagined backends."""
-    registry = imagined_registry()
-    monkeypatch.setattr(plugins, "registry", lambda: registry)
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own, so that errors show short paths."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("imagined_plugins")
 
 
 # --- shipped suites

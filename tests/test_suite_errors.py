@@ -5,23 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from suite_registry import SMALL, errors, imagined_registry, load
+from suite_registry import SMALL, errors, load
 
-from attnbench import plugins
-
-
-@pytest.fixture(autouse=True)
-def _imagined_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Suites are checked against imagined backends."""
-    registry = imagined_registry()
-    monkeypatch.setattr(plugins, "registry", lambda: registry)
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own, so that errors show short paths."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("imagined_plugins")
 
 
 def test_an_unknown_key_is_one_complete_line(here: Path) -> None:

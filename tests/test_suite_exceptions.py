@@ -5,26 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from suite_registry import SMALL, errors, imagined_registry, load
+from suite_registry import SMALL, errors, load
 
-from attnbench import plugins
 from attnbench.errors import SuiteError
 
 MATRIX = "matrix: {model.attention: [softmax, linear]}\n"
 RULE = "exceptions: [{when: {%s}, set: {%s}, reason: unstable otherwise}]\n"
 
 
-@pytest.fixture(autouse=True)
-def _imagined_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = imagined_registry()
-    monkeypatch.setattr(plugins, "registry", lambda: registry)
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own, so that errors show short paths."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("imagined_plugins")
 
 
 def test_an_exception_sets_what_it_says_where_it_holds(here: Path) -> None:

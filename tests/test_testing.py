@@ -8,18 +8,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from broken_backends import BROKEN, Sound, WithLoss, record
+from command_line import ROOT, attnbench
 
 from attnbench.contract import BackendOptions
 from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.plugins import registry
 from attnbench.testing import CHECKS, check_backend, run_checks
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = [check.name for check in CHECKS]
 BUILT_INS = [name for name, provided in registry().backends.items() if provided.origin == "built-in"]
 # Compiling takes most of the kit's time: these few alone are compiled, the sound ones among them.
@@ -181,19 +180,6 @@ def test_a_module_that_needs_the_timestep_may_say_so():
     assert result == ("passed", "needs timestep, and says so")
 
 
-def attnbench(*words, cwd, path=()):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT))), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "attnbench.cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=cwd,
-        timeout=240,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -205,7 +191,6 @@ def attnbench(*words, cwd, path=()):
         (["check", "linear", "--options", "{eps"], "--options takes a JSON object"),
         (["check", "linear", "--options", '{"epsilon": 1}'], "unknown key 'epsilon'"),
         (["check", "linear", "--json", "no/folder/rows.json"], "create it first"),
-        (["check", "linear", "--all-builtins"], "leave out linear"),
         (["new-plugin", "My_Attention"], "cannot name a backend"),
         (["new-plugin", "softmax"], "is there already"),
         (["new-plugin", "mine", "--folder", "nowhere"], "create it first"),

@@ -20,6 +20,7 @@ from attnbench.layers import (
     Association,
     QKVProjection,
     contraction_macs,
+    elu_plus_one,
     linear_attention,
     merge_heads,
     split_heads,
@@ -40,8 +41,8 @@ class EluOptions(BackendOptions):
 class EluAttention(nn.Module):
     """o_i = phi(q_i) (sum_j phi(k_j)^T v_j) / (phi(q_i) . sum_j phi(k_j) + eps), phi = elu + 1, per head.
 
-    [B, N, C] -> [B, N, C]; without a causal mask and without 1/sqrt(D); phi in the input's dtype,
-    the sum over keys and the division in fp32. Source: arXiv:2006.16236, eq. 5-7; released code
+    [B, N, C] -> [B, N, C]; without a causal mask and without 1/sqrt(D); phi, the sum
+    over keys and the division in at least fp32. Source: arXiv:2006.16236, eq. 5-7; released code
     (idiap/fast-transformers, attention/linear_attention.py) read.
     """
 
@@ -53,17 +54,9 @@ class EluAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         q, k, v = (split_heads(z, self.num_heads) for z in self.qkv(x))  # [B, H, N, D]
-        q, k = elu_plus_one(q), elu_plus_one(k)
+        q, k = (elu_plus_one(z).to(v.dtype) for z in (q, k))
         o = linear_attention(q, k, v, eps=self.options.eps, association=self.options.association)
         return self.out(merge_heads(o))
-
-
-def elu_plus_one(z: torch.Tensor) -> torch.Tensor:
-    """Return elu(z) + 1 = exp(min(z, 0)) + max(z, 0), elementwise in z's dtype.
-
-    In this form a very negative entry stays positive: elu(z) rounds to -1 in bf16 below z = -6.24.
-    """
-    return z.clamp_max(0).exp() + z.relu()
 
 
 def macs(site: AttentionSite, options: EluOptions) -> MacCount:

@@ -3,9 +3,9 @@
 from attnbench.layers.agent_bias import PositionBias
 from attnbench.layers.agent_tokens import agent_softmax, pool_tokens
 from attnbench.layers.depthwise import DepthwiseConv, ReparameterisedConv, fuse_reparameterised, on_grid
-from attnbench.layers.feature_maps import power_focus
+from attnbench.layers.feature_maps import elu_plus_one, power_focus
 from attnbench.layers.gated_linear import gated_linear_attention, gated_linear_macs
-from attnbench.layers.grid_rotary import elu_plus_one, grid_rotation, rotate_pairs
+from attnbench.layers.grid_rotary import grid_rotation, rotate_pairs
 from attnbench.layers.linear_core import (
     Association,
     contraction,

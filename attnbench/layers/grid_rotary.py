@@ -1,4 +1,4 @@
-"""Rotary position embedding on a 2-D token grid, and the positive feature map elu + 1 it is used with."""
+"""Rotary position embedding on a 2-D token grid."""
 
 from __future__ import annotations
 
@@ -37,13 +37,3 @@ def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     """
     even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
-
-
-def elu_plus_one(x: torch.Tensor) -> torch.Tensor:
-    """elu(x) + 1, in at least fp32: x + 1 above zero, e^x below.
-
-    Written without the difference (e^x - 1) + 1, which rounds every x < -17 to zero in fp32.
-    Source: Linear Transformers arXiv:2006.16236, eq. 7.
-    """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x.clamp(max=0).exp() + x.relu()

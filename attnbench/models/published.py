@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import get_args
 
 from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.models.recipes import load_recipes
-from attnbench.specs import ModelConfig
+from attnbench.specs import ModelConfig, Table
 
-TABLES = tuple(f"table{number}" for number in range(1, 9))
+TABLES: tuple[str, ...] = get_args(Table)
 
 
 def table_resolution(table: str) -> int:

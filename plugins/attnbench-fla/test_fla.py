@@ -22,9 +22,12 @@ BACKENDS = {backend.name: backend for backend in attnbench_fla.attnbench_backend
 NAMES = ["fla-gla", "fla-mamba2", "fla-gated-deltanet", "fla-deltanet", "fla-retnet"]
 HAS_FLA = all(importlib.util.find_spec(name) for name in ("fla", "triton", "transformers"))
 INTERPRETED = HAS_FLA and os.environ.get("TRITON_INTERPRET") == "1"
-needs_fla = pytest.mark.skipif(not HAS_FLA, reason="fla, triton or transformers is missing")
+needs_fla = pytest.mark.skipif(
+    not HAS_FLA, reason="runs fla's own layers: pip install './plugins/attnbench-fla[fla]'"
+)
 needs_interpreter = pytest.mark.skipif(
-    not INTERPRETED, reason="needs fla and TRITON_INTERPRET=1 (Triton's interpreter on the CPU)"
+    not INTERPRETED,
+    reason="runs fla's kernels on the CPU, with fla: TRITON_INTERPRET=1 pytest plugins/attnbench-fla",
 )
 SITE = attnbench.AttentionSite(dim=64, num_heads=2, grid=(5, 7))
 
