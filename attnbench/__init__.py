@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attnbench.api import build_attention, build_model, list_backends, run_suite
+    from attnbench.api import build_attention, build_model, list_backends, load_model, run_suite
     from attnbench.contract import (
         AttentionBackend,
         AttentionContext,
@@ -26,6 +26,7 @@ _HOME = {
     "build_attention": "attnbench.api",
     "build_model": "attnbench.api",
     "list_backends": "attnbench.api",
+    "load_model": "attnbench.api",
     "run_suite": "attnbench.api",
     "AttentionBackend": "attnbench.contract",
     "AttentionContext": "attnbench.contract",
@@ -48,6 +49,7 @@ __all__ = [
     "build_model",
     "hookimpl",
     "list_backends",
+    "load_model",
     "run_suite",
 ]
 

@@ -67,6 +67,21 @@ def build_model(
     return build_from_config(config, input_size(config, resolution), num_classes, seed=seed)
 
 
+def load_model(
+    path: str | Path, case: str | None = None, *, device: str | torch.device = "cpu"
+) -> DiffusionTransformer:
+    """Open a trained model from an exported folder, or from a run's folder (`runs/quick`) and a case's label.
+
+    In eval mode, with the averaged weights and re-parameterised parts fused: the very model that is sampled
+    from. Its `attnbench_config` holds model, input, objective, codec and history
+    (`attnbench.exchange.ExportedConfig`). Raises UserInputError, also for a missing plugin or a damaged
+    file; warns when a backend's source has changed since.
+    """
+    from attnbench.exchange import instantiate, open_model
+
+    return instantiate(open_model(Path(path), case), device)
+
+
 def list_backends() -> list[AttentionBackend]:
     """Return all attention backends, built-in and installed, in the order they registered."""
     return [provided.record for provided in registry().backends.values()]

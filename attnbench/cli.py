@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from attnbench import __version__
+from attnbench import __version__, data_command
 from attnbench.errors import AttnbenchError, UnknownNameError, UserInputError
 
 app = typer.Typer(
@@ -20,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+reference_app = typer.Typer(help="Reference files: real images as `attnbench evaluate` compares with them.")
+app.add_typer(reference_app, name="reference")
 
 SuiteArgument = Annotated[str, typer.Argument(help="A suite file, or the name of a shipped suite.")]
 Overrides = Annotated[
@@ -54,24 +57,30 @@ def run(
     runs: Runs = RUNS,
     device: Device = "auto",
     inline: Annotated[bool, typer.Option(help="Run the cells in this process (for debugging).")] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that train one cell together, one GPU each where there are.")
+    ] = 1,
     quiet: Quiet = False,
 ) -> None:
     """Train, sample, evaluate and profile every cell of SUITE, and write the report.
 
     Finished stages are read, not repeated: to resume, run the same command again.
     """
+    from functools import partial
+
     from attnbench import console
-    from attnbench.executors import run_in_process, run_inline
+    from attnbench.executors import refuse_launcher, run_in_process, run_inline
     from attnbench.runner import run as run_cells
     from attnbench.suite import load_suite
 
+    refuse_launcher()
     loaded = load_suite(suite, override or [])
     with console.run_listener(len(loaded.cases), quiet=quiet) as listener:
         outcome = run_cells(
             loaded,
             runs,
             device=None if device == "auto" else device,
-            executor=run_inline if inline else run_in_process,
+            executor=partial(run_inline if inline else run_in_process, processes=processes),
             listener=listener,
         )
     console.print_comparison(outcome.results)
@@ -168,6 +177,152 @@ def report(
     typer.echo(f"report: {paths.html}\n        {paths.markdown}")
 
 
+samples = typer.Typer(
+    help="Use the sampled images of a suite that has run.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(samples, name="samples")
+
+
+@samples.callback()
+def samples_group() -> None:
+    """Use the sampled images of a suite that has run."""
+
+
+@samples.command("export")
+def samples_export(
+    suite: Annotated[str, typer.Argument(help="A suite's name, or its folder below the runs folder.")],
+    npz: Annotated[
+        Path | None, typer.Option("--npz", metavar="FILE", help="One file as ADM's evaluator reads it.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", metavar="FOLDER", help="One PNG per image; run again to go on.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option("--case", metavar="LABEL", help="The cell, where there are several.")
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", help="The first so many images; all.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Write a finished cell's images to a folder of PNG files or to one npz file, or both.
+
+    The npz holds arr_0, uint8 [N, H, W, 3] (grey images: their channel three times), and arr_1, their
+    classes, int64 [N].
+    """
+    from attnbench import samples_command
+
+    run_dir = Path(suite) if Path(suite).is_dir() else runs / suite
+    samples_command.export(run_dir, npz=npz, png=png, label=label, count=count)
+
+
+@app.command()
+def evaluate(
+    samples: Annotated[
+        Path | None,
+        typer.Argument(help="A folder of PNGs, an npz with arr_0, or a suite's run folder (see --case)."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Real images, a file of `reference build`, or one of ADM's reference npz."),
+    ] = None,
+    case: Annotated[str | None, typer.Option(help="A run's cell, by label.")] = None,
+    extractor: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet-lite0",
+    protocol: Annotated[str, typer.Option(help="adm: the network's resize; clean: clean-fid's.")] = "adm",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", "--inception-weights", help="The network's weights file.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="fd,sfd,kd,skd,is,precision,recall")] = None,
+    kd_subset_size: Annotated[int | None, typer.Option(help="Images per subset (default 1000).")] = None,
+    kd_subsets: Annotated[int | None, typer.Option(help="Subsets of the kernel distance (100).")] = None,
+    neighbours: Annotated[int | None, typer.Option(help="k of precision and recall (3).")] = None,
+    is_order: Annotated[str | None, typer.Option(help="permuted, or given: as ADM's code.")] = None,
+    reference_images: Annotated[
+        int | None, typer.Option(help="Real images for kernel distance, precision, recall (10000).")
+    ] = None,
+    also: Annotated[list[Path] | None, typer.Option(help="Another set for the same table; repeat.")] = None,
+    per_class: Annotated[Path | None, typer.Option(help="Scores by class: a .png, and a .csv.")] = None,
+    nearest: Annotated[
+        Path | None, typer.Option(help="Samples beside nearest training images, .png.")
+    ] = None,
+    training: Annotated[Path | None, typer.Option(help="Training images, if not the reference.")] = None,
+    tsne: Annotated[Path | None, typer.Option(help="t-SNE of some classes of every set, .png.")] = None,
+    classes: Annotated[str, typer.Option(help="For --tsne: close:N, random:N or names.")] = "close:5",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything here, too.")] = None,
+    self_test: Annotated[bool, typer.Option("--self-test", help="Prove the metrics' maths.")] = False,
+    golden: Annotated[Path | None, typer.Option(help="With --self-test: folder of ADM's npz files.")] = None,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Score SAMPLES against real images: Frechet and kernel distances, inception score, precision, recall.
+
+    Features are kept by content below the runs folder: a second metric costs no second pass.
+    """
+    from attnbench import evaluate_command
+    from attnbench.stages.store import features_folder
+
+    settings = evaluate_command.settings_from(
+        extractor=extractor,
+        protocol=protocol,
+        weights=weights,
+        metrics=metrics,
+        kd_subset_size=kd_subset_size,
+        kd_subsets=kd_subsets,
+        neighbours=neighbours,
+        is_order=is_order,
+        reference_images=reference_images,
+    )
+    if self_test:
+        raise typer.Exit(evaluate_command.self_test(settings, golden, runs=runs, device=device))
+    if samples is None or reference is None:
+        raise UserInputError(
+            "attnbench evaluate needs SAMPLES and --reference: attnbench evaluate samples/ --reference real/ "
+            "(or --self-test alone)"
+        )
+    request = evaluate_command.Request(
+        samples=samples,
+        reference=reference,
+        settings=settings,
+        case=case,
+        also=tuple(also or ()),
+        training=training,
+        json_file=json_file,
+        per_class=per_class,
+        nearest=nearest,
+        tsne=tsne,
+        classes=classes,
+    )
+    evaluate_command.evaluate(request, cache=features_folder(runs / "store"), device=device, quiet=quiet)
+
+
+@reference_app.command("build")
+def reference_build(
+    folder: Annotated[Path, typer.Argument(help="Real images: a folder (one per class) or an npz.")],
+    to: Annotated[Path, typer.Option("--to", help="The reference file, .npz.")],
+    extractor: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet-lite0",
+    protocol: Annotated[str, typer.Option(help="adm: the network's resize; clean: clean-fid's.")] = "adm",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", "--inception-weights", help="The network's weights file.")
+    ] = None,
+    reference_images: Annotated[
+        int | None, typer.Option(help="Images whose features are kept (10000); the Gaussian is of all.")
+    ] = None,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Make a reference file of FOLDER: statistics and features, checked whenever it is read."""
+    from attnbench import evaluate_command
+    from attnbench.stages.store import features_folder
+
+    settings = evaluate_command.settings_from(
+        extractor=extractor, protocol=protocol, weights=weights, reference_images=reference_images
+    )
+    reference = evaluate_command.build_reference(
+        folder, to, settings, cache=features_folder(runs / "store"), device=device, quiet=quiet
+    )
+    typer.echo(f"{to}: {len(reference):,} images of {reference.name}, {extractor}, protocol {protocol}")
+
+
 @app.command("list")
 def list_things(
     kind: Annotated[str, typer.Argument(help="backends, models, suites, plugins, datasets or extractors.")],
@@ -196,6 +351,9 @@ def show(name: Annotated[str, typer.Argument(help="A backend, model, suite, data
     show_name(name)
 
 
+app.add_typer(data_command.app)
+
+
 @app.command()
 def check(
     names: Annotated[
@@ -217,6 +375,75 @@ def check(
     raise typer.Exit(check_command.check(names or [], options or [], json_file, quiet=quiet))
 
 
+@app.command("export")
+def export_model(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A suite's name, its folder below the runs folder, or an export."),
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where to; a new folder.")],
+    case: Annotated[
+        str | None, typer.Option("--case", metavar="LABEL", help="The cell (label or id), of several.")
+    ] = None,
+    diffusers: Annotated[
+        bool, typer.Option("--diffusers", help="For diffusers' DiTPipeline (softmax DiT only).")
+    ] = False,
+    vae: Annotated[
+        Path | None, typer.Option("--vae", metavar="FOLDER", help="AutoencoderKL for --diffusers; the run's.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Write one trained model of RUN, its averaged weights, to a folder that needs nothing else.
+
+    attnbench.load_model(FOLDER) opens it.
+    """
+    from attnbench import exchange_command
+
+    exchange_command.export(source, case, to, runs, diffusers=diffusers, vae=vae, force=force)
+
+
+@app.command("import")
+def import_model(
+    source: Annotated[
+        Path, typer.Argument(help="A folder of diffusers with a DiT, or a .pt file of facebookresearch/DiT.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where to; a new folder.")],
+    num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads; for .pt files.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+) -> None:
+    """Make an exported folder of a pretrained DiT."""
+    from attnbench import exchange_command
+
+    exchange_command.import_weights(source, to, num_heads=num_heads, force=force)
+
+
+@app.command("transfer")
+def transfer_model(
+    source: Annotated[
+        Path, typer.Argument(metavar="EXPORTED", help="A folder that `attnbench export` has written.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where to; a new folder.")],
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="RECIPE", help="The target's recipe; the source's sizes.")
+    ] = None,
+    attention: Annotated[
+        str | None, typer.Option("--attention", metavar="NAME", help="The target's attention backend.")
+    ] = None,
+    options: Annotated[
+        str | None, typer.Option("--options", metavar="JSON", help="Options of that attention.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights that are not copied.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+) -> None:
+    """Copy what two models share into one with another attention, and say what was left."""
+    from attnbench import exchange_command
+
+    exchange_command.transfer_weights(
+        source, to, model=model, attention=attention, options=options, seed=seed, force=force
+    )
+
+
 @app.command("new-plugin")
 def new_plugin(
     name: Annotated[str, typer.Argument(help="The new backend's name, e.g. my-attention.")],
@@ -227,6 +454,39 @@ def new_plugin(
 
     written = write_plugin(name, folder)
     typer.echo(f"{written}: written; next: pip install -e {written} && attnbench check {name}")
+
+
+weights_app = typer.Typer(
+    help="Show or fetch the weights files that some feature extractors need.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(weights_app, name="weights")
+
+
+@weights_app.command("list")
+def weights_list() -> None:
+    """Show which extractors need a weights file, where it was looked for, and whether it is the right one."""
+    from attnbench import weights_command
+
+    weights_command.print_list()
+
+
+@weights_app.command("fetch")
+def weights_fetch(
+    name: Annotated[str, typer.Argument(help="The extractor, e.g. inception-tf.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Fetch without asking.")] = False,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FOLDER", help="Where to; by default the cache folder.")
+    ] = None,
+) -> None:
+    """Download the weights file of extractor NAME after asking, and check its SHA-256."""
+    from attnbench import weights_command
+
+    path = weights_command.fetch(name, to, yes=yes)
+    typer.echo(f"{path}: there, SHA-256 as expected")
+    if to is not None:
+        typer.echo("it is used where `evaluate.weights` or the extractor's environment variable names it")
 
 
 @app.command()
@@ -283,7 +543,9 @@ def main() -> NoReturn:
     except AttnbenchError as error:
         _fail(error, 1)
     except SystemExit as stop:  # typer turns Ctrl-C into exit code 130 without a word
-        if stop.code == INTERRUPTED:
+        if hasattr(stop, "message"):  # a training that was stopped in good order
+            typer.echo(stop.message, err=True)
+        elif stop.code == INTERRUPTED:
             typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
         raise
     sys.exit(0)

@@ -170,13 +170,15 @@ class ExtractorInputs:
     """What a feature extractor may need to load itself.
 
     `train_images` is uint8 [N, H, W, C] with `train_labels` int64 [N]; `cache_dir` is a folder the
-    extractor may keep trained weights in; `weights` is the user's file or None.
+    extractor may keep trained weights in; `weights` is the user's file or None; `protocol` is one of the
+    extractor's `protocols`.
     """
 
     device: torch.device
     seed: int
     cache_dir: Path
     weights: Path | None = None
+    protocol: str = "adm"
     train_images: Any = None
     train_labels: Any = None
     num_classes: int = 0
@@ -184,17 +186,25 @@ class ExtractorInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Features of a batch of images: pooled [B, F] and, where the network has them, logits [B, K]."""
+    """Features of a batch of images: pooled [B, F] and, where the network has them, logits and maps.
+
+    `logits` is [B, K]. `spatial` is [B, h w c], the first c channels of feature maps [B, C, h, w] flattened
+    in NHWC order; c is the largest number for which h w c <= F (`metrics.spatial.first_channels`).
+    """
 
     pooled: torch.Tensor
     logits: torch.Tensor | None = None
+    spatial: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureExtractor:
     """A named network that turns uint8 [B, H, W, C] images into `Features`.
 
-    `suffix` ends every metric's name (`FD-efflite0`); only a suffix of "" may be called FID.
+    `suffix` ends every metric's name (`FD-efflite0`); only a suffix of "" may be called FID. `protocols` are
+    the ways images may be resized for it: `adm` is the network's own, `clean` is clean-fid's. `identity`
+    returns what its features depend on beside name, protocol and code, such as the hash of a weights file:
+    cached features of another identity are not reused.
     """
 
     name: str
@@ -202,4 +212,6 @@ class FeatureExtractor:
     summary: str
     source: str
     load: Callable[[ExtractorInputs], Callable[[torch.Tensor], Features]]
+    identity: Callable[[ExtractorInputs], str] = lambda inputs: ""
+    protocols: tuple[str, ...] = ("adm",)
     notes: Mapping[str, str] = field(default_factory=dict)

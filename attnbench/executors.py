@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from attnbench.errors import UserInputError
 from attnbench.results import Result, environment, timestamp
 from attnbench.specs import Case
+from attnbench.stages.interrupts import GO_ON, Stopped, on_signal
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, note
 Executor = Callable[[Case, Path, str, Progress], Result]  # case, store, device, progress
@@ -23,9 +25,21 @@ Executor = Callable[[Case, Path, str, Progress], Result]  # case, store, device,
 KEEP_MEMORY_MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
 
 
-def run_in_process(case: Case, store: Path, device: str, progress: Progress) -> Result:
-    """Run a cell in a fresh child process; a child that dies becomes a failed result."""
-    request = json.dumps({"case": case.model_dump(mode="json"), "root": str(store), "device": device})
+def run_in_process(case: Case, store: Path, device: str, progress: Progress, *, processes: int = 1) -> Result:
+    """Run a cell in a fresh child process, which starts `processes - 1` more to train with.
+
+    A child that dies becomes a failed result. Ctrl-C and SIGTERM are handed to the child, which saves its
+    training, and end in Stopped; a second one kills it.
+    """
+    refuse_launcher()
+    request = json.dumps(
+        {
+            "case": case.model_dump(mode="json"),
+            "root": str(store),
+            "device": device,
+            "processes": processes,
+        }
+    )
     env = {**KEEP_MEMORY_MAPPED, **os.environ}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
@@ -36,12 +50,17 @@ def run_in_process(case: Case, store: Path, device: str, progress: Progress) -> 
             text=True,
             env=env,
         )
+        stop = _StopChild(child)
         try:
-            result = _converse(child, request, progress)
+            with on_signal(stop):
+                result = _converse(child, request, progress)
         finally:
             if child.poll() is None:
                 child.kill()
             child.wait()
+        if stop.number is not None:
+            said = [line for line in _lines(log) if GO_ON in line]
+            raise Stopped(stop.number, said[-1] if said else f"{case.label}: stopped; {GO_ON}")
         if result is not None:
             return result
         reason = f"{_how_it_ended(child.returncode)}; its last words: {_last_lines(log)}"
@@ -84,17 +103,47 @@ def _how_it_ended(code: int) -> str:
     return f"the cell's process ended with exit code {code}"
 
 
-def _last_lines(log: IO[str], count: int = 3) -> str:
+class _StopChild:
+    """Hands the first signal to a child as SIGTERM, so that it can save its work, and kills it at the second."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self.child = child
+        self.number: int | None = None
+
+    def __call__(self, number: int) -> None:
+        if self.number is None:
+            self.child.send_signal(signal.SIGTERM)
+        else:
+            self.child.kill()
+        self.number = number
+
+
+def _lines(log: IO[str]) -> list[str]:
     log.seek(0)
-    lines = [line.strip() for line in log.read().splitlines() if line.strip()]
-    return " | ".join(lines[-count:]) or "(none)"
+    return [line.strip() for line in log.read().splitlines() if line.strip()]
 
 
-def run_inline(case: Case, store: Path, device: str, progress: Progress) -> Result:
-    """Run a cell in this process."""
+def _last_lines(log: IO[str], count: int = 3) -> str:
+    return " | ".join(_lines(log)[-count:]) or "(none)"
+
+
+def refuse_launcher() -> None:
+    """Raise UserInputError under torchrun and its like, which would run every cell several times at once."""
+    copies = os.environ.get("WORLD_SIZE", "1")
+    if copies != "1":
+        raise UserInputError(
+            f"a launcher (torchrun or another that sets WORLD_SIZE) has started {copies} copies of attnbench; "
+            f"start it once, with attnbench run SUITE --processes {copies}, and it starts the others itself"
+        )
+
+
+def run_inline(case: Case, store: Path, device: str, progress: Progress, *, processes: int = 1) -> Result:
+    """Run a cell in this process, which starts `processes - 1` more to train with."""
     import torch
 
     from attnbench.stages.cell import run_cell
     from attnbench.stages.store import Workspace
 
-    return run_cell(case, Workspace(root=store, device=torch.device(device), progress=progress))
+    refuse_launcher()
+    workspace = Workspace(root=store, device=torch.device(device), progress=progress, processes=processes)
+    return run_cell(case, workspace)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from attnbench.contract import MacCount
 from attnbench.models.resolution import input_size
-from attnbench.specs import Case, ImageFolderData, ModelConfig
+from attnbench.specs import Case, ImageFolderData, ModelConfig, PreparedData
 from attnbench.stages.store import STAGES, Stage, read_output
 
 # Estimates, not measurements: a backward pass costs two forward passes, a small matmul reaches
@@ -100,6 +100,8 @@ def num_classes(case: Case) -> int:
         if not case.data.path.is_dir():
             return NUM_CLASSES_GUESS
         return sum(1 for child in case.data.path.iterdir() if child.is_dir())
+    if isinstance(case.data, PreparedData) and not case.data.path.is_dir():
+        return NUM_CLASSES_GUESS
     from attnbench.data import load_dataset
 
     return load_dataset(case.data).num_classes

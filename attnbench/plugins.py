@@ -49,6 +49,7 @@ BUILTIN_PLUGINS = (
     "attnbench.metrics.efficientnet_lite0",
     "attnbench.metrics.classifier",
     "attnbench.metrics.inception_tf",
+    "attnbench.metrics.dinov2",
 )
 
 Record = TypeVar("Record", AttentionBackend, FeatureExtractor)
@@ -83,6 +84,8 @@ class Registry:
     backends: dict[str, Provided] = field(default_factory=dict)
     extractors: dict[str, Provided] = field(default_factory=dict)
     rows: list[PluginRow] = field(default_factory=list)
+    hook: Any = None
+    """pluggy's caller of hooks that are calls, not questions: `attnbench_training_log`."""
 
     def backend(self, name: str) -> AttentionBackend:
         """Return the backend called `name`; raises UnknownNameError with the nearest spelling."""
@@ -164,7 +167,7 @@ def load_plugins(
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    registry = Registry()
+    registry = Registry(hook=manager.hook)
     for name in builtins:
         _register(registry, manager, _load_builtin(name), name, "built-in")
     group = hookspecs.ENTRY_POINT_GROUP

@@ -42,6 +42,8 @@ class Measurement(Record):
     n: int | None = None
     """Images, repetitions or whatever stands behind the number."""
     better: Direction = "none"
+    interval: tuple[float, float] | None = None
+    """95 % interval of the value, where its uncertainty is known (of a quality metric: over images)."""
     note: str = ""
 
     @property

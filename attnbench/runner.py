@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attnbench.atomic import storage_errors
 from attnbench.errors import DataError, StorageError
 from attnbench.executors import Executor, run_in_process
 from attnbench.plan import plan
 from attnbench.profiling.session import check_device
 from attnbench.report import ReportPaths, write_report
 from attnbench.results import Result, append_result, latest, read_results
-from attnbench.specs import Case, ImageFolderData
+from attnbench.specs import Case, UserImages
 from attnbench.stages.cell import finished_cell
 from attnbench.stages.profile import SessionOutput, profile_cells
-from attnbench.stages.store import storage_errors
 from attnbench.suite import Suite
 
 CellProgress = Callable[[Case, str, int, int, str], None]  # case, stage, done, total, note
@@ -112,7 +112,7 @@ def check_inputs(cases: Sequence[Case]) -> None:
     """Refuse a run whose files are not there, before the first cell is trained."""
     for case in cases:
         wanted = [("evaluate.weights", case.evaluate.weights)]
-        if isinstance(case.data, ImageFolderData):
+        if isinstance(case.data, UserImages):
             wanted.append(("data.path", case.data.path))
             if case.data.codec is not None:
                 wanted.append(("data.codec.path", case.data.codec.path))

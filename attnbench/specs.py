@@ -24,7 +24,8 @@ from pydantic import (
 Precision = Literal["fp32", "bf16"]
 Table = Literal["table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8"]
 Measure = Literal["macs", "params", "latency", "memory"]
-Metric = Literal["fd", "kd", "is", "precision", "recall"]
+Metric = Literal["fd", "sfd", "kd", "skd", "is", "precision", "recall"]
+Protocol = Literal["adm", "clean"]
 
 
 ORIGINS = ("paper", "public code", "inferred", "ours")
@@ -192,10 +193,20 @@ class CodecSpec(Spec):
     kind: Literal["autoencoder-kl", "autoencoder-tiny"] = "autoencoder-kl"
     """Class in diffusers: AutoencoderKL or AutoencoderTiny."""
     path: Path = Field(strict=False)
-    """Folder with config.json and weights (save_pretrained)."""
+    """Folder with config.json and weights (save_pretrained), or, for autoencoder-tiny, with TAESD's released
+    taesd_encoder.safetensors and taesd_decoder.safetensors."""
 
 
-class ImageFolderData(Spec):
+class UserImages(Spec):
+    """What datasets in a folder of the user's have in common."""
+
+    path: Path = Field(strict=False)
+    """The user's folder."""
+    codec: CodecSpec | None = None
+    """Latent autoencoder; required by recipes with `input: latent`."""
+
+
+class ImageFolderData(UserImages):
     """The user's own images: `path/<class>/<image>`."""
 
     name: Literal["image-folder"] = "image-folder"
@@ -205,11 +216,21 @@ class ImageFolderData(Spec):
     """Images are resized and centre-cropped (ADM's way) to this side in pixels."""
     held_out_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Part of each class kept out of training, chosen by hash of the file name."""
-    codec: CodecSpec | None = None
-    """Latent autoencoder; required by recipes with `input: latent`."""
 
 
-DataSpec = Annotated[DigitsData | PhotoPatchesData | ImageFolderData, Field(discriminator="name")]
+class PreparedData(UserImages):
+    """A training set that `attnbench data prepare` has written: cropped once, read without decoding."""
+
+    name: Literal["prepared"] = "prepared"
+    path: Path = Field(strict=False)
+    """Folder that `attnbench data prepare SOURCE --to FOLDER` has written."""
+    image_size: PositiveInt = 256
+    """Side in pixels, as given to `attnbench data prepare --image-size`."""
+
+
+DataSpec = Annotated[
+    DigitsData | PhotoPatchesData | ImageFolderData | PreparedData, Field(discriminator="name")
+]
 
 
 class TrainSpec(Spec):
@@ -220,7 +241,10 @@ class TrainSpec(Spec):
     steps: PositiveInt = 100_000
     """Optimizer steps."""
     batch_size: PositiveInt = 256
-    """Images per step."""
+    """Images per step, over all processes and micro-batches."""
+    grad_accumulation: PositiveInt = 1
+    """Micro-batches per step; must divide batch_size. Saves memory; the gradient is that of the whole batch
+    but for rounding, except where an attention uses statistics of its batch (BatchNorm, balancing losses)."""
     lr: float = Field(default=1e-4, gt=0)
     """Learning rate after warm-up; constant."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -231,35 +255,68 @@ class TrainSpec(Spec):
     """Clip the gradient's global norm; null: off, as in DiT."""
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     """Decay of the weight average that is sampled from (buffers too); at step s at most (1+s)/(10+s)."""
+    extra_ema_decays: list[Annotated[float, Field(ge=0, lt=1)]] = []
+    """Further averages of the same training, each kept in `ema-DECAY.safetensors` beside `ema.safetensors`;
+    nothing is sampled from them."""
     horizontal_flip: bool | None = None
     """Random flips; null: on for photographs, off where a mirrored class is another (digits)."""
     timestep_density: Literal["uniform", "logit-normal"] = "uniform"
     """Density of training times for `flow`."""
     precision: Precision = "fp32"
     """`bf16`: autocast of the forward pass; weights and optimizer stay fp32."""
+    compile: bool = False
+    """torch.compile of the model in training; worth its minute on a GPU, rarely on a CPU."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations twice instead of keeping them: less memory, the same numbers."""
     checkpoint_every: PositiveInt = 5000
     """Steps between checkpoints; a killed run resumes from the last one."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """A checkpoint also when the last one is this old; changes no number."""
     log_every: PositiveInt = 50
     """Steps between points of the loss curve (means over the interval)."""
+    log: list[Literal["jsonl", "tensorboard"]] = ["jsonl"]
+    """What is written beside the weights: `jsonl`: train.jsonl; `tensorboard`: event files (needs the
+    package tensorboard)."""
+    held_out_every: PositiveInt = 5000
+    """Steps between measurements of the denoising loss on held-out images; there is one at the end, too."""
+    held_out_images: int = Field(default=256, ge=0)
+    """At most so many held-out images, fewer where they would cost more than 1 % of the training; 0: off."""
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> TrainSpec:
+        if self.batch_size % self.grad_accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of grad_accumulation {self.grad_accumulation}; "
+                "change one of them"
+            )
+        decays = [self.ema_decay, *self.extra_ema_decays]
+        if len(set(decays)) < len(decays):
+            raise ValueError(f"ema_decay and extra_ema_decays must differ from one another, got {decays}")
+        return self
 
 
 class SampleSpec(Spec):
     """How images are drawn; noise is keyed by (seed, sample index)."""
 
-    sampler: Literal["ddpm", "ddim", "euler"] = "ddpm"
-    """`ddpm`, `ddim` for objective ddpm; `euler` for objective flow."""
+    sampler: Literal["ddpm", "ddim", "dpm-solver++", "euler", "heun"] = "ddpm"
+    """For objective ddpm: `ddpm` (ancestral), `ddim`, `dpm-solver++` (2M); for flow: `euler`, `heun`."""
     num_steps: PositiveInt = 250
-    """Model evaluations per image (x2 with guidance)."""
+    """Model evaluations per image (x2 with guidance), whatever the sampler: `heun` takes an odd number, since
+    it makes two for each of its steps but the last."""
     guidance_scale: float = Field(default=1.0, ge=0)
     """Classifier-free guidance; 1 is off."""
     guidance_channels: Literal["all"] | PositiveInt = "all"
     """Guide all latent channels or the first n (DiT's released code guides 3 of 4)."""
     per_class: PositiveInt = 50
-    """Images per class."""
+    """Images per class; on average where labels are random."""
+    labels: Literal["balanced", "random"] = "balanced"
+    """`balanced`: of K classes sample i has class i mod K; `random`: uniform, keyed by (seed, i)."""
     batch_size: PositiveInt = 100
     """Images per model call; changes no picture."""
     precision: Precision = "fp32"
     """Precision of the model calls."""
+    compile: bool = False
+    """Compile the model (torch.compile) before sampling: the same images but for rounding."""
 
 
 class EvaluateSpec(Spec):
@@ -269,10 +326,15 @@ class EvaluateSpec(Spec):
     """Feature network, as `attnbench list extractors` shows it."""
     weights: Path | None = Field(default=None, strict=False)
     """Weights file of that network, where it needs the user's."""
-    metrics: list[Metric] = ["fd", "kd", "is", "precision", "recall"]
-    """Frechet distance, kernel distance, inception score, precision, recall."""
+    protocol: Protocol = "adm"
+    """How images are resized for the network: `adm` as the network does itself, `clean` as clean-fid does."""
+    metrics: list[Metric] = ["fd", "sfd", "kd", "skd", "is", "precision", "recall"]
+    """Frechet and kernel distance (`s`: on spatial features), inception score, precision, recall."""
     reference: Literal["train", "held-out"] = "train"
     """The real images compared with; the other part is the floor."""
+    reference_images: PositiveInt = 10_000
+    """At most so many of them, drawn by hash, for kernel distances, precision and recall (ADM's protocol);
+    the Gaussians of the Frechet distances are of all."""
     class_accuracy: bool = True
     """Class accuracy of the conditional samples by a classifier trained on the training part."""
     kd_subsets: PositiveInt = 100
@@ -281,6 +343,10 @@ class EvaluateSpec(Spec):
     """Images per subset; must not exceed either set."""
     neighbours: PositiveInt = 3
     """k of precision and recall."""
+    is_order: Literal["permuted", "given"] = "permuted"
+    """Splits of the inception score: after a seeded permutation, or in the order given (ADM's code)."""
+    per_class: bool = False
+    """Kernel distance, precision and recall of each class, too."""
 
 
 class ProfileSpec(Spec):
@@ -331,7 +397,7 @@ class Case(Spec):
         content: list[Any] = [FORMAT, self.data.model_dump(mode="json")]
         if stage == "prepare":
             return content_hash(content)
-        not_content = {"checkpoint_every"}
+        not_content = {"checkpoint_every", "checkpoint_minutes", "activation_checkpointing", "log"}
         content += [self.seed, model, self.code, self.train.model_dump(mode="json", exclude=not_content)]
         if stage == "train":
             return content_hash(content)

@@ -140,6 +140,25 @@ def outliers(values: Sequence[float], threshold: float = 3.5) -> tuple[int, ...]
     return tuple(i for i, deviation in enumerate(deviations) if deviation > threshold * scale)
 
 
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return Spearman's rank correlation of two paired samples; tied values share their mean rank.
+
+    NaN where one of the samples is constant. Raises ValueError on unequal lengths, fewer than two pairs, or a
+    NaN. Source: Conover, Practical Nonparametric Statistics, 3rd ed., section 5.4.
+
+    >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
+    0.5
+    """
+    if len(x) != len(y) or len(x) < 2:
+        raise ValueError(f"a rank correlation needs two or more pairs, got {len(x)} and {len(y)} values")
+    if any(math.isnan(value) for value in (*x, *y)):
+        raise ValueError("a sample with NaN has no ranks")
+    middle = (len(x) + 1) / 2
+    a, b = ([rank - middle for rank in _mean_ranks(values)] for values in (x, y))
+    spread = math.sqrt(sum(r * r for r in a) * sum(r * r for r in b))
+    return sum(r * s for r, s in zip(a, b, strict=True)) / spread if spread else math.nan
+
+
 def summarise(values: Sequence[float], confidence: float = 0.95) -> Summary:
     """Return count, median, its interval and the flagged outliers of one raw sample."""
     return Summary(
@@ -148,6 +167,14 @@ def summarise(values: Sequence[float], confidence: float = 0.95) -> Summary:
         interval=median_interval(values, confidence),
         outliers=outliers(values),
     )
+
+
+def _mean_ranks(values: Sequence[float]) -> list[float]:
+    """Return each value's rank from 1; equal values get the mean of theirs."""
+    ranks: dict[float, list[int]] = {}
+    for rank, value in enumerate(sorted(values), start=1):
+        ranks.setdefault(value, []).append(rank)
+    return [sum(ranks[value]) / len(ranks[value]) for value in values]
 
 
 def _ordered(values: Sequence[float]) -> list[float]:

@@ -13,7 +13,7 @@ from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.models.resolution import input_size
 from attnbench.plugins import Registry
 from attnbench.problems import Problem, problems_in
-from attnbench.specs import AttentionSpec, Case, DigitsData, ImageFolderData, ModelConfig
+from attnbench.specs import AttentionSpec, Case, DigitsData, ModelConfig, UserImages
 from attnbench.stages.compatibility import check_sampler
 from attnbench.yaml_source import KeyPath
 
@@ -94,13 +94,13 @@ def _broken_plugins(registry: Registry) -> str:
 def _input_problems(case: Case) -> Iterator[Problem]:
     """Pixels or latents, and their channels."""
     model, data = case.model, case.data
-    codec = data.codec if isinstance(data, ImageFolderData) else None
+    codec = data.codec if isinstance(data, UserImages) else None
     if model.input == "latent":
-        if not isinstance(data, ImageFolderData):
+        if not isinstance(data, UserImages):
             yield Problem(
                 ("model", "input"),
                 f"{model.name} works on latents, which {data.name} does not have; take a recipe on pixels "
-                "(tiny-dit, tiny-dit-rgb), or data: image-folder with a codec",
+                "(tiny-dit, tiny-dit-rgb), or data: prepared or image-folder with a codec",
             )
         elif codec is None:
             advice = "set data.codec.path, or model.input: pixel with model.in_channels: 3"
@@ -120,7 +120,7 @@ def _input_problems(case: Case) -> Iterator[Problem]:
 def _side_problems(case: Case) -> Iterator[Problem]:
     """Image sides that do not cut into patches."""
     model, data = case.model, case.data
-    if model.input == "latent" and not isinstance(data, ImageFolderData):
+    if model.input == "latent" and not isinstance(data, UserImages):
         return  # there are no latents: said already
     sides: list[tuple[KeyPath, int]] = []
     if isinstance(data, DigitsData):

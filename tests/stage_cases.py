@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from attnbench.data.arrays import ArrayImages
+from attnbench.models.embeddings import LabelEmbedding
 from attnbench.specs import Case, DigitsData, EvaluateSpec, ModelConfig, ProfileSpec, SampleSpec, TrainSpec
 from attnbench.stages import sample, train
 from attnbench.stages.store import Workspace
+from attnbench.stages.trainer import Trainer
 
 NUM_CLASSES, SIDE = 3, 4
 
@@ -62,13 +65,14 @@ class StubModel(nn.Module):
         channels = config.in_channels * (2 if config.learned_variance else 1)
         self.enter = nn.Conv2d(config.in_channels, config.dim, 3, padding=1)
         self.norm = nn.BatchNorm2d(config.dim)
-        self.labels = nn.Embedding(num_classes + 1, config.dim)
+        self.label_embed = LabelEmbedding(num_classes, config.dim, config.class_dropout)
         self.leave = nn.Conv2d(config.dim, channels, 1)
 
     def forward(self, x, t, y, *, recorder=None, loss_sink=None):
-        if self.training:
-            y = torch.where(torch.rand(len(y)) < 0.5, self.null_label, y)
-        hidden = self.norm(self.enter(x)) + (self.labels(y) + t[:, None] / 1000)[:, :, None, None]
+        embedded = self.label_embed(y) + t[:, None] / 1000
+        hidden = self.norm(self.enter(x)) + embedded[:, :, None, None]
+        if self.training:  # a layer may draw random numbers of its own
+            hidden = hidden + 0.01 * torch.randn(hidden.shape)
         if self.poison == "backward":
             hidden = (hidden * 0).sqrt() + hidden  # the slope of sqrt at 0 is infinite, times 0: NaN
         if loss_sink is not None:
@@ -104,7 +108,8 @@ def install(patch: Any, source: StubSource | None = None, poison: str = "") -> N
     def to_images(x: torch.Tensor) -> torch.Tensor:
         return (127.5 * x + 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
-    dataset = SimpleNamespace(num_classes=NUM_CLASSES, flip=True)
+    held_out = ArrayImages(torch.arange(5 * SIDE * SIDE).view(5, SIDE, SIDE, 1).byte(), torch.arange(5) % 3)
+    dataset = SimpleNamespace(num_classes=NUM_CLASSES, flip=True, held_out=held_out)
     for stage in (train, sample):
         patch(stage, "load_dataset", lambda spec: dataset)
         patch(stage, "build_model", build)
@@ -113,17 +118,18 @@ def install(patch: Any, source: StubSource | None = None, poison: str = "") -> N
     patch(sample, "decoder", lambda case, dataset, workspace: to_images)
 
 
-def train_and_be_killed(root: str, batches: int, threads: int) -> None:
-    """Train the default case with frequent checkpoints; SIGKILL strikes before batch number `batches`."""
+def train_and_be_killed(root: str, steps: int, threads: int) -> None:
+    """Train the default case with frequent checkpoints; SIGKILL strikes before step number `steps`."""
     torch.set_num_threads(threads)
-    left = [batches]
+    make_step = Trainer._step
 
-    def strike() -> None:
-        left[0] -= 1
-        if left[0] < 0:
+    def strike(trainer, step, *rest):
+        if step == steps:
             os.kill(os.getpid(), signal.SIGKILL)
+        return make_step(trainer, step, *rest)
 
-    install(setattr, StubSource(before_batch=strike))
+    install(setattr)
+    Trainer._step = strike  # type: ignore[method-assign]
     train.run(make_case(train={"checkpoint_every": 3}), make_workspace(Path(root)))
 
 

@@ -5,7 +5,8 @@ import PIL.Image
 import pytest
 import torch
 
-from attnbench.data import image_folder, load_dataset
+from attnbench.data import load_dataset
+from attnbench.data.decoding import centre_crop
 from attnbench.errors import DataError
 from attnbench.specs import ImageFolderData
 
@@ -113,7 +114,7 @@ def test_a_class_without_readable_images(tmp_path):
 def test_centre_crop_equals_adms(size):
     """Same pixels as guided-diffusion's center_crop_arr, for larger, smaller and lopsided images."""
     pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    ours = np.asarray(image_folder.centre_crop(PIL.Image.fromarray(pixels), 8))
+    ours = np.asarray(centre_crop(PIL.Image.fromarray(pixels), 8))
     assert np.array_equal(ours, adm_centre_crop(PIL.Image.fromarray(pixels), 8))
 
 

@@ -1,11 +1,9 @@
-"""Rectified flow: the path, its times, its loss, and Euler steps that equal diffusers'."""
+"""Rectified flow: the path, its times and its loss."""
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 from attnbench.diffusion.flow import RectifiedFlow
-from attnbench.diffusion.samplers import euler_steps
 from attnbench.errors import UserInputError
 
 
@@ -44,21 +42,6 @@ def test_time_densities(density: str, deviation: float):
     assert times.std().item() == pytest.approx(deviation, abs=4 * error)
     assert times.min() >= 0
     assert times.max() <= 1
-
-
-def test_euler_equals_diffusers():
-    """The trajectory is diffusers' for the same sigmas."""
-
-    def model(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(x) * (1 - time.view(-1, 1, 1, 1) / 2000)
-
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
-    scheduler.set_timesteps(sigmas=torch.linspace(1, 0, 21)[:-1].tolist())
-    x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    *_, last = euler_steps(model, RectifiedFlow(), x, num_steps=20)
-    for timestep in scheduler.timesteps:
-        x = scheduler.step(model(x, timestep.expand(2)), timestep, x).prev_sample
-    torch.testing.assert_close(last.x, x, rtol=1e-5, atol=1e-5)
 
 
 def test_variance_channels_are_refused():

@@ -6,6 +6,8 @@ from torch import nn
 
 from attnbench.diffusion.guidance import guided_denoiser
 from attnbench.errors import UserInputError
+from attnbench.models import build_model
+from attnbench.specs import ModelConfig
 
 NULL = 10
 LABELS = torch.tensor([1, 2, 3])
@@ -58,6 +60,35 @@ def test_three_channels_as_dit_released():
     three, everything = guide(4.0, 3)[0], guide(4.0)[0]
     assert torch.equal(three[:, :3], everything[:, :3])
     assert torch.equal(three[:, 3:], LabelModel()(X, TIME, LABELS)[:, 3:])
+
+
+def released(model: nn.Module, x: torch.Tensor, time: torch.Tensor, scale: float, split: int) -> torch.Tensor:
+    """DiT's forward_with_cfg in words: the first `split` channels are guided, the rest left alone.
+
+    Both halves of the batch go in with the same x; the labelled half comes out of sampling. Source:
+    facebookresearch/DiT, models.py (split 3; its comment names in_channels as the standard approach).
+    """
+    doubled, labels = torch.cat([x, x]), torch.cat([LABELS, torch.full_like(LABELS, NULL)])
+    output = model(doubled, torch.cat([time, time]), labels)
+    labelled, null = output[: len(x), :split], output[len(x) :, :split]
+    eps = null + scale * (labelled - null)
+    return torch.cat([torch.cat([eps, eps]), output[:, split:]], dim=1)[: len(x)]
+
+
+@pytest.mark.parametrize(("channels", "split"), [(3, 3), ("all", 4)])
+@pytest.mark.parametrize("scale", [1.5, 4.0])
+def test_both_ways_equal_dits_released_guidance(channels: object, split: int, scale: float):
+    """Three channels are DiT's release, all four its standard approach, on a real transformer."""
+    config = ModelConfig(name="small", depth=1, dim=16, num_heads=2, in_channels=4)
+    model = build_model(config, 4, NULL, dtype=torch.float64).eval().requires_grad_(False)
+    for number, parameter in enumerate(model.parameters()):
+        generator = torch.Generator().manual_seed(number)
+        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    x = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    time = torch.full((3,), 500.0, dtype=torch.float64)
+    guided = guided_denoiser(model, LABELS, null_label=NULL, scale=scale, channels=channels)(x, time)
+    # The same numbers but for one rounding of the extrapolation.
+    torch.testing.assert_close(guided, released(model, x, time, scale, split), rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("channels", [0, 5])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnbench.diffusion.noise import KeyedNoise, derive_seed
+from attnbench.diffusion.noise import KeyedNoise, derive_seed, keyed_labels
 
 CPU = torch.device("cpu")
 
@@ -68,3 +68,25 @@ def test_derived_seeds_are_distinct_and_fit():
     assert len(seeds) == 2000
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(1, "a", 12) != derive_seed(1, "a", 1, 2)
+
+
+@given(
+    indices=st.lists(st.integers(0, 2**40), min_size=1, max_size=12),
+    cut=st.integers(0, 12),
+    num_classes=st.integers(1, 1000),
+)
+def test_a_random_label_belongs_to_its_index(indices, cut, num_classes):
+    """Batches and order change no label, and every label is a class."""
+    whole = keyed_labels(3, indices, num_classes)
+    parts = [keyed_labels(3, part, num_classes) for part in (indices[:cut], indices[cut:])]
+    assert torch.equal(torch.cat(parts).long(), whole)
+    assert torch.equal(keyed_labels(3, indices[::-1], num_classes), whole.flip(0))
+    assert (whole.dtype, whole.min() >= 0, whole.max() < num_classes) == (torch.int64, True, True)
+
+
+def test_random_labels_are_uniform():
+    """Of 10,000 labels each of ten classes gets a tenth within four standard errors; seeds differ."""
+    labels = keyed_labels(0, range(10_000), 10)
+    counts = labels.bincount(minlength=10)
+    assert (counts - 1000).abs().max() < 4 * (10_000 * 0.1 * 0.9) ** 0.5
+    assert not torch.equal(labels, keyed_labels(1, range(10_000), 10))

@@ -1,5 +1,7 @@
 """The small classifier: accuracy on real digits, cache, seed, and its use as an extractor."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -105,6 +107,42 @@ def test_as_an_extractor(monkeypatch, tmp_path):
     assert extract(data.images).pooled.shape == (20, 128)
     with pytest.raises(UserInputError, match="no training images"):
         extractor.load(ExtractorInputs(**inputs))
+
+
+@pytest.mark.parametrize(("side", "shape"), [(4, (8, 4, 4)), (8, (8, 4, 4)), (12, (14, 3, 3))])
+def test_spatial_features(tmp_path, side, shape):
+    """As many channels of the last maps as fit into 128 numbers, in NHWC order; their means are pooled."""
+    data = labelled(side=side)
+    found = load_or_train_classifier(data, tmp_path, seed=0, device=CPU, recipe=QUICK)
+    features = found.features(data.images)
+    channels, height, width = shape
+    assert features.spatial.shape == (20, channels * height * width)
+    by_place = features.spatial.reshape(20, height * width, channels)
+    torch.testing.assert_close(by_place.mean(dim=1), features.pooled[:, :channels])
+
+
+def test_identity_is_that_of_the_training_data():
+    """Other images, labels or another seed train another network; without images it cannot be told."""
+    (extractor,) = classifier.attnbench_extractors()
+
+    def identity(seed=0, **settings):
+        data = labelled(**settings)
+        inputs = {"device": CPU, "seed": seed, "cache_dir": Path("unused"), "num_classes": 4}
+        return extractor.identity(
+            ExtractorInputs(train_images=data.images, train_labels=data.labels, **inputs)
+        )
+
+    assert identity() == identity()
+    assert len({identity(), identity(seed=1), identity(side=9), identity(channels=3)}) == 4
+    with pytest.raises(UserInputError, match="no training images"):
+        extractor.identity(ExtractorInputs(device=CPU, seed=0, cache_dir=Path("unused")))
+
+
+def test_weights_keep_their_names():
+    """A cached file of an earlier version still fits: the names of the weights are an interface."""
+    network = classifier.SmallCnn(channels=1, side=8, num_classes=4, width=4)
+    convolutions = [name for name, weight in network.state_dict().items() if weight.ndim == 4]
+    assert convolutions == ["features.0.weight", "features.3.weight", "features.7.weight"]
 
 
 def test_labels_must_fit_the_images():

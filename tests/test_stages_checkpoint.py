@@ -9,13 +9,14 @@ from stage_cases import install, make_case, make_workspace
 from attnbench.errors import CheckpointError, StorageError
 from attnbench.stages import checkpoint, train
 from attnbench.stages.checkpoint import Checkpoint, ModelInput, Progress, load_checkpoint, save_checkpoint
+from attnbench.stages.trainer import CHECKPOINT
 
 GROUPS = {
     "model": {"a.weight": torch.randn(2, 3), "count": torch.tensor(7)},
     "ema": {"a.weight": torch.randn(2, 3)},
     "optimizer": {"0/step": torch.tensor(3.0)},
 }
-PROGRESS = Progress(step=3, curve=[(2, 0.1)], step_time_ms=[1.5], open_losses=[0.30000000000000004])
+PROGRESS = Progress(step=3, curve=[(2, 0.1)], open_losses=[0.30000000000000004], open_norms=[1e-17])
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_training_stops_at_a_damaged_checkpoint(monkeypatch, tmp_path):
     train.run(case, workspace)
     folder = workspace.folder("train", case)
     (folder / "done.json").unlink()
-    file = folder / train.CHECKPOINT
+    file = folder / CHECKPOINT
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors"):
         train.run(case, workspace)

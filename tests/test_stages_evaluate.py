@@ -11,17 +11,17 @@ from attnbench.contract import FeatureExtractor, Features
 from attnbench.data import load_dataset
 from attnbench.errors import DataError, UnknownNameError, UnsupportedError, UserInputError
 from attnbench.metrics import classifier
-from attnbench.metrics.distances import frechet_distance, statistics
+from attnbench.metrics.gaussian import frechet_distance, statistics
 from attnbench.plugins import Provided
 from attnbench.specs import DigitsData, EvaluateSpec
 from attnbench.stages import evaluate, features
-from attnbench.stages.store import read_output
+from attnbench.stages.store import StageOutput, read_output, write_output
 
 SETTINGS = {"extractor": "pixels", "kd_subsets": 4, "kd_subset_size": 20, "neighbours": 3}
 
 
 class PixelFeatures:
-    """An extractor that needs no network: 64 pixel values, and 10 of them as logits. Counts its images."""
+    """An extractor without a network: 64 pixel values, 10 of them as logits, 32 as maps. Counts its images."""
 
     def __init__(self, with_logits=True):
         self.seen, self.with_logits = 0, with_logits
@@ -32,7 +32,8 @@ class PixelFeatures:
     def __call__(self, images):
         self.seen += len(images)
         pooled = images.flatten(1).float() / 255
-        return Features(pooled=pooled, logits=10 * pooled[:, 20:30] if self.with_logits else None)
+        logits = 10 * pooled[:, 20:30] if self.with_logits else None
+        return Features(pooled=pooled, logits=logits, spatial=pooled[:, 16:48])
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,6 @@ def pixels(monkeypatch):
     provided = SimpleNamespace(
         extractors={"pixels": Provided(record=record, plugin="test", origin="1")}, extractor=_lookup(record)
     )
-    monkeypatch.setattr(evaluate, "registry", lambda: provided)
     monkeypatch.setattr(features, "registry", lambda: provided)
     monkeypatch.setattr(classifier, "_train", lambda *args: None)
     return found
@@ -73,13 +73,14 @@ def case_with_samples(workspace, images, labels, *, shards=2, seed=0, **settings
             arr_0=images[indices].numpy(),
             labels=labels[indices].numpy(),
         )
+    write_output(folder, StageOutput())
     return case
 
 
-def noisy(digits, count=60):
+def noisy(digits, count=60, seed=0):
     """Real digits with some noise: samples of a middling model."""
     images = digits.train.images[:count].int()
-    noise = torch.randint(-40, 41, images.shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(-40, 41, images.shape, generator=torch.Generator().manual_seed(seed))
     return (images + noise).clamp(0, 255).to(torch.uint8), digits.train.labels[:count]
 
 
@@ -91,7 +92,7 @@ def test_measurements_and_their_names(digits, pixels, tmp_path):
     """Every metric and its floor carry the extractor's suffix; accuracy of samples and real images follow."""
     workspace = make_workspace(tmp_path)
     found = by_name(evaluate.run(case_with_samples(workspace, *noisy(digits)), workspace))
-    metrics = ["FD-px", "KD-px", "KD-px std", "IS-px", "P-px", "R-px"]
+    metrics = ["FD-px", "sFD-px", "KD-px", "KD-px std", "sKD-px", "sKD-px std", "IS-px", "P-px", "R-px"]
     assert list(found) == [
         *metrics,
         *(f"floor:{name}" for name in metrics),
@@ -99,14 +100,8 @@ def test_measurements_and_their_names(digits, pixels, tmp_path):
         "class_accuracy_real",
     ]
     assert {found[name].n for name in metrics} == {60}
-    assert [found[name].better for name in metrics] == [
-        "lower",
-        "lower",
-        "none",
-        "higher",
-        "higher",
-        "higher",
-    ]
+    better = ["lower", "lower", "lower", "none", "lower", "none", "higher", "higher", "higher"]
+    assert [found[name].better for name in metrics] == better
     assert {found[f"floor:{name}"].better for name in metrics} == {"none"}
     assert found["floor:FD-px"].n == found["class_accuracy_real"].n == len(digits.held_out)
     assert "biased" in found["FD-px"].note
@@ -120,9 +115,10 @@ def test_values_are_those_of_the_images(digits, pixels, tmp_path):
     train, held_out, fake = (
         statistics(x.flatten(1).float() / 255) for x in (digits.train.images, digits.held_out.images, images)
     )
-    # features are float32; everything after is float64
-    assert found["FD-px"].value == pytest.approx(frechet_distance(train, fake), rel=1e-9)
-    assert found["floor:FD-px"].value == pytest.approx(frechet_distance(train, held_out), rel=1e-9)
+    # everything after the features is float64; of 64 eigenvalues each is known to eps, its root to eps^1/2
+    rounding = 64 * 1.5e-8
+    assert found["FD-px"].value == pytest.approx(frechet_distance(train, fake), abs=rounding)
+    assert found["floor:FD-px"].value == pytest.approx(frechet_distance(train, held_out), abs=rounding)
 
 
 def test_the_held_out_part_can_be_the_reference(digits, pixels, tmp_path):
@@ -150,9 +146,23 @@ def test_real_images_are_looked_at_once(digits, pixels, tmp_path):
     workspace = make_workspace(tmp_path)
     first = evaluate.run(case_with_samples(workspace, *noisy(digits)), workspace)
     seen = pixels.seen
-    second = evaluate.run(case_with_samples(workspace, *noisy(digits), seed=1), workspace)
+    other = evaluate.run(case_with_samples(workspace, *noisy(digits, seed=1), seed=1), workspace)
     assert pixels.seen - seen == 60
-    assert first.measurements == second.measurements
+    floors = [[m for m in output.measurements if m.name.startswith("floor:")] for output in (first, other)]
+    assert floors[0] == floors[1] != []
+    assert first.measurements != other.measurements
+
+
+def test_equal_images_are_looked_at_once(digits, pixels, tmp_path):
+    """Samples that another cell has drawn, too, are known by their content; their order changes nothing."""
+    workspace = make_workspace(tmp_path)
+    images, labels = noisy(digits)
+    first = evaluate.run(case_with_samples(workspace, images, labels), workspace)
+    seen = pixels.seen
+    assert evaluate.run(case_with_samples(workspace, images, labels, seed=1), workspace) == first
+    assert pixels.seen == seen
+    turned = case_with_samples(workspace, images.flip(0), labels.flip(0), seed=2)
+    assert evaluate.run(turned, workspace).measurements == first.measurements
 
 
 def test_a_finished_stage_is_not_run_again(digits, pixels, tmp_path):
@@ -203,7 +213,7 @@ def test_an_inception_score_needs_logits(digits, pixels, tmp_path):
     """An extractor without logits makes `is` unsupported, and the error says what to change."""
     pixels.with_logits = False
     workspace = make_workspace(tmp_path)
-    with pytest.raises(UnsupportedError, match=r"remove `is` from evaluate\.metrics"):
+    with pytest.raises(UnsupportedError, match="remove `is` from the metrics"):
         evaluate.run(case_with_samples(workspace, *noisy(digits), metrics=["is"]), workspace)
 
 
@@ -225,13 +235,16 @@ def test_a_damaged_shard_is_named(digits, pixels, tmp_path):
 
 
 def test_progress_covers_all_images(digits, pixels, tmp_path):
-    """Progress never goes back and ends at the number of all images."""
+    """Of every set of images progress never goes back and ends at their number."""
     seen = []
     workspace = make_workspace(tmp_path)
     listening = type(workspace)(
         root=workspace.root, device=workspace.device, progress=lambda *event: seen.append(event)
     )
     evaluate.run(case_with_samples(workspace, *noisy(digits)), listening)
-    done = [event[1] for event in seen]
-    assert done == sorted(done)
-    assert done[-1] == seen[-1][2] == 60 + 1797
+    totals = {}
+    for _, done, total, note in seen:
+        assert totals.get(note, (0, total))[0] <= done <= total
+        totals[note] = (done, total)
+    finished = [done for done, total in totals.values() if done == total]
+    assert sorted(finished) == sorted([60, len(digits.train), len(digits.held_out)])

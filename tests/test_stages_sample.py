@@ -1,23 +1,40 @@
 """The sample stage: pictures depend on (seed, index) alone, shards resume, mismatches are told."""
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from stage_cases import NUM_CLASSES, SIDE, StubModel, install, make_case, make_workspace
 
-from attnbench.diffusion.noise import KeyedNoise
+from attnbench.diffusion.noise import KeyedNoise, keyed_labels
 from attnbench.diffusion.samplers import euler_steps
 from attnbench.errors import CheckpointError, NonFiniteError, UserInputError
-from attnbench.stages import sample, shards, train
+from attnbench.stages import sample, sampler, shards
+from attnbench.stages.checkpoint import ModelInput, save_averaged
 from attnbench.stages.compatibility import check_sampler
+from attnbench.stages.decoding import DecodePipeline
 from attnbench.stages.store import DONE
+from attnbench.stages.train import AVERAGED
 
 DDPM = {"objective": "ddpm"}
+ALL_SAMPLERS = [
+    ("flow", "euler"),
+    ("flow", "heun"),
+    ("ddpm", "ddpm"),
+    ("ddpm", "ddim"),
+    ("ddpm", "dpm-solver++"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -25,23 +42,35 @@ def stubs(monkeypatch):
     install(monkeypatch.setattr)
 
 
-def draw(root, case) -> tuple[np.ndarray, np.ndarray]:
-    """Train and sample a case; return all images and labels in index order."""
+def weigh(root, case):
+    """Put random weights where a finished training would leave its average; returns the workspace."""
     workspace = make_workspace(root)
-    train.run(case, workspace)
+    torch.manual_seed(0)
+    model_input = ModelInput(shape=(case.model.in_channels, SIDE, SIDE), num_classes=NUM_CLASSES)
+    weights = {
+        name: value.clone() if value.dtype == torch.int64 else torch.rand_like(value) + 0.2
+        for name, value in StubModel(case.model, NUM_CLASSES).state_dict().items()
+    }
+    save_averaged(workspace.folder("train", case) / AVERAGED, weights, model_input, case.key("train"))
+    return workspace
+
+
+def draw(root, case) -> tuple[np.ndarray, np.ndarray]:
+    """Sample a case; return all images and labels in index order."""
+    workspace = weigh(root, case)
     sample.run(case, workspace)
     folder = workspace.folder("sample", case)
     parts = [np.load(file) for file in sorted(folder.glob("samples-*.npz"))]
     return np.concatenate([p["arr_0"] for p in parts]), np.concatenate([p["labels"] for p in parts])
 
 
-@pytest.mark.parametrize(("objective", "sampler"), [("flow", "euler"), ("ddpm", "ddpm"), ("ddpm", "ddim")])
-def test_batch_size_changes_no_picture(tmp_path, objective, sampler):
+@pytest.mark.parametrize(("objective", "name"), ALL_SAMPLERS)
+def test_batch_size_changes_no_picture(tmp_path, objective, name):
     """Batches of 1, 4 and all give the same pictures within one level (matmuls round differently)."""
     pictures = []
     for batch_size in (1, 4, 100):
-        settings = {"sampler": sampler, "per_class": 3, "batch_size": batch_size, "guidance_scale": 2.0}
-        case = make_case(train={"objective": objective}, sample=settings)
+        changes = {"sampler": name, "per_class": 3, "batch_size": batch_size, "guidance_scale": 2.0}
+        case = make_case(train={"objective": objective}, sample=changes)
         pictures.append(draw(tmp_path / str(batch_size), case)[0].astype(int))
     assert pictures[0].std() > 10
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
@@ -56,7 +85,7 @@ def test_starting_noise_does_not_depend_on_the_batch(monkeypatch, tmp_path):
         seen.append(x)
         return euler_steps(denoiser, process, x, num_steps=num_steps)
 
-    monkeypatch.setattr(sample, "euler_steps", spy)
+    monkeypatch.setattr(sampler, "euler_steps", spy)
     draw(tmp_path / "one by one", make_case(sample={"batch_size": 1}))
     draw(tmp_path / "fours", make_case(sample={"batch_size": 4}))
     assert [len(x) for x in seen] == [1] * 6 + [4, 2]
@@ -65,8 +94,8 @@ def test_starting_noise_does_not_depend_on_the_batch(monkeypatch, tmp_path):
 
 def steps_of(root, case, model=lambda x, t, y: torch.zeros_like(x)) -> list:
     """Return every sampler step of the first two samples of a case, with a model made by hand."""
-    model_input = train.ModelInput(shape=(1, SIDE, SIDE), num_classes=NUM_CLASSES)
-    drawer = sample.Sampler(case, make_workspace(root), model, model_input, lambda x: x)
+    model_input = ModelInput(shape=(1, SIDE, SIDE), num_classes=NUM_CLASSES)
+    drawer = sampler.Sampler(case, make_workspace(root), model, model_input, lambda x: x)
     noise = KeyedNoise(seed=0, indices=[0, 1], shape=(1, SIDE, SIDE), device=torch.device("cpu"))
     return list(drawer.steps(noise, torch.tensor([0, 1])))
 
@@ -119,6 +148,147 @@ def test_sampling_goes_on_shard_by_shard(monkeypatch, tmp_path):
     assert shards.shard_path(folder, 2).stat().st_mtime_ns == kept
 
 
+def test_a_shard_without_its_times_is_drawn_again(tmp_path):
+    """The times of a shard belong to it: a shard alone is not finished work."""
+    case = make_case()
+    whole, _ = draw(tmp_path, case)
+    folder = make_workspace(tmp_path).folder("sample", case)
+    (folder / DONE).unlink()
+    times = shards.shard_path(folder, 0).with_suffix(".json")
+    times.unlink()
+    again, _ = draw(tmp_path, case)
+    assert times.exists()
+    assert np.array_equal(again, whole)
+
+
+def test_guidance_scales_share_one_training():
+    """A scale changes the key of the samples and not that of the training."""
+    plain, guided = (make_case(sample={"guidance_scale": scale}) for scale in (1.0, 4.0))
+    assert plain.key("train") == guided.key("train")
+    assert plain.key("sample") != guided.key("sample")
+
+
+def test_random_labels_are_keyed_by_their_index(monkeypatch, tmp_path):
+    """Any shard and batch size gives the same labels, which are not those in turn; the grid still comes."""
+    case = make_case(sample={"labels": "random", "per_class": 30, "batch_size": 7})
+    _, labels = draw(tmp_path / "one shard", case)
+    monkeypatch.setattr(shards, "SHARD_SIZE", 32)
+    _, again = draw(tmp_path / "three shards", case)
+    assert np.array_equal(labels, again)
+    assert labels.tolist() == keyed_labels(case.seed, range(90), NUM_CLASSES).tolist()
+    assert (make_workspace(tmp_path / "one shard").folder("sample", case) / "grid.png").exists()
+
+
+@given(
+    per_class=st.integers(1, 12),
+    batch_size=st.integers(1, 9),
+    shard_size=st.integers(1, 14),
+    world=st.integers(1, 5),
+)
+@settings(max_examples=15, deadline=None)
+def test_neither_batches_nor_shards_nor_processes_change_what_a_sample_starts_from(
+    per_class, batch_size, shard_size, world
+):
+    """Every sample's first noise is that of its index, once, whoever draws it in whatever company."""
+    case = make_case(sample={"per_class": per_class, "batch_size": batch_size, "num_steps": 1})
+    starts: list[torch.Tensor] = []
+
+    def model(x, t, y):
+        starts.extend(x)
+        return torch.zeros_like(x)
+
+    model_input = ModelInput(shape=(1, SIDE, SIDE), num_classes=NUM_CLASSES)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as root:
+        patch.setattr(shards, "SHARD_SIZE", shard_size)
+        drawer = sampler.Sampler(case, make_workspace(Path(root)), model, model_input, lambda x: x.byte())
+        ranks = reversed(range(world))
+        for rank in ranks:
+            sample.draw_shards(drawer, Path(root), rank=rank, world=world)
+    total = per_class * NUM_CLASSES
+    noise = KeyedNoise(
+        seed=case.seed, indices=range(total), shape=(1, SIDE, SIDE), device=torch.device("cpu")
+    )
+    found = {tuple(x.flatten().tolist()) for x in starts}
+    assert len(starts) == total
+    assert found == {tuple(x.flatten().tolist()) for x in noise.at(0)}
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("samples-*.npz")}
+
+
+def in_process(*words: object) -> subprocess.Popen[bytes]:
+    """Start a process of this test file's own, on one thread."""
+    return subprocess.Popen([sys.executable, __file__, *map(str, words)], cwd=Path(__file__).parent)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_bytes_of_one(monkeypatch, tmp_path):
+    """Two real processes in one group share the shards of one folder out: the same files as from one."""
+    monkeypatch.setattr(shards, "SHARD_SIZE", 4)
+    alone, shared = weigh(tmp_path / "alone", PROCESS_CASE), weigh(tmp_path / "shared", PROCESS_CASE)
+    sample.run(PROCESS_CASE, alone)
+    processes = [in_process("group", tmp_path / "shared", rank, 2) for rank in (0, 1)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    expected = bytes_of(alone.folder("sample", PROCESS_CASE))
+    assert len(expected) == 6
+    assert bytes_of(shared.folder("sample", PROCESS_CASE)) == expected
+    assert sample.read_output(shared.folder("sample", PROCESS_CASE)) is not None
+
+
+def test_a_killed_process_is_taken_over(monkeypatch, tmp_path):
+    """After SIGKILL in the third shard, running again keeps two shards and ends in the same bytes."""
+    monkeypatch.setattr(shards, "SHARD_SIZE", 4)
+    alone, killed = weigh(tmp_path / "alone", PROCESS_CASE), weigh(tmp_path / "killed", PROCESS_CASE)
+    sample.run(PROCESS_CASE, alone)
+    assert in_process("killed", tmp_path / "killed", 8).wait(timeout=120) == -signal.SIGKILL
+    folder = killed.folder("sample", PROCESS_CASE)
+    assert len(bytes_of(folder)) == 2
+    assert sample.read_output(folder) is None
+    sample.run(PROCESS_CASE, killed)
+    assert bytes_of(folder) == bytes_of(alone.folder("sample", PROCESS_CASE))
+
+
+def test_decoding_in_the_background_keeps_the_order():
+    """A pipeline with a thread gives the images of one without, in order, and times them."""
+    batches = [torch.full((2, 1, 1, 1), float(i)) for i in range(5)]
+
+    def decode(x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.01)
+        return x.permute(0, 2, 3, 1).byte()
+
+    for background in (False, True):
+        with DecodePipeline(decode, torch.device("cpu"), background=background) as pipeline:
+            for batch in batches:
+                pipeline.add(batch)
+            images = pipeline.images()
+        assert images[:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+        assert pipeline.seconds >= 0.05
+
+
+def test_an_error_of_the_background_decoder_is_not_lost():
+    """What the decoder raises in its thread arrives where the images are asked for."""
+
+    def decode(x: torch.Tensor) -> torch.Tensor:
+        raise NonFiniteError("no picture")
+
+    with DecodePipeline(decode, torch.device("cpu"), background=True) as pipeline:
+        pipeline.add(torch.zeros(1, 1, 1, 1))
+        with pytest.raises(NonFiniteError, match="no picture"):
+            pipeline.images()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs the compiler g++")
+def test_a_compiled_model_draws_the_same_pictures(tmp_path):
+    """sample.compile changes pictures by one level at most, and really compiles."""
+    plain, _ = draw(tmp_path / "plain", make_case(sample={"guidance_scale": 2.0}))
+    torch._dynamo.reset()
+    compiled, _ = draw(tmp_path / "compiled", make_case(sample={"guidance_scale": 2.0, "compile": True}))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert np.abs(plain.astype(int) - compiled.astype(int)).max() <= 1
+
+
 def test_grid_shows_a_row_per_class(tmp_path):
     """The grid holds per_class columns (at most eight) and a row per class, enlarged to be seen."""
     case = make_case(sample={"per_class": 9})
@@ -132,20 +302,25 @@ def test_grid_shows_a_row_per_class(tmp_path):
 
 def test_output_describes_the_sampling(tmp_path):
     """Time and rate count all images; a second run returns the same output without drawing."""
-    case, workspace = make_case(), make_workspace(tmp_path)
-    train.run(case, workspace)
+    case = make_case()
+    workspace = weigh(tmp_path, case)
     output = sample.run(case, workspace)
-    assert {m.name: m.n for m in output.measurements} == {"sample_time_s": 6, "images_per_s": 6}
+    found = {m.name: m for m in output.measurements}
+    assert {name: m.n for name, m in found.items()} == dict.fromkeys(
+        ("sample_time_s", "decode_time_s", "images_per_s", "denoise_images_per_s"), 6
+    )
+    assert 0 < found["decode_time_s"].value < found["sample_time_s"].value
+    assert found["denoise_images_per_s"].value > found["images_per_s"].value > 0
     assert output.artefacts == {"grid": "grid.png"}
-    (workspace.folder("train", case) / train.AVERAGED).unlink()
+    (workspace.folder("train", case) / AVERAGED).unlink()
     assert sample.run(case, workspace) == output
 
 
 def test_averaged_weights_are_sampled(tmp_path):
     """The weights in use are those of ema.safetensors, in eval mode."""
-    case, workspace = make_case(), make_workspace(tmp_path)
-    train.run(case, workspace)
-    weights, _ = sample.load_averaged(workspace.folder("train", case) / train.AVERAGED, case.key("train"))
+    case = make_case()
+    workspace = weigh(tmp_path, case)
+    weights, _ = sample.load_averaged(workspace.folder("train", case) / AVERAGED, case.key("train"))
     model = sample.load_sampler(case, workspace).model
     assert not model.training
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
@@ -159,8 +334,8 @@ def test_sampling_before_training_is_told(tmp_path):
 
 def test_non_finite_samples_are_told(monkeypatch, tmp_path):
     """NaN never becomes a picture: the samples are named."""
-    case, workspace = make_case(), make_workspace(tmp_path)
-    train.run(case, workspace)
+    case = make_case()
+    workspace = weigh(tmp_path, case)
     monkeypatch.setattr(StubModel, "forward", lambda self, x, t, y: x * float("nan"))
     with pytest.raises(NonFiniteError, match="samples 0 to 3 hold NaN"):
         sample.run(case, workspace)
@@ -175,10 +350,10 @@ def test_three_guided_channels_leave_the_fourth(tmp_path):
             sample={"num_steps": 1, "guidance_scale": scale, "guidance_channels": channels},
         )
         torch.manual_seed(0)
-        model_input = train.ModelInput(shape=(4, SIDE, SIDE), num_classes=NUM_CLASSES)
+        model_input = ModelInput(shape=(4, SIDE, SIDE), num_classes=NUM_CLASSES)
         model = StubModel(case.model, NUM_CLASSES).eval()
-        drawer = sample.Sampler(case, make_workspace(tmp_path), model, model_input, lambda x: x)
-        return torch.from_numpy(drawer.draw(range(4)))
+        drawer = sampler.Sampler(case, make_workspace(tmp_path), model, model_input, lambda x: x)
+        return drawer.denoise(range(4))
 
     plain, three, everything = final(1.0, "all"), final(4.0, 3), final(4.0, "all")
     torch.testing.assert_close(three[:, :3], everything[:, :3])
@@ -187,20 +362,22 @@ def test_three_guided_channels_leave_the_fourth(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("changes", "message"),
     [
-        ({"train": DDPM}, "sampler 'euler'.*objective 'ddpm'.*ddpm or ddim"),
+        ({"train": DDPM}, "sampler 'euler'.*objective 'ddpm'.*ddpm or ddim or dpm-solver"),
         ({"sample": {"sampler": "ddim"}}, "sampler 'ddim'.*objective 'flow'.*set sample.sampler to euler"),
         ({"train": DDPM, "sample": {"sampler": "ddim", "num_steps": 1}}, "2 to 1000 steps.*num_steps=1"),
         ({"train": DDPM, "sample": {"sampler": "ddpm", "num_steps": 1001}}, "num_steps=1001"),
+        ({"train": DDPM, "sample": {"sampler": "dpm-solver++", "num_steps": 1000}}, "2 to 999 steps"),
+        ({"sample": {"sampler": "heun", "num_steps": 50}}, "'heun'.*odd number, got.*=50; set 51"),
         ({"sample": {"guidance_channels": 3}}, "'all' or 1 to 1.*got 3"),
         ({"sample": {"guidance_scale": 2.0}, "model": {"class_dropout": 0.0}}, "class_dropout above 0"),
         ({"model": {"learned_variance": True}}, "learned_variance: false"),
     ],
 )
-def test_settings_that_do_not_go_together_are_told(tmp_path, settings, message):
+def test_settings_that_do_not_go_together_are_told(tmp_path, changes, message):
     """Each mismatch is one error that names the setting to change, for suites and the stage alike."""
-    case = make_case(**settings)
+    case = make_case(**changes)
     with pytest.raises(UserInputError, match=message):
         check_sampler(case)
     with pytest.raises(UserInputError, match=message):
@@ -208,20 +385,54 @@ def test_settings_that_do_not_go_together_are_told(tmp_path, settings, message):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "changes",
     [
         {},
         {"sample": {"guidance_scale": 2.0}},
         {"train": DDPM, "sample": {"sampler": "ddim", "num_steps": 1000}},
+        {"train": DDPM, "sample": {"sampler": "dpm-solver++", "num_steps": 999}},
+        {"sample": {"sampler": "heun", "num_steps": 49}},
     ],
 )
-def test_settings_that_go_together_pass(settings):
+def test_settings_that_go_together_pass(changes):
     """Sound combinations pass the check."""
-    check_sampler(make_case(**settings))
+    check_sampler(make_case(**changes))
 
 
 def test_check_needs_no_torch():
     """Suites can be validated without importing torch."""
     code = "import sys, attnbench.stages.compatibility; sys.exit('torch' in sys.modules)"
-    root = Path(train.__file__).parents[2]
+    root = Path(sample.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+PROCESS_CASE = make_case(sample={"per_class": 8, "batch_size": 3})  # 24 images
+
+
+def main(mode: str, root: str, *numbers: str) -> None:
+    """Sample as one of a group of processes, or be killed before sample N is denoised."""
+    torch.set_num_threads(1)
+    install(setattr)
+    shards.SHARD_SIZE = 4
+    workspace = make_workspace(Path(root))
+    if mode == "group":
+        rank, world = map(int, numbers)
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=world
+        )
+    else:
+        denoise, left = sampler.Sampler.denoise, [int(numbers[0])]
+
+        def dying(self, indices):
+            if indices.start >= left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return denoise(self, indices)
+
+        sampler.Sampler.denoise = dying
+    sample.run(PROCESS_CASE, workspace)
+    if mode == "group":
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -14,6 +14,7 @@ from stage_cases import StubModel, StubSource, install, make_case, make_workspac
 
 from attnbench.errors import NonFiniteError, UserInputError
 from attnbench.stages import train
+from attnbench.stages import trainer as engine
 from attnbench.stages.batches import BatchSchedule
 from attnbench.stages.checkpoint import ModelInput
 from attnbench.stages.ema import WeightAverage
@@ -28,7 +29,7 @@ def stubs(monkeypatch):
 def trained_bits(root: Path, case) -> tuple[dict[str, torch.Tensor], list[tuple[float, float]]]:
     """Return the final weights (live, averaged, optimizer) and the loss curve."""
     folder = make_workspace(root).folder("train", case)
-    weights = load_file(folder / train.CHECKPOINT) | load_file(folder / train.AVERAGED)
+    weights = load_file(folder / engine.CHECKPOINT) | load_file(folder / train.AVERAGED)
     return weights, read_output(folder).curves["loss"]
 
 
@@ -51,7 +52,7 @@ def test_stopped_training_goes_on_bit_for_bit(stubs, tmp_path, objective):
             model = train.initial_model(
                 case, ModelInput(shape=source.shape, num_classes=3), torch.device("cpu")
             )
-            trainer = train.Trainer(case, workspace, model, source, flip=True)
+            trainer = engine.Trainer(case, workspace, model, source, flip=True)
             trainer.resume()
             trainer.train_until(stop)
     train.run(case, workspace)
@@ -78,7 +79,7 @@ def test_finished_training_is_not_repeated(stubs, tmp_path):
     """Running a finished case again returns the same output without reading a batch."""
     case, workspace = make_case(), make_workspace(tmp_path)
     first = train.run(case, workspace)
-    (workspace.folder("train", case) / train.CHECKPOINT).unlink()
+    (workspace.folder("train", case) / engine.CHECKPOINT).unlink()
     assert train.run(case, workspace) == first
 
 
@@ -127,10 +128,10 @@ def test_bf16_keeps_weights_in_fp32(stubs, tmp_path):
 def trainer(stubs, tmp_path):
     """Return a trainer of the default case (with some settings replaced), before its first step."""
 
-    def build(**settings) -> train.Trainer:
+    def build(**settings) -> engine.Trainer:
         case, source = make_case(train=settings), StubSource()
         model = train.initial_model(case, ModelInput(shape=source.shape, num_classes=3), torch.device("cpu"))
-        return train.Trainer(case, make_workspace(tmp_path), model, source, flip=True)
+        return engine.Trainer(case, make_workspace(tmp_path), model, source, flip=True)
 
     return build
 
@@ -138,7 +139,8 @@ def trainer(stubs, tmp_path):
 def test_auxiliary_losses_are_added(trainer):
     """What a layer hands to the loss sink is part of the loss, weighted as the layer did."""
     made = trainer()
-    whole = made._loss(0).item()
+    part = made.parts.make(0, [slice(0, 4)])[0]
+    whole = made._loss(0, part, made.loss).item()
     added = []
     forward = made.model.forward
 
@@ -146,7 +148,7 @@ def test_auxiliary_losses_are_added(trainer):
         return forward(x, t, y, loss_sink=lambda name, value: added.append(value.item()))
 
     made.model.forward = without_sink
-    assert whole == pytest.approx(made._loss(0).item() + added[0], rel=1e-6)
+    assert whole == pytest.approx(made._loss(0, part, made.loss).item() + added[0], rel=1e-6)
     assert added[0] > 0
 
 
@@ -155,7 +157,7 @@ def test_warmup_is_linear_then_constant(trainer):
     made = trainer(lr=0.5, warmup_steps=4)
     rates = []
     for step in range(6):
-        made._step(step)
+        made._step(step, made.parts.make(step, [slice(0, 4)]))
         rates.append(made.optimizer.param_groups[0]["lr"])
     assert rates == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
 
@@ -187,7 +189,7 @@ def test_nan_in_the_forward_pass_names_the_layer(monkeypatch, tmp_path, poison, 
     case = make_case(train={"checkpoint_every": 2})
     with pytest.raises(NonFiniteError, match=rf"step 5: .*{layer}.*lower train.lr"):
         train.run(case, make_workspace(tmp_path))
-    saved = load_file(make_workspace(tmp_path).folder("train", case) / train.CHECKPOINT)
+    saved = load_file(make_workspace(tmp_path).folder("train", case) / engine.CHECKPOINT)
     assert all(torch.isfinite(tensor).all() for tensor in saved.values())
 
 

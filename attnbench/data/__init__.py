@@ -19,6 +19,7 @@ SOURCES = {
     "digits": "attnbench.data.digits",
     "photo-patches": "attnbench.data.photo_patches",
     "image-folder": "attnbench.data.image_folder",
+    "prepared": "attnbench.data.prepared",
 }
 
 

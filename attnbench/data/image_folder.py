@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnbench.data.dataset import Dataset, DatasetRow
+from attnbench.data.decoding import decode, header_fault
 from attnbench.data.hashing import hash_order
 from attnbench.errors import DataError
 from attnbench.specs import ImageFolderData
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
 ROW = DatasetRow(
     name="image-folder",
@@ -22,8 +22,6 @@ ROW = DatasetRow(
     source="the folder named by `path`",
     licence="that of the images",
 )
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-"""Pillow modes of 8 bits: 16-bit and float images would be clipped, not scaled, on the way to RGB."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +46,15 @@ class FolderImages:
         return torch.stack(images) if images else torch.empty(0, self.side, self.side, 3, dtype=torch.uint8)
 
     def _decode(self, name: str) -> torch.Tensor:
-        import numpy as np
-        import PIL.Image
         import torch
 
         try:
-            with PIL.Image.open(self.root / name) as image:
-                cropped = centre_crop(image.convert("RGB"), self.side)
-        except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+            return torch.from_numpy(decode(self.root / name, self.side))
+        except DataError as error:
             raise DataError(
                 f"cannot decode {self.root / name}: {error}; its header was fine, so the file is probably "
                 "cut: replace or remove it, then run again"
             ) from error
-        return torch.from_numpy(np.asarray(cropped).copy())
 
 
 def load(spec: ImageFolderData) -> Dataset:
@@ -106,21 +100,6 @@ def load(spec: ImageFolderData) -> Dataset:
     )
 
 
-def centre_crop(image: Image, side: int) -> Image:
-    """Halve with a box filter while twice too large, resize bicubic, crop the middle square.
-
-    Source: center_crop_arr of github.com/openai/guided-diffusion, guided_diffusion/image_datasets.py.
-    """
-    from PIL.Image import Resampling
-
-    while min(image.size) >= 2 * side:
-        image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
-    scale = side / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
 def _class_folders(path: Path) -> list[Path]:
     """Return the class folders in order of name; raises DataError where there are none."""
     if not path.is_dir():
@@ -141,7 +120,7 @@ def _readable(root: Path, folder: Path, unreadable: list[str]) -> list[str]:
     """Return the names (relative to `root`) of a class's images; append those that fail, with reasons."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     with ThreadPoolExecutor() as pool:
-        faults = list(pool.map(_header_fault, entries))
+        faults = list(pool.map(header_fault, entries))
     readable = []
     for entry, fault in zip(entries, faults, strict=True):
         name = entry.relative_to(root).as_posix()
@@ -150,23 +129,6 @@ def _readable(root: Path, folder: Path, unreadable: list[str]) -> list[str]:
         else:
             unreadable.append(f"{name}: {fault}")
     return readable
-
-
-def _header_fault(path: Path) -> str | None:
-    """Return why a file cannot be used as far as its header tells, or None."""
-    import PIL.Image
-
-    if path.is_dir():
-        return "a folder; images lie directly in their class's folder"
-    try:
-        with PIL.Image.open(path) as image:
-            return (
-                None if image.mode in MODES else f"pixel mode {image.mode}; save it with 8 bits per channel"
-            )
-    except PIL.UnidentifiedImageError:
-        return "not an image that pillow knows"
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        return str(error)
 
 
 def _listed(unreadable: list[str]) -> str:

@@ -22,11 +22,13 @@ class RectifiedFlow:
         """Return what the model sees: 1000 t, kept in [0, 1000) like a DDPM's timestep, [B]."""
         return (t * NUM_TIMESTEPS).clamp(max=NUM_TIMESTEPS * (1 - torch.finfo(t.dtype).eps))
 
-    def draw_times(self, num: int, density: Density, device: torch.device) -> torch.Tensor:
-        """Draw training times from torch's global generator, [num] in [0, 1]."""
+    def draw_times(
+        self, num: int, density: Density, device: torch.device, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Draw training times from a generator of that device (none: torch's global one), [num] in [0, 1]."""
         if density == "uniform":
-            return torch.rand(num, device=device)
-        return torch.randn(num, device=device).sigmoid()
+            return torch.rand(num, device=device, generator=generator)
+        return torch.randn(num, device=device, generator=generator).sigmoid()
 
     def add_noise(self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Return x_t, [B, C, H, W]."""

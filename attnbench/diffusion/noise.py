@@ -1,4 +1,4 @@
-"""Gaussian noise as a pure function of (seed, sample index, step), and seeds derived from positions.
+"""Noise, labels and seeds as pure functions of (seed, sample index, step).
 
 Nothing here keeps a state: batch size, order, worker count and resume cannot change a number.
 """
@@ -43,6 +43,15 @@ class KeyedNoise:
             stream = np.random.Philox(key=key, counter=[0, int(index), step, 0])
             np.random.Generator(stream).standard_normal(dtype=np.float32, out=row)
         return torch.from_numpy(drawn).to(self.device)
+
+
+def keyed_labels(seed: int, indices: Sequence[int], num_classes: int) -> torch.Tensor:
+    """Return a uniformly drawn class of each sample, int64 [n], each keyed by its own index."""
+    key = _digest(seed, "labels")
+    streams = (np.random.Philox(key=key, counter=[0, int(index), 0, 0]) for index in indices)
+    return torch.tensor(
+        [int(np.random.Generator(s).integers(num_classes)) for s in streams], dtype=torch.int64
+    )
 
 
 def _digest(seed: int, purpose: str, *position: int) -> int:

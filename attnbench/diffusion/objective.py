@@ -10,16 +10,22 @@ from attnbench.diffusion.ddpm import NUM_TIMESTEPS, Denoiser, GaussianDiffusion
 from attnbench.diffusion.flow import Density, RectifiedFlow
 from attnbench.specs import TrainSpec
 
+CPU = torch.device("cpu")
+
 
 class Objective(Protocol):
     """A training loss of a denoiser on clean examples."""
 
-    def loss(self, denoiser: Denoiser, x0: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss, a scalar in fp32; x0 is [B, C, H, W].
+    def draw_times(self, num: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw the training times of `num` examples from a CPU generator, [num]."""
 
-        Noise and times come from torch's global generator, before the denoiser is called: whatever
-        a model draws afterwards, every model is trained on the same noise.
-        """
+    def spread_times(self, num: int) -> torch.Tensor:
+        """Return the middles of `num` equal parts of the process, [num], as `losses` takes them."""
+
+    def losses(
+        self, denoiser: Denoiser, x0: torch.Tensor, times: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the loss of each example, [B] fp32; x0 and noise are [B, C, H, W], times [B]."""
 
 
 class DdpmObjective:
@@ -28,11 +34,19 @@ class DdpmObjective:
     def __init__(self, *, learned_variance: bool, device: torch.device) -> None:
         self.process = GaussianDiffusion(learned_variance=learned_variance, device=device)
 
-    def loss(self, denoiser: Denoiser, x0: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss, a scalar in fp32; x0 is [B, C, H, W]."""
-        noise = torch.randn_like(x0)
-        step = torch.randint(NUM_TIMESTEPS, (len(x0),), device=x0.device)
-        return self.process.training_loss(denoiser, x0, step, noise).mean()
+    def draw_times(self, num: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw timesteps int64 [num] in [0, 1000) from a CPU generator."""
+        return torch.randint(NUM_TIMESTEPS, (num,), generator=generator)
+
+    def spread_times(self, num: int) -> torch.Tensor:
+        """Return the middles of `num` equal parts of the process, rounded down, int64 [num]."""
+        return ((torch.arange(num) + 0.5) * NUM_TIMESTEPS / num).long()
+
+    def losses(
+        self, denoiser: Denoiser, x0: torch.Tensor, times: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the loss of each example, [B] fp32; x0 and noise are [B, C, H, W], times int64 [B]."""
+        return self.process.training_loss(denoiser, x0, times, noise)
 
 
 class FlowObjective:
@@ -41,11 +55,19 @@ class FlowObjective:
     def __init__(self, *, density: Density) -> None:
         self.process, self.density = RectifiedFlow(), density
 
-    def loss(self, denoiser: Denoiser, x0: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss, a scalar in fp32; x0 is [B, C, H, W]."""
-        noise = torch.randn_like(x0)
-        times = self.process.draw_times(len(x0), self.density, x0.device)
-        return self.process.training_loss(denoiser, x0, times, noise).mean()
+    def draw_times(self, num: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw times [num] in [0, 1] from a CPU generator."""
+        return self.process.draw_times(num, self.density, CPU, generator)
+
+    def spread_times(self, num: int) -> torch.Tensor:
+        """Return the middles of `num` equal parts of [0, 1], [num]."""
+        return (torch.arange(num) + 0.5) / num
+
+    def losses(
+        self, denoiser: Denoiser, x0: torch.Tensor, times: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the loss of each example, [B] fp32; x0 and noise are [B, C, H, W], times [B]."""
+        return self.process.training_loss(denoiser, x0, times, noise)
 
 
 def build_objective(train: TrainSpec, *, learned_variance: bool, device: torch.device) -> Objective:

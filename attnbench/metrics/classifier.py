@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +10,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
+from attnbench.atomic import atomic_write, storage_errors
 from attnbench.contract import ExtractorInputs, FeatureExtractor, Features
-from attnbench.errors import StorageError, UserInputError
+from attnbench.errors import UserInputError
 from attnbench.hookspecs import hookimpl
+from attnbench.metrics.spatial import first_channels
 from attnbench.specs import content_hash
 
 FEATURE_WIDTH = 128
@@ -87,10 +88,14 @@ class Classifier:
 
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> Features:
-        """Return penultimate features [B, 128] and logits [B, K] of uint8 [B, H, W, C] images."""
-        device = self.network.head.weight.device
-        pooled = self.network.features(_inputs(images, self.max_side).to(device))
-        return Features(pooled=pooled, logits=self.network.head(pooled))
+        """Return pooled [B, 128] and spatial features and logits [B, K] of uint8 [B, H, W, C] images."""
+        network = self.network
+        x = _inputs(images, self.max_side).to(network.head.weight.device)
+        maps = network.features[:-2](x)  # [B, 128, h, w], before they are averaged and flattened
+        pooled = network.features[-2:](maps)
+        return Features(
+            pooled=pooled, logits=network.head(pooled), spatial=first_channels(maps, FEATURE_WIDTH)
+        )
 
     def correct(self, images: torch.Tensor, labels: torch.Tensor) -> int:
         """Return how many of uint8 [B, H, W, C] images are given their label."""
@@ -151,17 +156,9 @@ def _load(network: SmallCnn, path: Path) -> bool:
 
 
 def _save(network: SmallCnn, path: Path) -> None:
-    state = {name: weight.cpu() for name, weight in network.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(state, temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"cannot write {path}: {error}; free some space and run again") from error
+    atomic_write(path, save({name: weight.cpu() for name, weight in network.state_dict().items()}))
 
 
 def _train(network: SmallCnn, data: LabelledImages, recipe: Recipe, seed: int) -> None:
@@ -198,12 +195,16 @@ def _augmented(x: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> t
     return x.flip(-1) if recipe.flip and torch.rand((), generator=generator) < 0.5 else x
 
 
-def _load_extractor(inputs: ExtractorInputs) -> Callable[[torch.Tensor], Features]:
+def _training_data(inputs: ExtractorInputs) -> LabelledImages:
     if inputs.train_images is None or inputs.train_labels is None:
         raise UserInputError("extractor digits-cnn trains on the dataset, got no training images")
-    data = LabelledImages(
+    return LabelledImages(
         images=inputs.train_images, labels=inputs.train_labels, num_classes=inputs.num_classes
     )
+
+
+def _load_extractor(inputs: ExtractorInputs) -> Callable[[torch.Tensor], Features]:
+    data = _training_data(inputs)
     return load_or_train_classifier(data, inputs.cache_dir, seed=inputs.seed, device=inputs.device).features
 
 
@@ -216,5 +217,6 @@ def attnbench_extractors() -> Iterable[FeatureExtractor]:
         summary="Small CNN trained in seconds on the dataset's own training part; 128 features",
         source="attnbench.metrics.classifier",
         load=_load_extractor,
+        identity=lambda inputs: _key(_training_data(inputs), inputs.seed, Recipe()),
         notes={"compares with": "nothing published: other data or another seed give another network"},
     )

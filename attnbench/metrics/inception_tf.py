@@ -1,22 +1,35 @@
-"""Extractor `inception-tf`: the network behind FID, from the user's weights file."""
+"""Extractor `inception-tf`: the network behind FID, from a weights file that pip does not install."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import pickle
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
+from torch import nn
 
 from attnbench.contract import ExtractorInputs, FeatureExtractor, Features
-from attnbench.errors import DataError, UnsupportedError, UserInputError
+from attnbench.errors import UnsupportedError
 from attnbench.hookspecs import hookimpl
+from attnbench.metrics.clean_resize import clean_resize
+from attnbench.metrics.spatial import first_channels
+from attnbench.metrics.weights_files import WeightsFile, file_sha256, find
 from attnbench.torchvision_ops import define_missing_ops
 
-WEIGHTS_NAME = "pt_inception-2015-12-05-6726825d.pth"
-WEIGHTS_SHA256_PREFIX = "6726825d"
+SIDE = 299
+SPATIAL_BLOCK = "Mixed_6d"
+"""`mixed_6` of the TensorFlow graph, whose first branch (`mixed_6/conv`, after batch norm and ReLU) stands
+first in the block's output. Mixed_6b to Mixed_6e are mixed_4 to mixed_7."""
+WEIGHTS = WeightsFile(
+    extractor="inception-tf",
+    names=("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth"),
+    variable="ATTNBENCH_INCEPTION_WEIGHTS",
+    source="get it with `attnbench weights fetch inception-tf`",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth",
+    size_bytes=95_628_359,
+)
 
 
 def _load(inputs: ExtractorInputs) -> Callable[[torch.Tensor], Features]:
@@ -25,49 +38,50 @@ def _load(inputs: ExtractorInputs) -> Callable[[torch.Tensor], Features]:
             "extractor inception-tf needs torch-fidelity, which is not installed; "
             "run `pip install attnbench[inception]`"
         )
-    weights = checked_weights(inputs.weights)
+    weights = find(WEIGHTS, inputs.weights)  # by its hash: torch-fidelity would run any pickle
     define_missing_ops()  # torch-fidelity imports torchvision
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     network = FeatureExtractorInceptionV3(
-        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
-    )
-    network.to(inputs.device)
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
+    ).to(inputs.device)
+    up_to_maps, up_to_pool = _halves(network)
 
     @torch.no_grad()
     def extract(images: torch.Tensor) -> Features:
-        x = images.to(inputs.device).permute(0, 3, 1, 2)
-        # the network resizes and scales by itself, as the TensorFlow graph does
-        pooled, logits = network(x.expand(-1, 3, -1, -1).contiguous())
-        return Features(pooled=pooled, logits=logits)
+        maps = up_to_maps(scaled_input(images.to(inputs.device), inputs.protocol))  # [B, 768, 17, 17]
+        pooled = up_to_pool(maps).flatten(1)  # [B, 2048]
+        logits = pooled @ network.fc.weight.T  # without bias, as the evaluator of guided-diffusion has them
+        return Features(pooled=pooled, logits=logits, spatial=first_channels(maps, pooled.shape[1]))
 
     return extract
 
 
-def checked_weights(path: Path | None) -> Path:
-    """Return the weights file if it is the right one.
+def scaled_input(images: torch.Tensor, protocol: str) -> torch.Tensor:
+    """Return uint8 [B, H, W, C] as the float32 [B, 3, 299, 299] in -1 ... 127/128 that the first layer takes.
 
-    Raises UserInputError when none is named, DataError when it is missing or another file.
+    Protocol `adm`: bilinear as TensorFlow 1 has it, without antialias and with pixel corners at whole
+    numbers, as in the graph itself; `clean`: clean-fid's resize. Grey is repeated three times.
     """
-    if path is None:
-        raise UserInputError(
-            f"extractor inception-tf needs `evaluate.weights`: the path of {WEIGHTS_NAME}, which pytorch-fid "
-            "and (as weights-inception-...) torch-fidelity offer with their releases; nothing is fetched"
-        )
-    if not path.is_file():
-        raise DataError(f"no weights file at {path}; `evaluate.weights` names the file {WEIGHTS_NAME}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(WEIGHTS_SHA256_PREFIX):
-        raise DataError(
-            f"{path} is not {WEIGHTS_NAME}: its SHA-256 begins with {digest[:8]}, "
-            f"expected {WEIGHTS_SHA256_PREFIX}; fetch the file again"
-        )
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run any pickle
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise DataError(f"{path} is no plain file of tensors: {error}; fetch the file again") from error
-    return path
+    if protocol == "clean":
+        x = clean_resize(images, SIDE).to(images.device)
+    else:
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+        x = images.permute(0, 3, 1, 2).float()
+        x = interpolate_bilinear_2d_like_tensorflow1x(x, size=(SIDE, SIDE), align_corners=False)
+    return (x.expand(-1, 3, -1, -1) - 128) / 128
+
+
+def _halves(network: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
+    """Return the layers up to the spatial maps, and those from there to the pool.
+
+    The network is a chain of its children; its own forward would resize and round first.
+    """
+    names = [name for name, _ in network.named_children()]
+    layers = list(network.children())
+    cut, end = names.index(SPATIAL_BLOCK) + 1, names.index("AvgPool") + 1
+    return nn.Sequential(*layers[:cut]), nn.Sequential(*layers[cut:end])
 
 
 @hookimpl
@@ -76,8 +90,16 @@ def attnbench_extractors() -> Iterable[FeatureExtractor]:
     yield FeatureExtractor(
         name="inception-tf",
         suffix="",
-        summary="TensorFlow's 2015-12-05 Inception, port of torch-fidelity; needs your weights file",
-        source=f"torch-fidelity inception-v3-compat, {WEIGHTS_NAME}",
+        summary="TensorFlow's 2015-12-05 Inception, port of torch-fidelity; needs a weights file",
+        source=f"torch-fidelity inception-v3-compat, {WEIGHTS.names[0]}",
         load=_load,
-        notes={"input": "RGB 0 ... 255, TF1 bilinear resize to 299 px without antialias"},
+        identity=lambda inputs: file_sha256(find(WEIGHTS, inputs.weights)),
+        protocols=("adm", "clean"),
+        notes={
+            "input": "RGB 0 ... 255, TF1 bilinear resize to 299 px without antialias; protocol clean: "
+            "clean-fid's bicubic resize",
+            "spatial features": "first 7 channels of mixed_6/conv, 17 x 17 x 7 = 2023",
+            "weights": f"`evaluate.weights`, ${WEIGHTS.variable}, or where `attnbench weights list` looks",
+            "compares with": "published FID, sFID, IS, Precision, Recall, where reference and N are the same",
+        },
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from attnbench.report.quantities import (
     ACCURACY,
     FLOOR,
+    FLOORS,
     REAL_ACCURACY,
     SIZE,
     SPEED,
@@ -36,8 +37,6 @@ from attnbench.report.tables import (
 from attnbench.results import Measurement, Result
 from attnbench.stats import median, median_interval
 
-FLOOR_LABEL = "real held-out images (floor)"
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
@@ -58,15 +57,22 @@ class _Line:
             return Entry(note=measured.note if measured else "")
         if quantity in SPEED:
             return _timed_entry(measured)
-        spread, real = self.found.get(name + SPREAD), self.found.get(REAL_ACCURACY)
+        real = self.found.get(REAL_ACCURACY)
         beside = ("real", real.value) if name == ACCURACY.name and real and real.values else None
         return Entry(
             value=measured.value,
-            spread=spread.value if spread and spread.values else None,
+            spread=self._uncertainty(measured),
             beside=beside if self.status != "floor" else None,
             n=measured.n if quantity.group == "Quality" and self.status != "floor" else None,
             note=f"n = {measured.n:,}" if measured.n and self.status == "floor" else "",
         )
+
+    def _uncertainty(self, measured: Measurement) -> float | None:
+        """Return half of the interval over images, or the spread over subsets of a result without one."""
+        if measured.interval is not None:
+            return (measured.interval[1] - measured.interval[0]) / 2
+        spread = self.found.get(measured.name.rpartition(":")[2] + SPREAD)
+        return spread.value if spread and spread.values else None
 
 
 def comparison_table(results: Sequence[Result]) -> Table:
@@ -131,23 +137,24 @@ def _is_profiled(quantity: Quantity) -> bool:
 
 
 def _floors(results: Sequence[Result], axes: int) -> list[_Line]:
-    """Return one row of real images, or one for each set of cells whose floors differ."""
+    """Return one row per kind of real images, or one for each set of cells whose floors differ."""
+    return [line for kind, label in FLOORS.items() for line in _floors_of(results, kind, label, axes)]
+
+
+def _floors_of(results: Sequence[Result], kind: str, label: str, axes: int) -> list[_Line]:
     floors: dict[tuple[tuple[str, tuple[float, ...]], ...], tuple[list[str], dict[str, Measurement]]] = {}
     for result in results:
-        found = {
-            m.name.removeprefix(FLOOR): m
-            for m in result.measurements
-            if m.name.startswith(FLOOR) and m.values
-        }
+        scored = [(FLOOR.match(m.name), m) for m in result.measurements if m.values]
+        found = {match["name"]: m for match, m in scored if match and match["kind"] == kind}
         if not found:
             continue
-        if real := result.measurement(REAL_ACCURACY):
+        if kind == "floor" and (real := result.measurement(REAL_ACCURACY)):
             found[ACCURACY.name] = real
         identity = tuple((name, tuple(m.values)) for name, m in sorted(found.items()))
         floors.setdefault(identity, ([], found))[0].append(result.label)
     return [
         _Line(
-            label=FLOOR_LABEL if len(floors) == 1 else f"{FLOOR_LABEL}, for {', '.join(labels)}",
+            label=label if len(floors) == 1 else f"{label}, for {', '.join(labels)}",
             status="floor",
             found=found,
             axes=("",) * axes,
@@ -168,5 +175,7 @@ def _notes(sides: set[int], lines: Sequence[_Line], many_seeds: bool) -> tuple[s
     if len(sides) == 1:
         notes.append(f"MACs, latency and memory: one forward pass at {sides.pop()} px.")
     if any(line.status == "floor" for line in lines):
-        notes.append("Floor: real held-out images scored in place of samples.")
+        notes.append("Floor: real images scored in place of samples.")
+    if any(m.interval for line in lines for m in line.found.values()):
+        notes.append("± is half of a 95 % interval over images (METRICS.md); no spread over seeds is in it.")
     return tuple(notes)

@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from attnbench.results import Direction, Result
 
 RESOLVED = re.compile(r"^(?P<name>.+)@(?P<resolution>\d+)$")
-QUALITY = re.compile(r"^(?P<family>s?FI?D|s?KI?D|IS|Precision|Recall|P|R)(?P<suffix>-.+)?$")
-FLOOR = "floor:"
+QUALITY = re.compile(
+    r"^(?P<protocol>clean-)?(?P<family>s?FI?D|s?KI?D|IS|Precision|Recall|P|R)(?P<suffix>-.+)?$"
+)
+FLOORS = {
+    "floor": "real held-out images (floor)",
+    "floor-codec": "real images through the autoencoder (floor)",
+}
+"""What is scored in place of samples, by what stands before the colon in the measurement's name."""
+FLOOR = re.compile(rf"^(?P<kind>{'|'.join(FLOORS)}):(?P<name>.+)$")
 SPREAD = " std"
 
 
@@ -78,8 +85,8 @@ REAL_ACCURACY = "class_accuracy_real"
 
 _FAMILIES: dict[str, tuple[Direction, int, str]] = {
     "FD": ("lower", 2, "Frechet distance between Gaussians fitted to the features of samples and reference."),
-    "KD": ("lower", 4, "Kernel distance: unbiased squared MMD, cubic polynomial kernel; mean ± standard "
-                       "deviation over subsets; not multiplied by 1000. It can fall below zero."),
+    "KD": ("lower", 4, "Kernel distance: unbiased squared MMD, cubic polynomial kernel, mean over subsets; "
+                       "not multiplied by 1000. It can fall below zero."),
     "IS": ("higher", 2, "Inception score, on the extractor's class probabilities."),
     "P": ("higher", 3, "Precision: share of samples inside the reference's k-nearest-neighbour manifold."),
     "R": ("higher", 3, "Recall: share of reference images inside the samples' manifold."),
@@ -126,7 +133,8 @@ def unresolved(name: str) -> str:
 
 
 def _is_known(name: str) -> bool:
-    base = name.removeprefix(FLOOR).removesuffix(SPREAD)
+    floor = FLOOR.match(name)
+    base = (floor["name"] if floor else name).removesuffix(SPREAD)
     if is_quality(base) or base in (ACCURACY.name, REAL_ACCURACY):
         return True
     if RESOLVED.match(name):
@@ -160,6 +168,6 @@ def _family(name: str) -> str:
 
 def _quality_order(quantity: Quantity) -> tuple[str, int, str]:
     match = QUALITY.match(quantity.name)
-    suffix = (match["suffix"] or "") if match else ""
+    suffix = (match["suffix"] or "") + (match["protocol"] or "") if match else ""
     order = ("FD", "sFD", "KD", "sKD", "IS", "P", "R")
     return suffix, order.index(_family(quantity.name)), quantity.name

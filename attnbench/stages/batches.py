@@ -1,12 +1,24 @@
-"""Which examples a training step sees, as a pure function of (seed, step)."""
+"""What a training step sees: examples, noise, times and labels, as a pure function of (seed, step).
+
+Every draw is made for the whole batch, by every process and for every micro-batch alike, and then cut: how
+a batch is divided changes no number in it.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from attnbench.diffusion.noise import derive_seed
+from attnbench.diffusion.objective import Objective
+
+if TYPE_CHECKING:
+    from attnbench.stages.prepare import TrainingSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +28,21 @@ class Batch:
     indices: torch.Tensor
     flips: torch.Tensor
     noise_keys: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A micro-batch on the device: the batch's examples from `first` on.
+
+    `x0` and `noise` are [b, C, H, W], `times` [b] as the objective takes them, `labels` int64 [b] with
+    dropped ones replaced by the null class.
+    """
+
+    first: int
+    x0: torch.Tensor
+    noise: torch.Tensor
+    times: torch.Tensor
+    labels: torch.Tensor
 
 
 class BatchSchedule:
@@ -55,3 +82,69 @@ class BatchSchedule:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", epoch))
             self._epoch, self._order = epoch, torch.randperm(self.num_examples, generator=generator)
         return self._order
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartMaker:
+    """Builds the parts of a step on the device; needs no model and no global generator."""
+
+    schedule: BatchSchedule
+    source: TrainingSource
+    objective: Objective
+    device: torch.device
+    null_label: int
+    class_dropout: float
+
+    def make(self, step: int, slices: list[slice]) -> list[Part]:
+        """Return the parts of step `step` (0 for the first) that `slices` cut out of its batch."""
+        batch, size = self.schedule.at(step), self.schedule.batch_size
+        generator = torch.Generator().manual_seed(derive_seed(self.schedule.seed, "train", step))
+        noise = torch.randn(size, *self.source.shape, generator=generator)
+        times = self.objective.draw_times(size, generator)
+        dropped = torch.rand(size, generator=generator) < self.class_dropout
+        labels = torch.where(dropped, self.null_label, self.source.labels[batch.indices])
+        return [
+            Part(
+                first=cut.start,
+                x0=self._move(self.source.batch(batch.indices[cut], batch.flips[cut], batch.noise_keys[cut])),
+                noise=self._move(noise[cut]),
+                times=self._move(times[cut]),
+                labels=self._move(labels[cut]),
+            )
+            for cut in slices
+        ]
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def cut_batch(batch_size: int, accumulation: int, rank: int = 0, num_processes: int = 1) -> list[slice]:
+    """Return the micro-batches of one process, in order.
+
+    Micro-batch m of all processes together is the same piece of the batch for any number of processes.
+    """
+    size = batch_size // (accumulation * num_processes)
+    starts = ((number * num_processes + rank) * size for number in range(accumulation))
+    return [slice(start, start + size) for start in starts]
+
+
+def prefetched(
+    make: Callable[[int], list[Part]], first: int, last: int
+) -> Iterator[tuple[int, list[Part], float]]:
+    """Yield (step, its parts, seconds waited for them) for steps [first, last).
+
+    A thread builds the next step's parts while the caller computes on the present ones.
+    """
+    if first >= last:
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        ahead: Future[list[Part]] = pool.submit(make, first)
+        for step in range(first, last):
+            started = time.perf_counter()
+            parts = ahead.result()
+            waited = time.perf_counter() - started
+            if step + 1 < last:
+                ahead = pool.submit(make, step + 1)
+            yield step, parts, waited

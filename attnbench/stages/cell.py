@@ -15,17 +15,12 @@ from typing import Any
 
 import torch
 
+from attnbench.atomic import atomic_write
 from attnbench.errors import AttnbenchError, UnsupportedError
 from attnbench.results import Environment, Result, environment, timestamp
 from attnbench.specs import Case
-from attnbench.stages.store import (
-    STAGES,
-    StageOutput,
-    Workspace,
-    atomic_write,
-    read_output,
-    read_record,
-)
+from attnbench.stages.interrupts import Stopped
+from attnbench.stages.store import STAGES, StageOutput, Workspace, read_output, read_record
 
 ENVIRONMENT = "environment.json"
 
@@ -107,9 +102,14 @@ def main() -> None:
         root=Path(request["root"]),
         device=torch.device(request["device"]),
         progress=lambda stage, done, total, note: send({"progress": [stage, done, total, note]}),
+        processes=request["processes"],
     )
     case = Case.model_validate_json(json.dumps(request["case"]))
-    send({"result": run_cell(case, workspace).model_dump(mode="json")})
+    try:
+        send({"result": run_cell(case, workspace).model_dump(mode="json")})
+    except Stopped as stop:
+        sys.stderr.write(stop.message + "\n")  # the executor hands it on
+        raise
 
 
 if __name__ == "__main__":

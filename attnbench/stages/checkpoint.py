@@ -1,7 +1,9 @@
-"""Checkpoints in safetensors: written whole or not at all, refused when cut short or foreign."""
+"""Checkpoints in safetensors: written whole or not at all, checked on load, with the one before kept."""
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from attnbench.atomic import atomic_path
 from attnbench.errors import CheckpointError
 from attnbench.results import Record
 from attnbench.stages.loss_curve import Progress
-from attnbench.stages.store import atomic_path
 
-FORMAT = "attnbench-1"
+FORMAT = "attnbench-2"  # 1: without checksum
 
 
 class ModelInput(Record):
@@ -29,24 +31,36 @@ class ModelInput(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Groups of named tensors (`model`, `ema`, `optimizer`) and the progress they belong to."""
+    """Groups of named tensors (`model`, `ema`, `optimizer`) and the progress they belong to.
+
+    Further averages are groups, too: `ema-DECAY`.
+    """
 
     groups: Mapping[str, Mapping[str, torch.Tensor]]
     progress: Progress
 
 
+def previous_path(path: Path) -> Path:
+    """Return where the checkpoint before the one at `path` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
 def save_checkpoint(path: Path, checkpoint: Checkpoint, key: str) -> None:
-    """Write a checkpoint of the case with train key `key`; raises StorageError, keeping the old file."""
+    """Write a checkpoint of the case with train key `key`; the one before moves to `previous_path`.
+
+    Raises StorageError, keeping both old files. Killed at any moment, it leaves at least one whole file.
+    """
     tensors = {
         f"{group}/{name}": tensor
         for group, named in checkpoint.groups.items()
         for name, tensor in named.items()
     }
-    save_tensors(path, tensors, key, {"progress": checkpoint.progress.model_dump_json()})
+    metadata = {"progress": checkpoint.progress.model_dump_json()}
+    save_tensors(path, tensors, key, metadata, keep=previous_path(path))
 
 
 def load_checkpoint(path: Path, key: str) -> Checkpoint:
-    """Read a checkpoint; raises CheckpointError when it is cut short or of another training."""
+    """Read a checkpoint; raises CheckpointError when it is damaged or of another training."""
     tensors, metadata = load_tensors(path, key)
     groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for name, tensor in tensors.items():
@@ -57,6 +71,30 @@ def load_checkpoint(path: Path, key: str) -> Checkpoint:
     except ValidationError as error:
         raise _unreadable(path, "its progress record is damaged") from error
     return Checkpoint(groups=groups, progress=progress)
+
+
+def load_newest(path: Path, key: str) -> tuple[Checkpoint, str] | None:
+    """Read the newest checkpoint that is whole, and what a reader must be told (or an empty string).
+
+    None where there is none yet. Raises CheckpointError when none of those there are can be used.
+    """
+    older = previous_path(path)
+    if not path.exists():  # also: killed between moving the old file away and the new one in
+        return (load_checkpoint(older, key), "") if older.exists() else None
+    try:
+        return load_checkpoint(path, key), ""
+    except CheckpointError as error:
+        if not older.exists():
+            raise
+        try:
+            checkpoint = load_checkpoint(older, key)
+        except CheckpointError:
+            raise error from None
+        note = (
+            f"{path.name} could not be used; training went on from the checkpoint before it, "
+            f"step {checkpoint.progress.step}"
+        )
+        return checkpoint, note
 
 
 def save_averaged(path: Path, weights: Mapping[str, torch.Tensor], model_input: ModelInput, key: str) -> None:
@@ -74,14 +112,28 @@ def load_averaged(path: Path, key: str) -> tuple[dict[str, torch.Tensor], ModelI
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], key: str, metadata: Mapping[str, str]
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    key: str,
+    metadata: Mapping[str, str],
+    keep: Path | None = None,
 ) -> None:
-    """Write named tensors and string metadata atomically, in safetensors; raises StorageError."""
+    """Write named tensors and string metadata atomically, in safetensors, with a checksum over both.
+
+    What was at `path` before moves to `keep`, if given. Raises StorageError.
+    """
+    tensors = _unshared(tensors)
+    written = {"format": FORMAT, "key": key, **metadata}
+    written["crc32"] = checksum(tensors, written)
     with atomic_path(path) as temporary:
         try:
-            save_file(_unshared(tensors), temporary, {"format": FORMAT, "key": key, **metadata})
+            save_file(tensors, temporary, written)
         except SafetensorError as error:  # its only failure here is the disk, told as text
             raise OSError(str(error)) from error
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # before the old file moves: afterwards nothing can fail but a rename
+        if keep is not None and path.exists():
+            path.replace(keep)
 
 
 def load_tensors(path: Path, key: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -99,12 +151,27 @@ def load_tensors(path: Path, key: str) -> tuple[dict[str, torch.Tensor], dict[st
             f"{path} was not written by this version of attnbench (format {metadata.get('format')!r}, "
             f"expected {FORMAT!r}); move it away, then run again"
         )
+    written = metadata.pop("crc32", "")
+    if written != checksum(tensors, metadata):
+        raise _unreadable(path, "its checksum is not that of its content")
     if metadata.get("key") != key:
         raise CheckpointError(
             f"{path} belongs to another training (key {metadata.get('key')}, expected {key}); "
             "move it away, then run again to train from the start"
         )
     return tensors, metadata
+
+
+def checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the CRC-32 over metadata, names, types, shapes and bytes, as 8 hex digits; CPU tensors."""
+    value = 0
+    for name, text in sorted(metadata.items()):
+        value = zlib.crc32(f"{name}={text}\n".encode(), value)
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode(), value)
+        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        value = zlib.crc32(memoryview(flat.numpy()), value)
+    return f"{value:08x}"
 
 
 def load_into(module: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -149,5 +216,5 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _unreadable(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"{path} cannot be read ({why}): it is cut short or damaged; delete it, then run the same command "
-        "again to train this cell from the start"
+        "again to go on from the checkpoint before it, if there is one, or from the start"
     )

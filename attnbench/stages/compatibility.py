@@ -5,8 +5,8 @@ from __future__ import annotations
 from attnbench.errors import UserInputError
 from attnbench.specs import Case
 
-SAMPLERS = {"ddpm": ("ddpm", "ddim"), "flow": ("euler",)}  # by training objective
-DDPM_STEPS = (2, 1000)
+SAMPLERS = {"ddpm": ("ddpm", "ddim", "dpm-solver++"), "flow": ("euler", "heun")}  # by training objective
+STEPS = {"ddpm": (2, 1000), "ddim": (2, 1000), "dpm-solver++": (2, 999)}  # of 1000 trained timesteps
 
 
 def check_objective(case: Case) -> None:
@@ -27,13 +27,23 @@ def check_sampler(case: Case) -> None:
             f"{case.label}: sampler {sample.sampler!r} cannot sample a model trained with objective "
             f"{case.train.objective!r}; set sample.sampler to {' or '.join(allowed)}"
         )
-    fewest, most = DDPM_STEPS
-    if case.train.objective == "ddpm" and not fewest <= sample.num_steps <= most:
+    _check_steps(case)
+    _check_guidance(case)
+
+
+def _check_steps(case: Case) -> None:
+    sample = case.sample
+    fewest, most = STEPS.get(sample.sampler, (1, sample.num_steps))
+    if not fewest <= sample.num_steps <= most:
         raise UserInputError(
             f"{case.label}: sampler {sample.sampler!r} takes {fewest} to {most} steps, "
             f"got sample.num_steps={sample.num_steps}"
         )
-    _check_guidance(case)
+    if sample.sampler == "heun" and sample.num_steps % 2 == 0:
+        raise UserInputError(
+            f"{case.label}: sampler 'heun' makes two model evaluations for each step but the last, so an odd "
+            f"number, got sample.num_steps={sample.num_steps}; set {sample.num_steps + 1}"
+        )
 
 
 def _check_guidance(case: Case) -> None:

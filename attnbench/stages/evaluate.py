@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from attnbench.contract import Features
+import torch
+
 from attnbench.data import Dataset, load_dataset
+from attnbench.evaluation.by_class import by_class, class_figure, write_csv
+from attnbench.evaluation.collection import ImageCollection, ImageShard
+from attnbench.evaluation.dataset_images import dataset_images
+from attnbench.evaluation.reference import Reference, load_reference, save_reference
+from attnbench.evaluation.scorer import SEED, Scorer
+from attnbench.evaluation.scores import check_sizes, measure
 from attnbench.metrics.classifier import Classifier, LabelledImages, Recipe, load_or_train_classifier
-from attnbench.metrics.scores import check_sizes, measure
-from attnbench.plugins import registry
 from attnbench.results import Measurement
-from attnbench.specs import Case
+from attnbench.specs import Case, CodecSpec, content_hash
+from attnbench.stages.codec import fingerprint, load_codec
 from attnbench.stages.features import (
-    EVALUATION_SEED,
-    Network,
     Part,
-    Samples,
     batches_of,
     cache_folder,
-    extract,
-    load_network,
+    dataset_key,
+    load_scorer,
     part_of,
-    real_features,
+    sampled_images,
     training_images,
 )
-from attnbench.stages.store import StageOutput, Workspace, read_output, write_output
+from attnbench.stages.prepare import codec_of
+from attnbench.stages.store import StageOutput, Workspace, features_folder, read_output, write_output
 
-FLOOR = "floor:"  # before a metric's name: the same metric between real images
+FLOOR, CODEC_FLOOR = "floor:", "floor-codec:"  # before a metric's name: real images in place of samples
+CODEC_FLOOR_IMAGES = 10_000  # at most: a decoder is slow, and more images would not change what is read off
+CLASSES = "classes"
 
 
 def run(case: Case, workspace: Workspace) -> StageOutput:
     """Measure the samples of a case against real images.
 
-    Features of real images, floors and the classifier are computed once per dataset and kept in
-    `<root>/features`. Raises UserInputError where a setting does not fit the number of images.
+    Features are kept by content, floors and the classifier once per dataset, in `<root>/features`. Raises
+    UserInputError where a setting does not fit the number of images.
     """
     folder = workspace.folder("evaluate", case)
     finished = read_output(folder)
@@ -44,9 +51,9 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         case=case,
         workspace=workspace,
         dataset=load_dataset(case.data),
-        samples=Samples.open(workspace.folder("sample", case)),
+        samples=sampled_images(case, workspace),
     )
-    output = StageOutput(measurements=evaluation.measurements())
+    output = StageOutput(measurements=evaluation.measurements(), artefacts=evaluation.class_artefacts())
     write_output(folder, output)
     return output
 
@@ -58,20 +65,19 @@ class Evaluation:
     case: Case
     workspace: Workspace
     dataset: Dataset
-    samples: Samples
+    samples: ImageCollection
     done: int = field(default=0, init=False)
 
     def measurements(self) -> list[Measurement]:
         """Return the metrics of the samples, their floors, and the class accuracies."""
-        settings, suffix = self.case.evaluate, registry().extractor(self.case.evaluate.extractor).suffix
-        check_sizes(settings, len(self.samples), len(part_of(self.dataset, settings.reference)))
-        real = self._real(settings.reference)
-        fake = extract(self.network, (images for images, _ in self.samples.batches()), self._advance)
-        found = measure(settings, suffix, real, fake)
-        found += self._floors(real, suffix)
+        settings = self.case.evaluate
+        kept = min(len(part_of(self.dataset, settings.reference)), settings.reference_images)
+        check_sizes(settings, len(self.samples), kept)
+        found = self.scorer.measure(self.reference, self.samples)
+        found += [*self._held_out_floor(), *self._codec_floor()]
         if settings.class_accuracy:
             found += self._class_accuracies()
-        return found
+        return [*found, *_as_measurements(self.scorer.warnings)]
 
     @functools.cached_property
     def training(self) -> LabelledImages:
@@ -79,10 +85,21 @@ class Evaluation:
         return training_images(self.case, self.dataset, self.workspace)
 
     @functools.cached_property
-    def network(self) -> Network:
-        """The feature network."""
+    def scorer(self) -> Scorer:
+        """The feature network with the case's settings."""
         self._advance(0, "loading the feature network")
-        return load_network(self.case, self.workspace, self.training)
+        return load_scorer(self.case, self.workspace, self.training, self._scored)
+
+    @functools.cached_property
+    def reference(self) -> Reference:
+        """The real images that everything is compared with; its file is shared by all cases of the data."""
+        settings = self.case.evaluate
+        what = ["reference", settings.reference, settings.reference_images, self.scorer.cache.key]
+        path = cache_folder(self.case, self.dataset, self.workspace, *what) / "reference.npz"
+        if not path.exists():
+            real = dataset_images(self.dataset, settings.reference)
+            save_reference(path, self.scorer.reference_from(real))
+        return load_reference(path)
 
     @functools.cached_property
     def classifier(self) -> Classifier:
@@ -90,39 +107,96 @@ class Evaluation:
         self._advance(0, "loading or training the classifier")
         return load_or_train_classifier(
             self.training,
-            self.workspace.root / "features",
-            seed=EVALUATION_SEED,
+            features_folder(self.workspace.root),
+            seed=SEED,
             device=self.workspace.device,
             recipe=Recipe(flip=self.dataset.flip),
         )
 
-    def _real(self, part: Part) -> Features:
-        return real_features(
-            self.case, self.dataset, part, self.workspace, lambda: self.network, self._advance
+    def class_artefacts(self) -> dict[str, str]:
+        """Write the scores of each class where the settings ask for them; return the files' names."""
+        settings, folder = self.case.evaluate, self.workspace.folder("evaluate", self.case)
+        if not settings.per_class:
+            return {}
+        scores = by_class(
+            self.reference.features.pooled,
+            self.reference.labels,
+            self.scorer.features(self.samples).pooled,
+            self.samples.labels,
+            self.dataset.class_names,
+            neighbours=settings.neighbours,
+            at_least=max(10, settings.neighbours + 1),
+        )
+        write_csv(scores, folder / f"{CLASSES}.csv")
+        class_figure(scores, folder / f"{CLASSES}.png", suffix=self.scorer.suffix, heading=self.case.label)
+        return {CLASSES: f"{CLASSES}.png", f"{CLASSES}-table": f"{CLASSES}.csv"}
+
+    def _held_out_floor(self) -> Iterable[Measurement]:
+        """Score the part of the dataset that is not the reference as if it were samples."""
+        other: Part = "held-out" if self.case.evaluate.reference == "train" else "train"
+        count = len(part_of(self.dataset, other))
+        return self._floor(
+            FLOOR, f"{other} images scored", count, lambda: dataset_images(self.dataset, other)
         )
 
-    def _floors(self, real: Features, suffix: str) -> list[Measurement]:
-        """Score the part of the dataset that is not the reference as if it were samples."""
+    def _codec_floor(self) -> Iterable[Measurement]:
+        """Score real images that went through the autoencoder, which no latent model is expected to beat."""
+        codec = codec_of(self.case)
+        if codec is None or self.case.model.input != "latent":
+            return []
+        real = part_of(self.dataset, self.case.evaluate.reference)
+        count = min(len(real), len(self.samples), CODEC_FLOOR_IMAGES)
+        what = f"{count:,} reference images through the autoencoder {fingerprint(codec)}"
+        return self._floor(CODEC_FLOOR, what, count, lambda: self._reconstructions(codec, count))
+
+    def _reconstructions(self, spec: CodecSpec, count: int) -> ImageCollection:
+        """Return evenly spaced reference images, encoded and decoded."""
+        part = self.case.evaluate.reference
+        real, known = part_of(self.dataset, part), dataset_key(self.case, self.dataset)
+        chosen = torch.linspace(0, len(real) - 1, count).round().long()
+
+        @functools.cache
+        def through_codec() -> torch.Tensor:
+            codec = load_codec(spec, self.workspace.device)
+            return torch.cat([codec.reconstruct(real.get(part)) for part in chosen.split(16)])
+
+        shard = ImageShard(
+            count=count,
+            find_key=lambda: content_hash([known, part, count, "codec", fingerprint(spec)]),
+            load=through_codec,
+            load_one=lambda index: through_codec()[index],
+        )
+        side = self.dataset.image_size
+        return ImageCollection(
+            name=f"{self.dataset.name} ({part}) through the autoencoder",
+            shards=(shard,),
+            height=side,
+            width=side,
+            channels=self.dataset.channels,
+        )
+
+    def _floor(
+        self, prefix: str, scored: str, count: int, images: Callable[[], ImageCollection]
+    ) -> Iterable[Measurement]:
         settings = self.case.evaluate
-        other: Part = "held-out" if settings.reference == "train" else "train"
-        count = len(part_of(self.dataset, other))
         if count <= max(1, settings.neighbours):
             return []  # too few images to measure anything by; reports show no floor
-        what = ["floor", *settings.metrics, settings.reference, settings.neighbours]
-        what += [settings.kd_subsets, settings.kd_subset_size]
+        what = [prefix, scored, settings.model_dump(mode="json"), self.scorer.cache.key]
         folder = cache_folder(self.case, self.dataset, self.workspace, *what)
         known = read_output(folder)
         if known is None:
             # the kernel distance is unbiased: a smaller subset changes its spread, not what it estimates
             fitting = settings.model_copy(update={"kd_subset_size": min(settings.kd_subset_size, count)})
-            known = StageOutput(measurements=measure(fitting, suffix, real, self._real(other)))
+            found = measure(fitting, self.scorer.suffix, self.reference, self.scorer.features(images()))
+            known = StageOutput(measurements=found)
             write_output(folder, known)
-        return [_as_floor(measurement, other) for measurement in known.measurements]
+        return [_as_floor(measurement, prefix, scored) for measurement in known.measurements]
 
     def _class_accuracies(self) -> list[Measurement]:
         """Return the classifier's accuracy on the samples and, beside it, on real held-out images."""
-        correct = sum(self.classifier.correct(*batch) for batch in self.samples.batches())
-        note = f"by a small CNN (seed {EVALUATION_SEED}) trained on {len(self.training.labels):,} real images"
+        labelled = ((images, labels) for images, labels in self.samples.batches() if labels is not None)
+        correct = sum(self.classifier.correct(images, labels) for images, labels in labelled)
+        note = f"by a small CNN (seed {SEED}) trained on {len(self.training.labels):,} real images"
         found = [
             Measurement(
                 name="class_accuracy",
@@ -149,14 +223,21 @@ class Evaluation:
             write_output(folder, known)
         return known.measurements
 
+    def _scored(self, done: int, total: int, note: str) -> None:
+        self.workspace.report("evaluate", done, total, note)
+
     def _advance(self, images: int, note: str = "") -> None:
-        """Report progress in images out of all that may have to be looked at."""
-        self.done += images
-        total = len(self.samples) + len(self.dataset.train) + len(self.dataset.held_out)
-        self.workspace.report("evaluate", min(self.done, total), total, note)
+        self.workspace.report("evaluate", images, len(self.samples), note)
 
 
-def _as_floor(measurement: Measurement, scored: Part) -> Measurement:
+def _as_floor(measurement: Measurement, prefix: str, scored: str) -> Measurement:
     """Rename a metric of real images, which competes with no model."""
-    note = f"{scored} images scored; {measurement.note}"
-    return measurement.model_copy(update={"name": FLOOR + measurement.name, "better": "none", "note": note})
+    note = f"{scored}; {measurement.note}"
+    return measurement.model_copy(update={"name": prefix + measurement.name, "better": "none", "note": note})
+
+
+def _as_measurements(warnings: list[str]) -> list[Measurement]:
+    """Return what the evaluation warned of as one record without a value, which reports show."""
+    if not warnings:
+        return []
+    return [Measurement(name="evaluation_warnings", values=[len(warnings)], note="; ".join(warnings))]

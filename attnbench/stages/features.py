@@ -1,33 +1,31 @@
-"""Features of real and generated images for the stage `evaluate`, the real ones computed once."""
+"""Real and generated images as the stage `evaluate` scores them, and what its networks are trained on."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from attnbench.contract import ExtractorInputs, Features
+from attnbench.atomic import atomic_path, storage_errors
+from attnbench.contract import ExtractorInputs
 from attnbench.data import Dataset, ImageSet
-from attnbench.errors import DataError, UserInputError
+from attnbench.errors import UserInputError
+from attnbench.evaluation.collection import ImageCollection
+from attnbench.evaluation.features import FeatureCache
+from attnbench.evaluation.images import open_images
+from attnbench.evaluation.scorer import SEED, OnProgress, Scorer
 from attnbench.metrics.classifier import LabelledImages
 from attnbench.plugins import registry
 from attnbench.specs import FORMAT, Case, content_hash
-from attnbench.stages.store import Workspace, atomic_path, storage_errors
+from attnbench.stages.store import Workspace, features_folder
 
 Part = Literal["train", "held-out"]
-Network = Callable[[torch.Tensor], Features]
-OnProgress = Callable[[int], None]  # number of images just finished
 
-EVALUATION_SEED = 0
-"""Every cell of every seed is judged by the same networks and the same random subsets."""
 BATCH_SIZE = 64
 MAX_TRAINING_IMAGES = 20_000
 MAX_TRAINING_SIDE = 32
@@ -38,38 +36,48 @@ def part_of(dataset: Dataset, part: Part) -> ImageSet:
     return dataset.train if part == "train" else dataset.held_out
 
 
-def cache_folder(case: Case, dataset: Dataset, workspace: Workspace, *what: object) -> Path:
-    """Return (and create) the folder of something computed from real images alone.
-
-    Its name is a hash of the data's settings, all labels (so that added or removed images change it),
-    the extractor with its provider's version, and `what`.
-    """
+def dataset_key(case: Case, dataset: Dataset) -> str:
+    """Return a hash of the data's settings and all labels: added or removed images change it."""
     labels = hashlib.sha256()
     for part in (dataset.train, dataset.held_out):
         labels.update(f"{len(part)}".encode() + part.labels.numpy().tobytes())
-    provided = registry().extractors.get(case.evaluate.extractor)
-    content = [FORMAT, case.data.model_dump(mode="json"), labels.hexdigest(), case.evaluate.extractor]
-    content += [provided.origin if provided else "", str(case.evaluate.weights), *what]
-    path = workspace.root / "features" / content_hash(content)
+    return content_hash([FORMAT, case.data.model_dump(mode="json"), labels.hexdigest()])
+
+
+def cache_folder(case: Case, dataset: Dataset, workspace: Workspace, *what: object) -> Path:
+    """Return (and create) the folder of something computed from real images alone, named by `what`."""
+    path = features_folder(workspace.root) / content_hash([dataset_key(case, dataset), *what])
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def load_network(case: Case, workspace: Workspace, training: LabelledImages) -> Network:
-    """Load the extractor that the case names; raises UnknownNameError for a name nobody provides."""
-    extractor = registry().extractor(case.evaluate.extractor)
-    return extractor.load(
-        ExtractorInputs(
-            device=workspace.device,
-            seed=EVALUATION_SEED,
-            cache_dir=workspace.root / "features",
-            weights=case.evaluate.weights,
-            train_images=training.images,
-            train_labels=training.labels,
-            num_classes=training.num_classes,
-        )
+def sampled_images(case: Case, workspace: Workspace) -> ImageCollection:
+    """Return what the sample stage has drawn; raises UserInputError where there is nothing."""
+    folder = workspace.folder("sample", case)
+    if not any(folder.glob("samples-*.npz")):
+        raise UserInputError(f"no samples in {folder}; run the stage `sample` of this case first")
+    return open_images(folder)
+
+
+def load_scorer(case: Case, workspace: Workspace, training: LabelledImages, progress: OnProgress) -> Scorer:
+    """Return the scorer that the case names; raises UnknownNameError for an extractor nobody provides."""
+    settings, known = case.evaluate, registry()
+    known.extractor(settings.extractor)
+    inputs = ExtractorInputs(
+        device=workspace.device,
+        seed=SEED,
+        cache_dir=features_folder(workspace.root),
+        weights=settings.weights,
+        protocol=settings.protocol,
+        train_images=training.images,
+        train_labels=training.labels,
+        num_classes=training.num_classes,
     )
+    cache = FeatureCache(
+        folder=features_folder(workspace.root), extractor=known.extractors[settings.extractor], inputs=inputs
+    )
+    return Scorer(settings=settings, cache=cache, progress=progress)
 
 
 def training_images(case: Case, dataset: Dataset, workspace: Workspace) -> LabelledImages:
@@ -104,77 +112,3 @@ def batches_of(images: ImageSet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield all images uint8 [B, H, W, C] with labels int64 [B], in order."""
     for indices in torch.arange(len(images)).split(BATCH_SIZE):
         yield images.get(indices), images.labels[indices]
-
-
-def extract(network: Network, batches: Iterable[torch.Tensor], progress: OnProgress) -> Features:
-    """Return the features of all batches of uint8 [B, H, W, C], on the CPU in float32."""
-    pooled, logits = [], []
-    for images in batches:
-        features = network(images)
-        pooled.append(features.pooled.float().cpu())
-        if features.logits is not None:
-            logits.append(features.logits.float().cpu())
-        progress(len(images))
-    return Features(pooled=torch.cat(pooled), logits=torch.cat(logits) if logits else None)
-
-
-def real_features(
-    case: Case,
-    dataset: Dataset,
-    part: Part,
-    workspace: Workspace,
-    network: Callable[[], Network],
-    progress: OnProgress,
-) -> Features:
-    """Return the features of one part of the dataset, from the cache where they are already known."""
-    path = cache_folder(case, dataset, workspace, "features", part) / "features.safetensors"
-    images = part_of(dataset, part)
-    if path.exists():
-        progress(len(images))
-        tensors = load_file(path)
-        return Features(pooled=tensors["pooled"], logits=tensors.get("logits"))
-    features = extract(network(), (batch for batch, _ in batches_of(images)), progress)
-    tensors = {"pooled": features.pooled}
-    if features.logits is not None:
-        tensors["logits"] = features.logits
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
-    return features
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The generated images of a case, shard by shard in the order of their indices."""
-
-    paths: tuple[Path, ...]
-    labels: torch.Tensor
-
-    @classmethod
-    def open(cls, folder: Path) -> Samples:
-        """Find the shards of a finished sample stage; raises UserInputError where there are none."""
-        paths = tuple(sorted(folder.glob("samples-*.npz")))
-        if not paths:
-            raise UserInputError(f"no samples in {folder}; run the stage `sample` of this case first")
-        return cls(paths, torch.cat([_read(path, "labels") for path in paths]))
-
-    def __len__(self) -> int:
-        """Return the number of images, N."""
-        return len(self.labels)
-
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield images uint8 [B, H, W, C] and labels int64 [B]; one shard is in memory at a time."""
-        for path in self.paths:
-            yield from zip(
-                _read(path, "arr_0").split(BATCH_SIZE), _read(path, "labels").split(BATCH_SIZE), strict=True
-            )
-
-
-def _read(path: Path, name: str) -> torch.Tensor:
-    try:
-        with np.load(path) as shard:
-            return torch.from_numpy(shard[name])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise DataError(
-            f"cannot read {name!r} of the samples in {path}: {error}; remove the folder {path.parent} "
-            "and run the same command again"
-        ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from attnbench.stages.store import atomic_path
+from attnbench.atomic import atomic_path
 
 MAX_ROWS, MAX_COLUMNS = 10, 8  # classes, images of each
 SMALLEST_SIDE = 48  # pixels; smaller images are enlarged by a whole factor, without smoothing

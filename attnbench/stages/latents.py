@@ -1,112 +1,52 @@
-"""Images as latents of the user's autoencoder: encoded once, kept on disk, decoded after sampling."""
+"""Images as latents of the user's autoencoder: encoded once, kept on disk, checked when they are opened."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
+from attnbench.atomic import atomic_path, atomic_write, storage_errors
 from attnbench.data import ImageSet
-from attnbench.data.pixels import to_images, to_model_space
 from attnbench.diffusion.noise import KeyedNoise
 from attnbench.errors import DataError, NonFiniteError
+from attnbench.results import Record
 from attnbench.specs import CodecSpec
-from attnbench.stages.store import Workspace, atomic_path, atomic_write
+from attnbench.stages.codec import BATCH_SIZE, Codec, file_sha256, fingerprint, load_codec, scaling
+from attnbench.stages.store import Workspace, read_record
 
 SHARD_SIZE = 512  # images; a killed run loses at most this many
-BATCH_SIZE = 8  # images per call of the autoencoder: its activations at 256 px are large
 INDEX = "latents.json"
 
 
-@dataclass(frozen=True)
-class Codec:
-    """A diffusers autoencoder. Latents are `scale * (z - shift)`, so that their spread is about 1.
+class LatentIndex(Record):
+    """What a folder of latents holds so far, and what made it; written anew after every shard."""
 
-    Source: diffusers' pipelines (`scaling_factor`, `shift_factor` of the autoencoder's config.json).
-    """
-
-    network: Any
     kind: str
+    codec: str
+    """Fingerprint of the autoencoder's files."""
+    scale: float
+    shift: float
+    count: int
+    """Images, when complete."""
+    sha256: list[str] = Field(default_factory=list)
+    """Checksum of each finished shard."""
 
-    @property
-    def scale(self) -> float:
-        """The factor that latents are multiplied by."""
-        return float(self.network.config.scaling_factor)
-
-    @property
-    def shift(self) -> float:
-        """What is taken from latents before scaling."""
-        return float(self.network.config.get("shift_factor") or 0.0)
-
-    @property
-    def channels(self) -> int:
-        """Channels of a latent."""
-        return int(self.network.config.latent_channels)
-
-    @property
-    def factor(self) -> int:
-        """Side of the image over side of the latent."""
-        widths = "block_out_channels" if self.kind == "autoencoder-kl" else "encoder_block_out_channels"
-        return int(2 ** (len(self.network.config[widths]) - 1))
-
-    @torch.no_grad()
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return what is kept of uint8 [B, H, W, C], float32 on the CPU.
-
-        [B, 2c, h, w] mean and log variance of the posterior of a KL autoencoder; [B, c, h, w] latents of
-        a tiny one, which has no posterior. Neither is scaled.
-        """
-        x = to_model_space(images).to(self.network.device)
-        encoded = self.network.encode(x)
-        if self.kind == "autoencoder-kl":
-            posterior = encoded.latent_dist
-            kept = torch.cat([posterior.mean, posterior.logvar], dim=1)
-        else:
-            kept = encoded.latents
-        return kept.float().cpu()
-
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return scaled latents, float [B, c, h, w], as uint8 [B, H, W, C] on the CPU."""
-        z = latents.float().to(self.network.device) / self.scale + self.shift
-        return torch.cat([to_images(self.network.decode(part).sample).cpu() for part in z.split(BATCH_SIZE)])
-
-
-def load_codec(spec: CodecSpec, device: torch.device) -> Codec:
-    """Load an autoencoder from the user's folder, never from the network; raises DataError."""
-    import diffusers
-
-    kinds = {"autoencoder-kl": diffusers.AutoencoderKL, "autoencoder-tiny": diffusers.AutoencoderTiny}
-    if not (spec.path / "config.json").is_file():
-        raise DataError(
-            f"no autoencoder in {spec.path}: config.json is missing; `codec.path` names a folder written by "
-            f"diffusers' {kinds[spec.kind].__name__}.save_pretrained"
-        )
-    written_by = json.loads((spec.path / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    if written_by != kinds[spec.kind].__name__:
-        raise DataError(
-            f"{spec.path} holds an {written_by}, but codec.kind is {spec.kind!r}; "
-            f"kinds are {', '.join(kinds)}: choose the one that fits"
-        )
-    try:
-        network = kinds[spec.kind].from_pretrained(spec.path, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"cannot load the autoencoder in {spec.path}: {error}") from error
-    return Codec(network.eval().requires_grad_(False).to(device), spec.kind)
+    def made_like(self, other: LatentIndex) -> bool:
+        """Say whether both are of the same autoencoder and number of images, whatever is finished."""
+        return self.model_copy(update={"sha256": []}) == other.model_copy(update={"sha256": []})
 
 
 def encode_all(images: ImageSet, spec: CodecSpec, side: int, folder: Path, workspace: Workspace) -> None:
     """Encode every image and its mirror image into shards of float16 [n, 2, k, h, w].
 
-    Index 1 of the second axis is the mirrored image: a latent cannot be mirrored itself. Shards that
-    are already there are kept. Raises DataError when the side is no multiple of the codec's factor,
-    NonFiniteError when a latent does not fit float16.
+    Index 1 of the second axis is the mirrored image: a latent cannot be mirrored itself. Whole shards of
+    the same autoencoder that are already there are kept. `folder` is made where it is missing, so that
+    several sets (training, held-out) can lie in folders of their own. Raises DataError when the side is
+    no multiple of the codec's factor, NonFiniteError when a latent does not fit float16.
     """
     codec = load_codec(spec, workspace.device)
     if side % codec.factor:
@@ -114,16 +54,37 @@ def encode_all(images: ImageSet, spec: CodecSpec, side: int, folder: Path, works
             f"image_size {side} is no multiple of {codec.factor}, the autoencoder's downscaling; "
             f"choose {side // codec.factor * codec.factor or codec.factor}"
         )
-    for number, indices in enumerate(torch.arange(len(images)).split(SHARD_SIZE)):
-        path = folder / _shard_name(number)
-        if not path.exists():
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    index = _resumed(folder, _index_of(spec, len(images)))
+    for number, indices in enumerate(torch.arange(len(images)).split(SHARD_SIZE) if len(images) else ()):
+        if number >= len(index.sha256):
             parts = [_encode_both(codec, images.get(part)) for part in indices.split(BATCH_SIZE)]
-            shard = torch.cat(parts).numpy()
+            path = folder / _shard_name(number)
             with atomic_path(path) as temporary, temporary.open("wb") as file:
-                np.save(file, shard)
+                np.save(file, torch.cat(parts).numpy())
+            index = index.model_copy(update={"sha256": [*index.sha256, file_sha256(path)]})
+            _write_index(folder, index)
         workspace.report("prepare", int(indices[-1]) + 1, len(images), "encoding images")
-    index = {"scale": codec.scale, "shift": codec.shift, "count": len(images), "codec": fingerprint(spec)}
-    atomic_write(folder / INDEX, json.dumps(index | {"kind": spec.kind}).encode())
+    _write_index(folder, index)
+
+
+def _resumed(folder: Path, fresh: LatentIndex) -> LatentIndex:
+    """Return the index with the shards that an earlier, killed run of the same settings left whole."""
+    found = read_record(folder / INDEX, LatentIndex)
+    if found is None or not found.made_like(fresh):
+        return fresh
+    whole = 0
+    for number, wanted in enumerate(found.sha256):
+        path = folder / _shard_name(number)
+        if not path.exists() or file_sha256(path) != wanted:
+            break
+        whole = number + 1
+    return fresh.model_copy(update={"sha256": found.sha256[:whole]})
+
+
+def _write_index(folder: Path, index: LatentIndex) -> None:
+    atomic_write(folder / INDEX, index.model_dump_json().encode())
 
 
 def _encode_both(codec: Codec, images: torch.Tensor) -> torch.Tensor:
@@ -181,46 +142,46 @@ class LatentSource:
 
 
 def open_latents(folder: Path, spec: CodecSpec, labels: torch.Tensor, seed: int) -> LatentSource:
-    """Open a folder of latents.
+    """Open a folder of latents, after reading every shard once to check it.
 
     Raises DataError when they were made by another autoencoder, with other scale and shift, or of
-    another number of images than `labels` [N].
+    another number of images than `labels` [N], and when a shard is missing, cut short or altered.
     """
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"no finished latents in {folder}; run the stage `prepare` first") from error
-    expected = {"count": len(labels), "kind": spec.kind, "codec": fingerprint(spec), **_scaling(spec)}
+    index = read_record(folder / INDEX, LatentIndex)
+    if index is None:
+        raise DataError(f"no finished latents in {folder}; run the stage `prepare` first")
+    expected = _index_of(spec, len(labels)).model_dump(exclude={"sha256"})
     for name, wanted in expected.items():
-        if index.get(name) != wanted:
+        if getattr(index, name) != wanted:
             raise DataError(
-                f"the latents in {folder} have {name} {index.get(name)!r}, the data and codec of this case "
-                f"{wanted!r}: they changed since; remove that folder and run the same command again"
+                f"the latents in {folder} have {name} {getattr(index, name)!r}, the data and codec of this "
+                f"case {wanted!r}: they changed since; remove that folder and run the same command again"
             )
-    shards = tuple(np.load(path, mmap_mode="r") for path in _shard_paths(folder, len(labels)))
-    return LatentSource(shards, labels, index["scale"], index["shift"], spec.kind == "autoencoder-kl", seed)
+    num_shards = -(-len(labels) // SHARD_SIZE)
+    if len(index.sha256) != num_shards:
+        raise DataError(
+            f"{folder} holds {len(index.sha256)} of {num_shards} shards of latents; remove its done.json and "
+            "run the same command again to make the rest"
+        )
+    shards = tuple(_open_shard(folder / _shard_name(i), wanted) for i, wanted in enumerate(index.sha256))
+    return LatentSource(shards, labels, index.scale, index.shift, spec.kind == "autoencoder-kl", seed)
 
 
-def fingerprint(spec: CodecSpec) -> str:
-    """Return 16 hex digits over the config and weights files of an autoencoder's folder."""
-    digest = hashlib.sha256()
-    for path in sorted(spec.path.glob("*")):
-        if path.suffix in (".json", ".safetensors", ".bin"):
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+def _open_shard(path: Path, wanted: str) -> np.ndarray:
+    problem = "is missing" if not path.exists() else "was cut short or altered since it was written"
+    if not path.exists() or file_sha256(path) != wanted:
+        raise DataError(
+            f"the latents {path} {problem}; remove the folder {path.parent} and run the same command again"
+        )
+    shard: np.ndarray = np.load(path, mmap_mode="r")
+    return shard
 
 
-def _scaling(spec: CodecSpec) -> dict[str, float]:
-    """Return scale and shift of an autoencoder's config.json."""
-    config = json.loads((spec.path / "config.json").read_text(encoding="utf-8"))
-    return {"scale": float(config["scaling_factor"]), "shift": float(config.get("shift_factor") or 0.0)}
+def _index_of(spec: CodecSpec, count: int) -> LatentIndex:
+    """Return the index, yet without shards, that encoding `count` images today would write."""
+    scale, shift = scaling(spec)
+    return LatentIndex(kind=spec.kind, codec=fingerprint(spec), scale=scale, shift=shift, count=count)
 
 
 def _shard_name(number: int) -> str:
     return f"latents-{number:05d}.npy"
-
-
-def _shard_paths(folder: Path, count: int) -> Iterator[Path]:
-    for number in range(-(-count // SHARD_SIZE)):
-        yield folder / _shard_name(number)

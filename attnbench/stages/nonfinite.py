@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -29,14 +29,21 @@ class _Witness:
             self.gradient = parameter
 
 
-def explain_nonfinite(model: nn.Module, run_again: Callable[[], torch.Tensor], step: int) -> NonFiniteError:
+def explain_nonfinite(
+    model: nn.Module, run_again: Sequence[Callable[[], torch.Tensor]], step: int
+) -> NonFiniteError:
     """Return the error that names the guilty layer of training step `step`.
 
-    `run_again()` must repeat the step's forward pass bit for bit and return its loss. The forward
-    pass is judged first; the backward pass, which reaches the last layers first, only if the
-    forward was clean. A weight that is itself not finite comes before both.
+    Each of `run_again` must repeat the forward pass of one micro-batch bit for bit and return its loss; the
+    first guilty one is told. The forward pass is judged first; the backward pass, which reaches the last
+    layers first, only if the forward was clean. A weight that is itself not finite comes before both.
     """
-    where = _bad_weight(model) or _bad_layer(model, run_again)
+    where = _bad_weight(model)
+    for run in run_again:
+        where = where or _bad_layer(model, run)
+    where = where or (
+        "loss or gradients were not finite, but the same step run again was clean: it is not repeatable"
+    )
     return NonFiniteError(
         f"training step {step}: {where}; lower train.lr, set train.grad_clip (1.0 is usual), or use "
         "train.precision: fp32. The last checkpoint is kept; changed settings train from the start"
@@ -50,7 +57,7 @@ def _bad_weight(model: nn.Module) -> str | None:
     return None
 
 
-def _bad_layer(model: nn.Module, run_again: Callable[[], torch.Tensor]) -> str:
+def _bad_layer(model: nn.Module, run_again: Callable[[], torch.Tensor]) -> str | None:
     model.zero_grad()
     with _watched(model) as witness:
         loss = run_again()
@@ -66,7 +73,7 @@ def _bad_layer(model: nn.Module, run_again: Callable[[], torch.Tensor]) -> str:
             "the forward pass is finite, but the backward pass first leaves the finite numbers at layer "
             f"{layer} (gradient of {witness.gradient})"
         )
-    return "loss or gradients were not finite, but the same step run again was clean: it is not repeatable"
+    return None
 
 
 @contextmanager

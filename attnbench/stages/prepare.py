@@ -11,11 +11,15 @@ import torch
 from attnbench.data import Dataset, load_dataset
 from attnbench.data.pixels import to_images, to_model_space
 from attnbench.errors import UserInputError
-from attnbench.metrics.scores import check_sizes
+from attnbench.evaluation.scores import check_sizes
 from attnbench.results import Measurement
-from attnbench.specs import Case, CodecSpec, ImageFolderData
-from attnbench.stages.latents import encode_all, load_codec, open_latents
+from attnbench.specs import Case, CodecSpec, UserImages
+from attnbench.stages.codec import load_codec
+from attnbench.stages.latents import encode_all, open_latents
 from attnbench.stages.store import StageOutput, Workspace, read_output, write_output
+from attnbench.torchvision_ops import define_missing_ops
+
+define_missing_ops()  # diffusers' autoencoders import torchvision
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]  # float [B, C, h, w] -> uint8 [B, H, W, C]
 
@@ -125,7 +129,7 @@ def decoder(case: Case, dataset: Dataset, workspace: Workspace) -> Decoder:
 
 def codec_of(case: Case) -> CodecSpec | None:
     """Return the autoencoder that the data names, if any."""
-    return case.data.codec if isinstance(case.data, ImageFolderData) else None
+    return case.data.codec if isinstance(case.data, UserImages) else None
 
 
 def _needed_codec(case: Case) -> CodecSpec:
@@ -133,6 +137,6 @@ def _needed_codec(case: Case) -> CodecSpec:
     if codec is None:
         raise UserInputError(
             f"model {case.model.name} reads latents, but the data {case.data.name} has no codec; use "
-            "image-folder with `codec`, or a recipe with `input: pixel`"
+            "prepared or image-folder with `codec`, or a recipe with `input: pixel`"
         )
     return codec

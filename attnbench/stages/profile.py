@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from attnbench.atomic import atomic_write, storage_errors
 from attnbench.data import load_dataset
 from attnbench.profiling.rows import ProfileRequest, to_measurements
 from attnbench.profiling.session import profile_models
 from attnbench.results import Measurement, Record, environment
 from attnbench.specs import FORMAT, Case, ProfileSpec, content_hash
 from attnbench.stages.cell import device_name
-from attnbench.stages.store import atomic_write, read_record, storage_errors
+from attnbench.stages.store import read_record
 
 
 class SessionOutput(Record):

@@ -1,34 +1,36 @@
-"""Stage `sample`: images from the averaged weights, in shards; sample `index` has class `index % K`.
+"""Stage `sample`: images from the averaged weights, in shards that several processes may share out.
 
-Classes take turns so that the first images cover all of them. Noise belongs to (seed, index), so
-every backend starts from the same noise and the batch size changes no picture by more than rounding.
+Balanced classes take turns (sample `index` has class `index % K`), so that the first images cover all of
+them. Noise and labels belong to (seed, index), so every backend starts from the same noise, and neither
+the batch size nor the number of processes changes a picture by more than rounding.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Iterator
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from attnbench.data import load_dataset
-from attnbench.diffusion.ddpm import Denoiser, GaussianDiffusion, space_timesteps
-from attnbench.diffusion.flow import RectifiedFlow
-from attnbench.diffusion.guidance import guided_denoiser
-from attnbench.diffusion.noise import KeyedNoise
-from attnbench.diffusion.samplers import SamplerStep, ddim_steps, ddpm_steps, euler_steps
-from attnbench.errors import NonFiniteError
+from attnbench.errors import StorageError
 from attnbench.models import build_model, fuse_for_inference
 from attnbench.results import Measurement
 from attnbench.specs import Case
-from attnbench.stages.checkpoint import ModelInput, load_averaged, load_into
+from attnbench.stages.checkpoint import load_averaged, load_into
 from attnbench.stages.compatibility import check_sampler
 from attnbench.stages.grid import MAX_COLUMNS, MAX_ROWS, write_grid
-from attnbench.stages.prepare import Decoder, decoder
-from attnbench.stages.shards import Shard, read_images, read_shard, shard_path, shard_ranges, write_shard
+from attnbench.stages.prepare import decoder
+from attnbench.stages.sampler import Sampler
+from attnbench.stages.shards import (
+    ShardTimes,
+    read_images,
+    read_shard,
+    read_times,
+    shard_path,
+    shard_ranges,
+    write_shard,
+)
 from attnbench.stages.store import StageOutput, Workspace, read_output, write_output
 from attnbench.stages.train import AVERAGED, fork_rng
 
@@ -38,6 +40,7 @@ GRID = "grid.png"
 def run(case: Case, workspace: Workspace) -> StageOutput:
     """Draw the case's samples, or return what an earlier run finished; resumes shard by shard.
 
+    In a torch.distributed process group every process draws its share and the first one finishes.
     Raises UserInputError, CheckpointError, NonFiniteError or StorageError.
     """
     folder = workspace.folder("sample", case)
@@ -45,22 +48,42 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     if finished is not None:
         return finished
     check_sampler(case)
+    rank, world = _place()
     sampler = load_sampler(case, workspace)
-    total = case.sample.per_class * sampler.num_classes
-    shards = shard_ranges(total)
-    seconds = []
-    for number, indices in enumerate(shards):
-        shard = read_shard(shard_path(folder, number), len(indices))
-        if shard is None:
-            shard = draw_shard(sampler, indices, total)
-            write_shard(shard_path(folder, number), shard)
-        seconds.append(shard.seconds)
-    chosen = grid_indices(sampler.num_classes, case.sample.per_class)
-    columns = min(MAX_COLUMNS, case.sample.per_class)
-    write_grid(folder / GRID, read_images(folder, chosen), num_columns=columns)
-    output = _describe(seconds, [len(indices) for indices in shards])
-    write_output(folder, output)
+    draw_shards(sampler, folder, rank=rank, world=world)
+    _meet(world)
+    if rank == 0:
+        write_output(folder, finish(sampler, folder))
+    _meet(world)
+    output = read_output(folder)
+    if output is None:
+        raise StorageError(
+            f"process {rank} of {world} does not see {folder} finished; "
+            "all of them need one shared --runs folder"
+        )
     return output
+
+
+def draw_shards(sampler: Sampler, folder: Path, *, rank: int = 0, world: int = 1) -> None:
+    """Draw the shards `rank`, `rank + world`, ... that are not there yet; neither number changes a byte."""
+    for number, indices in list(enumerate(shard_ranges(sampler.total)))[rank::world]:
+        path = shard_path(folder, number)
+        if read_shard(path, len(indices)) is None:
+            write_shard(path, sampler.draw(indices))
+
+
+def finish(sampler: Sampler, folder: Path) -> StageOutput:
+    """Write the grid and describe all shards; raises CheckpointError when one is missing."""
+    sizes = [len(indices) for indices in shard_ranges(sampler.total)]
+    times = read_times(folder, len(sizes))
+    settings = sampler.case.sample
+    chosen = list(range(min(sampler.total, MAX_ROWS * MAX_COLUMNS)))  # random labels make no rows
+    columns = MAX_COLUMNS
+    if settings.labels == "balanced":
+        chosen = grid_indices(sampler.num_classes, settings.per_class)
+        columns = min(MAX_COLUMNS, settings.per_class)
+    write_grid(folder / GRID, read_images(folder, chosen), num_columns=columns)
+    return _describe(times, sizes)
 
 
 def load_sampler(case: Case, workspace: Workspace) -> Sampler:
@@ -68,89 +91,15 @@ def load_sampler(case: Case, workspace: Workspace) -> Sampler:
     path = workspace.folder("train", case) / AVERAGED
     weights, model_input = load_averaged(path, case.key("train"))
     with fork_rng(workspace.device):
-        model = build_model(
+        model: nn.Module = build_model(
             config=case.model, input_size=model_input.shape[1], num_classes=model_input.num_classes
         )
     load_into(model, weights, path)
     fused = fuse_for_inference(model.to(workspace.device).eval())
+    if case.sample.compile:
+        fused.compile()  # in place: its weights keep their names
     decode = decoder(case, load_dataset(case.data), workspace)
     return Sampler(case, workspace, fused, model_input, decode)
-
-
-def draw_shard(sampler: Sampler, indices: range, total: int) -> Shard:
-    """Draw the samples of one shard, `sample.batch_size` at a time."""
-    started = time.perf_counter()
-    images = []
-    size = sampler.case.sample.batch_size
-    for first in range(indices.start, indices.stop, size):
-        last = min(first + size, indices.stop)
-        images.append(sampler.draw(range(first, last)))
-        sampler.workspace.report("sample", last, total, "images")
-    labels = sampler.labels(indices).numpy()
-    return Shard(images=np.concatenate(images), labels=labels, seconds=time.perf_counter() - started)
-
-
-class Sampler:
-    """A trained model with everything that turns sample indices into images."""
-
-    def __init__(
-        self, case: Case, workspace: Workspace, model: nn.Module, model_input: ModelInput, decode: Decoder
-    ) -> None:
-        self.case, self.workspace, self.model, self.decode = case, workspace, model, decode
-        self.shape, self.num_classes = model_input.shape, model_input.num_classes
-        self.device = workspace.device
-
-    def labels(self, indices: range) -> torch.Tensor:
-        """Return the class of each sample, int64 [n]."""
-        return torch.arange(indices.start, indices.stop) % self.num_classes
-
-    @torch.inference_mode()
-    def draw(self, indices: range) -> np.ndarray:
-        """Return the images of these samples, uint8 [n, H, W, C]; raises NonFiniteError."""
-        noise = KeyedNoise(
-            seed=self.case.seed, indices=indices, shape=self.shape, device=self.device, purpose="sample"
-        )
-        (last,) = deque(self.steps(noise, self.labels(indices).to(self.device)), maxlen=1)
-        if not torch.isfinite(last.x).all():
-            raise NonFiniteError(
-                f"samples {indices.start} to {indices.stop - 1} hold NaN or infinity after {last.index + 1} "
-                "sampling steps; use sample.precision: fp32, or train with a lower train.lr"
-            )
-        return self.decode(last.x).cpu().numpy()
-
-    def steps(self, noise: KeyedNoise, labels: torch.Tensor) -> Iterator[SamplerStep]:
-        """Yield every step from noise to the model's input space; pixels keep x_0 in [-1, 1]."""
-        settings, start = self.case.sample, noise.at(0)
-        denoiser = self._denoiser(labels)
-        if settings.sampler == "euler":
-            return euler_steps(denoiser, RectifiedFlow(), start, num_steps=settings.num_steps)
-        process = GaussianDiffusion(
-            learned_variance=self.case.model.learned_variance,
-            timesteps=space_timesteps(settings.num_steps),
-            device=self.device,
-        )
-        clip = self.case.model.input == "pixel"
-        if settings.sampler == "ddim":
-            return ddim_steps(denoiser, process, start, clip=clip)
-        return ddpm_steps(denoiser, process, start, lambda index: noise.at(index + 1), clip=clip)
-
-    def _denoiser(self, labels: torch.Tensor) -> Denoiser:
-        settings = self.case.sample
-        guided = guided_denoiser(
-            self.model,
-            labels,
-            null_label=self.num_classes,
-            scale=settings.guidance_scale,
-            channels=settings.guidance_channels,
-        )
-        bf16 = settings.precision == "bf16"
-
-        def denoise(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                output = guided(x, time)
-            return output.to(x.dtype)
-
-        return denoise
 
 
 def grid_indices(num_classes: int, per_class: int) -> list[int]:
@@ -159,12 +108,35 @@ def grid_indices(num_classes: int, per_class: int) -> list[int]:
     return [column * num_classes + row for row in range(min(MAX_ROWS, num_classes)) for column in columns]
 
 
-def _describe(seconds: list[float], images: list[int]) -> StageOutput:
-    rates = [n / s for n, s in zip(images, seconds, strict=True)]
+def _place() -> tuple[int, int]:
+    """Return (rank, number of processes) of this process."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _meet(world: int) -> None:
+    """Wait until every process is here."""
+    if world > 1:
+        torch.distributed.barrier()
+
+
+def _describe(times: list[ShardTimes], sizes: list[int]) -> StageOutput:
+    count = sum(sizes)
+
+    def seconds(name: str, values: list[float], note: str = "") -> Measurement:
+        return Measurement(name=name, unit="s", values=[sum(values)], n=count, better="lower", note=note)
+
+    def rate(name: str, values: list[float], note: str) -> Measurement:
+        rates = [size / max(value, 1e-9) for size, value in zip(sizes, values, strict=True)]
+        return Measurement(name=name, unit="1/s", values=rates, n=count, better="higher", note=note)
+
+    totals, denoising = [t.total_s for t in times], [t.denoise_s for t in times]
     measurements = [
-        Measurement(name="sample_time_s", unit="s", values=[sum(seconds)], n=sum(images), better="lower"),
-        Measurement(
-            name="images_per_s", unit="1/s", values=rates, n=sum(images), better="higher", note="per shard"
-        ),
+        seconds("sample_time_s", totals, "sum over shards; several processes share it"),
+        seconds("decode_time_s", [t.decode_s for t in times], "on a GPU beside the denoising"),
+        rate("images_per_s", totals, "per shard, with decoding"),
+        rate("denoise_images_per_s", denoising, "per shard, without decoding"),
     ]
     return StageOutput(measurements=measurements, artefacts={"grid": GRID})

@@ -1,4 +1,4 @@
-"""Content-addressed folders of finished stages, and writes that are whole or absent.
+"""Content-addressed folders of finished stages.
 
 Layout: `<root>/<stage>/<key>/`, finished when `done.json` stands in it. A stage that was killed has
 no `done.json`; running it again continues from what its folder holds.
@@ -6,17 +6,14 @@ no `done.json`; running it again continues from what its folder holds.
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from attnbench.errors import StorageError
+from attnbench.atomic import atomic_write, storage_errors
 from attnbench.results import Measurement, Record
 from attnbench.specs import Case
 
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 Stage = Literal["prepare", "train", "sample", "evaluate"]
 STAGES: tuple[Stage, ...] = ("prepare", "train", "sample", "evaluate")
 DONE = "done.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 ProgressSink = Callable[[str, int, int, str], None]  # stage, done, total, note
@@ -48,6 +44,8 @@ class Workspace:
     root: Path
     device: torch.device
     progress: ProgressSink | None = None
+    processes: int = 1
+    """Processes that train one cell together."""
 
     def folder(self, stage: Stage, case: Case) -> Path:
         """Return (and create) the folder of one stage of one case."""
@@ -60,6 +58,11 @@ class Workspace:
         """Tell whoever listens how far a stage has come."""
         if self.progress is not None:
             self.progress(stage, done, total, note)
+
+
+def features_folder(root: Path) -> Path:
+    """Return where features and evaluation networks lie in a store, for all cases and commands."""
+    return root / "features"
 
 
 def read_output(folder: Path) -> StageOutput | None:
@@ -78,36 +81,3 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
 def write_output(folder: Path, output: StageOutput) -> None:
     """Mark a stage as finished."""
     atomic_write(folder / DONE, output.model_dump_json().encode())
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all; raises StorageError."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it there when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with storage_errors(path):
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())  # or the rename may survive a crash and the content not
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or an unwritable place into one clear StorageError."""
-    try:
-        yield
-    except OSError as error:
-        what = "no space left" if error.errno in _FULL else str(error.strerror or error)
-        raise StorageError(
-            f"cannot write {path}: {what}; free some space or choose another place with --runs, "
-            "then run the same command again: finished stages are kept"
-        ) from error

@@ -1,0 +1,46 @@
+"""Writes that are whole or absent, and a full disk as one clear error."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attnbench.errors import StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all; raises StorageError."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; move it there when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with storage_errors(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())  # or the rename may survive a crash and the content not
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or an unwritable place into one clear StorageError."""
+    try:
+        yield
+    except OSError as error:
+        what = "no space left" if error.errno in _FULL else str(error.strerror or error)
+        raise StorageError(
+            f"cannot write {path}: {what}; free some space or choose another place with --runs, "
+            "then run the same command again: finished stages are kept"
+        ) from error

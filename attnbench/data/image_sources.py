@@ -1,0 +1,152 @@
+"""Where images come from before they are prepared: folders and tar archives, as one list of files.
+
+Layouts: `<class>/<image>`, or `<part>/<class>/<image>` with parts train, val, validation and test; in an
+archive also a tar of one tar per class, as ImageNet's training images come. A compressed archive is
+unpacked to a plain one first, because images are read in the order of their names.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from attnbench.atomic import atomic_path
+from attnbench.data.layout import Entry
+from attnbench.errors import DataError
+from attnbench.specs import content_hash
+
+COMPRESSED: dict[bytes, Any] = {
+    b"\xfd7zXZ\x00": lzma.open,
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+}
+"""How compressed files start, and what opens them."""
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Image files below a folder."""
+
+    root: Path
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield every file below the folder; links are followed, names that start with a dot are not.
+
+        Raises DataError for a folder that cannot be listed.
+        """
+        for folder, inner, files in os.walk(self.root, followlinks=True, onerror=_refuse):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            for name in files:
+                path = Path(folder, name)
+                if not name.startswith("."):
+                    size = path.stat().st_size if path.exists() else 0  # a broken link fails when decoded
+                    yield Entry(path.relative_to(self.root).parts, size)
+
+    def read(self, entry: Entry) -> bytes:
+        """Return a file's content; raises OSError."""
+        return self.root.joinpath(*entry.parts).read_bytes()
+
+
+@dataclass(frozen=True)
+class TarSource:
+    """Image files in a plain tar archive, read at their places."""
+
+    path: Path
+    file: IO[bytes]
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield every file, those of inner class archives as `<archive's stem>/<file>`; raises DataError."""
+        try:
+            with tarfile.open(fileobj=self.file, mode="r:") as archive:
+                yield from self._walk(archive, (), 0)
+        except tarfile.TarError as error:
+            raise DataError(
+                f"{self.path} cannot be read as a tar archive ({error}); it is probably cut: get it again"
+            ) from error
+
+    def read(self, entry: Entry) -> bytes:
+        """Return a file's content; safe from several threads."""
+        content = os.pread(self.file.fileno(), entry.size, entry.offset)
+        if len(content) < entry.size:
+            raise OSError("the archive ends inside this file")
+        return content
+
+    def _walk(self, archive: tarfile.TarFile, above: tuple[str, ...], start: int) -> Iterator[Entry]:
+        """Yield the files of an archive whose first byte lies at `start`."""
+        for member in archive:
+            parts = tuple(part for part in PurePosixPath(member.name).parts if part not in (".", "/"))
+            if not parts or member.isdir() or any(part.startswith(".") for part in parts):
+                continue
+            if not above and member.isreg() and parts[-1].endswith(".tar"):
+                inside = archive.extractfile(member)
+                with tarfile.open(fileobj=inside, mode="r:") as inner:
+                    stem = parts[-1].removesuffix(".tar")
+                    yield from self._walk(inner, (*parts[:-1], stem), start + member.offset_data)
+            else:  # a link or a sparse file has no content of its own and fails when it is decoded
+                size = member.size if member.isreg() and not member.issparse() else 0
+                yield Entry((*above, *parts), size, start + member.offset_data)
+        # tarfile stops without a word where a header is damaged or missing
+        closing = os.pread(self.file.fileno(), tarfile.BLOCKSIZE, start + archive.offset)
+        if len(closing) < tarfile.BLOCKSIZE or any(closing):
+            raise tarfile.ReadError(f"no end of archive at byte {start + archive.offset}")
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be listed: {error.strerror}; change its permissions") from error
+
+
+Source = FolderSource | TarSource
+
+
+@contextmanager
+def open_source(path: Path, scratch: Path) -> Iterator[Source]:
+    """Open a folder or a tar archive; a compressed one is unpacked into the folder `scratch` once.
+
+    Raises DataError for a file that is no tar archive, or a damaged one.
+    """
+    if path.is_dir():
+        yield FolderSource(path)
+        return
+    try:
+        with _plain(path, scratch).open("rb") as file:
+            yield TarSource(path, file)
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; change its permissions") from error
+
+
+def _plain(path: Path, scratch: Path) -> Path:
+    """Return an uncompressed archive: the given one, or its content in `scratch`."""
+    with path.open("rb") as file:
+        magic = file.read(6)
+    opener = next((opener for start, opener in COMPRESSED.items() if magic.startswith(start)), None)
+    if opener is None:
+        if not tarfile.is_tarfile(path):
+            raise DataError(
+                f"{path} is neither a folder nor a tar archive (plain, .xz, .gz or .bz2); "
+                "unpack it and give the folder with one sub-folder per class"
+            )
+        return path
+    state = path.stat()  # so that what another archive left behind is not taken for this one's content
+    unpacked = scratch / f"{content_hash([path.name, state.st_size, state.st_mtime_ns])}.tar"
+    if not unpacked.exists():
+        with atomic_path(unpacked) as temporary, opener(path) as packed, temporary.open("wb") as plain:
+            while chunk := _read_packed(packed, path):
+                plain.write(chunk)
+    return unpacked
+
+
+def _read_packed(packed: IO[bytes], path: Path) -> bytes:
+    """Return the next unpacked MiB; raises DataError where the archive is damaged."""
+    try:
+        return packed.read(2**20)
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(f"{path} cannot be unpacked: {error}; it is probably cut: get it again") from error

@@ -1,0 +1,79 @@
+"""How the files of a source form classes and parts: `<class>/<image>` or `<part>/<class>/<image>`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from attnbench.errors import DataError
+
+TRAIN = "train"
+HELD_OUT_NAMES = ("val", "validation", "test", "held-out")
+SHOWN = 5  # files outside the layout that a card names; the rest are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a source: its path in parts, its bytes, and where it starts in an archive."""
+
+    parts: tuple[str, ...]
+    size: int
+    offset: int = 0
+
+    @property
+    def name(self) -> str:
+        """The path with slashes."""
+        return "/".join(self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Files by part and class, in order of name, and those that belong to no class."""
+
+    parts: dict[str, dict[str, list[Entry]]]
+    num_outside: int
+    outside: tuple[str, ...]
+
+
+def arrange(entries: Iterable[Entry], source: str) -> Layout:
+    """Sort files into parts and classes; a single folder around everything is looked through.
+
+    Files at other depths are counted as outside. Raises DataError when there is no class at all.
+    """
+    files = sorted(entries, key=lambda entry: entry.parts)
+    skip = _depth_of_wrapping(files)
+    named = any(len(f.parts) == skip + 3 and f.parts[skip] == TRAIN for f in files)
+    parts: dict[str, dict[str, list[Entry]]] = {}
+    outside = []
+    for file in files:
+        part = "".join(file.parts[skip : skip + 1]) if named else TRAIN
+        inner = file.parts[skip + named :]
+        if len(inner) == 2 and part in (TRAIN, *HELD_OUT_NAMES):
+            parts.setdefault(part, {}).setdefault(inner[0], []).append(file)
+        else:
+            outside.append(file.name)
+    if TRAIN not in parts:
+        raise DataError(
+            f"{source} has no images in class folders ({_first(outside)}); expected <class>/<image> or "
+            "train/<class>/<image>. ImageNet's validation tar has no classes in it and is not supported: "
+            "sort its images into class folders first"
+        )
+    return Layout(parts=parts, num_outside=len(outside), outside=tuple(outside[:SHOWN]))
+
+
+def _depth_of_wrapping(files: list[Entry]) -> int:
+    """Return how many folders lie around everything."""
+    skip = 0
+    while files:
+        around = {f.parts[skip] for f in files if len(f.parts) > skip + 1}
+        deeper = sum(len(f.parts) > skip + 2 for f in files)
+        if len(around) != 1 or around <= {TRAIN, *HELD_OUT_NAMES} or 2 * deeper <= len(files):
+            break
+        skip += 1
+    return skip
+
+
+def _first(outside: list[str]) -> str:
+    if not outside:
+        return "no files at all"
+    return f"{len(outside)} files elsewhere, such as {outside[0]}"

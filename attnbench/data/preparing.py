@@ -1,0 +1,273 @@
+"""Making a training set: choose, decode in parallel, write shards that are whole or absent, card last.
+
+Layout: `train/images-00000.npy` ..., `train/labels.npy`, the same below `held-out/`, and `card.json`. While
+a set is made, `unfinished/` holds what was asked for and one record per finished shard; a shard covers
+a fixed run of source files and depends on nothing else, so that a killed run goes on at the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from pydantic import ValidationError
+
+from attnbench import __version__
+from attnbench.atomic import atomic_path, atomic_write, storage_errors
+from attnbench.data.card import (
+    CARD,
+    PARTS,
+    UNFINISHED,
+    Card,
+    Part,
+    PartName,
+    Shard,
+    StoredFile,
+    check_sizes,
+    file_sha256,
+    read_card,
+)
+from attnbench.data.image_sources import Source, open_source
+from attnbench.data.layout import TRAIN, Layout, arrange
+from attnbench.data.selection import LabelledFile, Selected, Selection, select
+from attnbench.data.shard_decoding import decode_all
+from attnbench.errors import DataError, StorageError, UserInputError
+
+FILES_PER_SHARD = 512  # 96 MiB at 256 px; a killed run decodes at most these again
+NAMED = 3  # unreadable files that an error shows
+CROP = "halved with a box filter while twice too large, bicubic resize, centre crop (ADM's center_crop_arr)"
+NORMALISATION = "uint8 as stored; x / 127.5 - 1 when a model reads it"
+
+Progress = Callable[[int, int, str], None]  # done, total, note
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A training set to be made of `source` in `folder`."""
+
+    source: Path
+    folder: Path
+    image_size: int = 256
+    selection: Selection = field(default_factory=Selection)
+    max_unreadable: float = 0.001
+    """Largest share of files that may fail to decode."""
+    licence: str = "not stated; that of the source"
+    workers: int = 1
+    """Threads that decode; changes no byte."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What one run does: the chosen files of an open source, and where they go."""
+
+    request: Request
+    source: Source
+    selected: Selected
+    progress: Progress
+
+    @property
+    def total(self) -> int:
+        return len(self.selected.train) + len(self.selected.held_out)
+
+
+def prepare(request: Request, progress: Progress) -> Card:
+    """Make the set, or go on where a killed run stopped, or return the card of a finished one.
+
+    Raises DataError for a source or folder that cannot be used and for too many unreadable images,
+    StorageError where the set does not fit.
+    """
+    scratch = _claim(request)
+    progress(0, 0, "listing the source")
+    with open_source(request.source, scratch) as source:
+        layout = arrange(source.entries(), str(request.source))
+        selected = select(layout, request.selection)
+        identity = _identity(request, selected)
+        card = _finished(request.folder, identity)
+        if card is None:
+            work = _Work(request=request, source=source, selected=selected, progress=progress)
+            parts = _write_parts(work)
+            card = _card(request, layout, selected, identity, parts)
+            atomic_write(request.folder / CARD, (card.model_dump_json(indent=1) + "\n").encode())
+    shutil.rmtree(scratch)
+    return card
+
+
+def _claim(request: Request) -> Path:
+    """Make the folder, refuse one that is in use for something else, return where unfinished work lies."""
+    if not request.source.exists():
+        raise DataError(
+            f"{request.source} does not exist; SOURCE is a folder with one sub-folder per class, or its tar"
+        )
+    folder, source = request.folder.resolve(), request.source.resolve()
+    if folder.is_relative_to(source) or source.is_relative_to(folder):
+        raise UserInputError(
+            f"--to {request.folder} and {request.source} lie in each other; name another folder"
+        )
+    scratch = request.folder / UNFINISHED
+    if request.folder.exists() and not request.folder.is_dir():
+        raise UserInputError(f"--to {request.folder} is a file; name a folder")
+    if request.folder.is_dir() and any(request.folder.iterdir()):
+        if not scratch.is_dir() and not (request.folder / CARD).is_file():
+            raise UserInputError(f"--to {request.folder} holds other files; name a new or an empty folder")
+        for left_over in request.folder.rglob(".*.part"):  # of a killed run
+            left_over.unlink(missing_ok=True)
+    for folder in (scratch, *(request.folder / part for part in PARTS)):
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    return scratch
+
+
+def _identity(request: Request, selected: Selected) -> str:
+    """Return the SHA-256 of everything that the set's bytes depend on."""
+    settings = [request.source.name, request.image_size, request.licence, FILES_PER_SHARD]
+    versions = [__version__, PIL.__version__, np.__version__]
+    rules = [selected.classes, selected.class_rule, selected.held_out_rule]
+    digest = hashlib.sha256(json.dumps([settings, versions, rules]).encode())
+    for files in (selected.train, selected.held_out):
+        for file in files:
+            digest.update(f"{file.label} {file.entry.size} {file.entry.name}\0".encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _finished(folder: Path, identity: str) -> Card | None:
+    """Return the card of a finished set; refuse a folder begun or finished with other settings."""
+    asked = folder / UNFINISHED / "request"
+    card = read_card(folder) if (folder / CARD).is_file() else None
+    before = asked.read_text() if asked.is_file() else None
+    if (card.request if card else before) not in (None, identity):
+        raise DataError(
+            f"{folder} holds a set made with other settings, of other files, or by another version of "
+            "attnbench, pillow or numpy; name another folder with --to, or remove this one"
+        )
+    if card is not None:
+        check_sizes(folder, card)
+    atomic_write(asked, identity.encode())
+    return card
+
+
+def _write_parts(work: _Work) -> dict[PartName, Part]:
+    _check_space(work)
+    parts: dict[PartName, Part] = {}
+    with ThreadPoolExecutor(work.request.workers) as pool:
+        unreadable: dict[str, str] = {}
+        done = 0
+        for name, files in zip(PARTS, (work.selected.train, work.selected.held_out), strict=True):
+            shards = []
+            for number, start in enumerate(range(0, len(files), FILES_PER_SHARD)):
+                chunk = files[start : start + FILES_PER_SHARD]
+                shards.append(_write_shard(work, name, number, chunk, pool))
+                unreadable |= shards[-1].unreadable
+                _check_unreadable(unreadable, work)
+                done += len(chunk)
+                note = f"{len(unreadable)} unreadable" if unreadable else ""
+                work.progress(done, work.total, note)
+            parts[name] = _describe(work, name, files, shards)
+    return parts
+
+
+def _check_space(work: _Work) -> None:
+    folder = work.request.folder
+    there = sum(path.stat().st_size for part in PARTS for path in (folder / part).iterdir())
+    needed = work.total * work.request.image_size**2 * 3 - there
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise StorageError(
+            f"the set needs {needed / 2**30:.1f} GiB more and {folder} has {free / 2**30:.1f} GiB free; "
+            "free some space or name another place with --to"
+        )
+
+
+def _write_shard(
+    work: _Work, part: PartName, number: int, files: Sequence[LabelledFile], pool: ThreadPoolExecutor
+) -> Shard:
+    """Decode one shard's files, unless a run before has."""
+    folder, name = work.request.folder, f"{part}/images-{number:05d}.npy"
+    record = folder / UNFINISHED / f"{part}-{number:05d}.json"
+    shard = _recorded(folder, record)
+    if shard is None:
+        images, unreadable = decode_all(work.source, files, work.request.image_size, pool)
+        stored = _save(folder, name, images)
+        shard = Shard(**stored.model_dump(), num_images=len(images), unreadable=unreadable)
+        atomic_write(record, shard.model_dump_json().encode())
+    return shard
+
+
+def _recorded(folder: Path, record: Path) -> Shard | None:
+    """Return what a run before has written, or None where that is absent or incomplete."""
+    try:
+        shard = Shard.model_validate_json(record.read_bytes())
+        return shard if (folder / shard.name).stat().st_size == shard.num_bytes else None
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _check_unreadable(unreadable: dict[str, str], work: _Work) -> None:
+    allowed = work.request.max_unreadable * work.total
+    if len(unreadable) <= allowed:
+        return
+    first = "; ".join(f"{name}: {reason}" for name, reason in list(unreadable.items())[:NAMED])
+    raise DataError(
+        f"{len(unreadable)} of {work.total} files cannot be read as images so far, more than "
+        f"--max-unreadable {work.request.max_unreadable:g} allows: {first}"
+        f"{'; ...' if len(unreadable) > NAMED else ''}. Repair or remove them and prepare into a new folder, "
+        "or allow more and run again into this one"
+    )
+
+
+def _describe(work: _Work, part: PartName, files: Sequence[LabelledFile], shards: list[Shard]) -> Part:
+    """Write a part's labels and count its classes; raises DataError for a class without an image."""
+    unreadable = {name for shard in shards for name in shard.unreadable}
+    labels = np.array([f.label for f in files if f.entry.name not in unreadable], dtype=np.int64)
+    counts = np.bincount(labels, minlength=len(work.selected.classes)).tolist()
+    per_class = dict(zip(work.selected.classes, counts, strict=True))
+    if part == TRAIN and 0 in counts:
+        empty = next(name for name, count in per_class.items() if not count)
+        raise DataError(f"class {empty} has no readable image; repair or remove its folder")
+    stored = _save(work.request.folder, f"{part}/labels.npy", labels)
+    return Part(num_images=len(labels), per_class=per_class, labels=stored, shards=shards)
+
+
+def _save(folder: Path, name: str, array: np.ndarray[Any, Any]) -> StoredFile:
+    path = folder / name
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+    return StoredFile(name=name, num_bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def _card(
+    request: Request, layout: Layout, selected: Selected, identity: str, parts: dict[PartName, Part]
+) -> Card:
+    used = {file.entry.parts for file in (*selected.train, *selected.held_out)}
+    unused = {
+        part: sum(entry.parts not in used for name in selected.classes for entry in classes.get(name, []))
+        for part, classes in layout.parts.items()
+    }
+    return Card(
+        request=identity,
+        source=request.source.name,
+        licence=request.licence,
+        image_size=request.image_size,
+        crop=CROP,
+        normalisation=NORMALISATION,
+        classes=list(selected.classes),
+        class_rule=selected.class_rule,
+        class_seed=request.selection.seed if request.selection.count is not None else None,
+        held_out_rule=selected.held_out_rule,
+        parts=parts,
+        num_unreadable=sum(len(shard.unreadable) for p in parts.values() for shard in p.shards),
+        unused_parts={part: count for part, count in unused.items() if count},
+        num_outside=layout.num_outside,
+        outside=list(layout.outside),
+        attnbench=__version__,
+        pillow=PIL.__version__,
+        numpy=np.__version__,
+    )

@@ -1,0 +1,223 @@
+"""What `attnbench evaluate` and `attnbench reference build` do: score sets of images that lie anywhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from pydantic import ValidationError
+
+from attnbench.console import listing, print_table, progress_bar, write_json
+from attnbench.errors import UnknownNameError, UserInputError
+from attnbench.evaluation.by_class import by_class, class_figure, write_csv
+from attnbench.evaluation.collection import ImageCollection
+from attnbench.evaluation.images import open_images
+from attnbench.evaluation.looks import class_names, draw_nearest, draw_tsne
+from attnbench.evaluation.reference import Reference, holds, save_reference
+from attnbench.evaluation.scorer import Scorer, make_scorer
+from attnbench.evaluation.self_test import Level, prove_golden, prove_maths, prove_network
+from attnbench.report.tables import Cell, Column, Row, Table, significant, text_cell
+from attnbench.results import Measurement, environment
+from attnbench.runner import default_device
+from attnbench.specs import EvaluateSpec, Metric
+from attnbench.stages.store import features_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked `attnbench evaluate` for."""
+
+    samples: Path
+    reference: Path
+    settings: EvaluateSpec
+    case: str | None = None
+    also: tuple[Path, ...] = ()
+    """Other sets for the same table: another model, held-out images as a floor."""
+    training: Path | None = None
+    """Where nearest images are looked for; None: in the reference."""
+    json_file: Path | None = None
+    per_class: Path | None = None
+    nearest: Path | None = None
+    tsne: Path | None = None
+    classes: str = "close:5"
+
+
+def evaluate(request: Request, *, cache: Path, device: str, quiet: bool) -> None:
+    """Score a set of images, print the table, write what else was asked for; raises UserInputError."""
+    for path in (request.json_file, request.per_class, request.nearest, request.tsne):
+        check_target(path)
+    with progress_bar("evaluate", quiet=quiet) as progress:
+        scorer = make_scorer(request.settings, cache, _device(device), progress)
+        images = open_images(request.samples, case=request.case)
+        reference = scorer.open_reference(request.reference)
+        sets = [images, *(open_images(path, allow_jpeg=True) for path in request.also)]
+        scored = {each.name: scorer.measure(reference, each) for each in sets}
+        _draw(request, scorer, reference, sets)
+    print_table(_table(scorer, reference, scored))
+    if request.json_file is not None:
+        write_json(request.json_file, _record(scorer, reference, scored))
+
+
+def build_reference(
+    folder: Path, target: Path, settings: EvaluateSpec, *, cache: Path, device: str, quiet: bool
+) -> Reference:
+    """Make a reference file of a set of real images; raises UserInputError, StorageError."""
+    if target.suffix != ".npz":
+        raise UserInputError(f"a reference file ends in .npz, got {target}; give --to {target.stem}.npz")
+    check_target(target)
+    with progress_bar("reference", quiet=quiet) as progress:
+        scorer = make_scorer(settings, cache, _device(device), progress)
+        reference = scorer.reference_from(open_images(folder, allow_jpeg=True))
+    save_reference(target, reference)
+    return reference
+
+
+def settings_from(**given: Any) -> EvaluateSpec:
+    """Return the settings the options name; raises UserInputError naming the option that is wrong."""
+    metrics = given.pop("metrics", None)
+    if metrics is not None:
+        given["metrics"] = [word.strip() for word in metrics.split(",") if word.strip()]
+        for word in given["metrics"]:
+            if word not in get_args(Metric):
+                raise UnknownNameError("metric", word, get_args(Metric))
+        if not given["metrics"]:
+            raise UserInputError(f"--metrics names none; choose of {', '.join(get_args(Metric))}")
+    try:
+        return EvaluateSpec.model_validate({key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = (
+            f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}, got {e['input']!r}" for e in error.errors()
+        )
+        raise UserInputError("; ".join(problems)) from error
+
+
+def check_target(path: Path | None) -> None:
+    """Raise UserInputError where a file cannot be written because its folder is missing."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UserInputError(f"the folder {path.absolute().parent} does not exist; create it first")
+
+
+def _device(name: str) -> torch.device:
+    from attnbench.profiling.session import check_device
+
+    chosen = default_device() if name == "auto" else name
+    check_device(chosen)
+    return torch.device(chosen)
+
+
+def _draw(request: Request, scorer: Scorer, reference: Reference, sets: Sequence[ImageCollection]) -> None:
+    """Write the pictures that were asked for."""
+    images = sets[0]
+    if request.per_class is not None:
+        scores = by_class(
+            reference.features.pooled,
+            reference.labels,
+            scorer.features(images).pooled,
+            images.labels,
+            class_names(reference),
+            neighbours=request.settings.neighbours,
+            at_least=max(10, request.settings.neighbours + 1),
+        )
+        write_csv(scores, request.per_class.with_suffix(".csv"))
+        class_figure(scores, request.per_class.with_suffix(".png"), suffix=scorer.suffix, heading=images.name)
+    if request.nearest is not None:
+        scorer.warn(draw_nearest(request.nearest, scorer, images, _training(request)))
+    if request.tsne is not None:
+        draw_tsne(request.tsne, scorer, sets, reference, request.classes)
+
+
+def _training(request: Request) -> ImageCollection:
+    if request.training is None and "meta" in holds(request.reference):
+        raise UserInputError(
+            f"--nearest shows training images, and {request.reference} holds features only; name the images "
+            "with --training"
+        )
+    return open_images(request.training or request.reference, allow_jpeg=True)
+
+
+def _table(scorer: Scorer, reference: Reference, scored: dict[str, list[Measurement]]) -> Table:
+    """Return one row per metric and one column per scored set, with the notes a reader needs."""
+    first = next(iter(scored.values()))
+    rows = [(m, [_by_name(found, m.name) for found in scored.values()]) for m in first if _is_main(m)]
+    notes = [f"{m.name}: {m.note}" for m in first if _is_main(m) and m.note]
+    notes += [
+        f"reference: {reference.name}, {len(reference):,} images"
+        + (f"; {reference.gaussian_note}" if reference.gaussian_note else ""),
+        "± is half of a 95 % interval over images (METRICS.md)",
+        *(f"warning: {warning}" for warning in scorer.warnings),
+    ]
+    if scorer.suffix or scorer.settings.protocol != "adm":
+        notes.append("warning: a name with a suffix or a prefix compares with no published number")
+    columns = [
+        Column(title=name, n=f"{found[0].n:,}" if found[0].n else "") for name, found in scored.items()
+    ]
+    return Table(
+        title=f"{scorer.settings.extractor}, protocol {scorer.settings.protocol}",
+        columns=(Column(title="metric", numeric=False), *columns),
+        rows=tuple(
+            Row(cells=(text_cell(_titled(metric)), *(_cell(m) for m in found))) for metric, found in rows
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _is_main(measurement: Measurement) -> bool:
+    return not measurement.name.endswith(" std")
+
+
+def _titled(measurement: Measurement) -> str:
+    return f"{measurement.name} {'↓' if measurement.better == 'lower' else '↑'}"
+
+
+def _by_name(found: Sequence[Measurement], name: str) -> Measurement:
+    return next(m for m in found if m.name == name)
+
+
+def _cell(measurement: Measurement) -> Cell:
+    half = 0.0 if measurement.interval is None else (measurement.interval[1] - measurement.interval[0]) / 2
+    return Cell(
+        text=significant(measurement.value), value=measurement.value, detail=f"± {significant(half, 2)}"
+    )
+
+
+def _record(scorer: Scorer, reference: Reference, scored: dict[str, list[Measurement]]) -> Any:
+    """Return everything as plain data, for --json."""
+    return {
+        "reference": {"name": reference.name, "images": len(reference), **_provenance(reference)},
+        "settings": scorer.settings.model_dump(mode="json"),
+        "scored": {name: [m.model_dump(mode="json") for m in found] for name, found in scored.items()},
+        "warnings": scorer.warnings,
+        "environment": environment().model_dump(mode="json"),
+    }
+
+
+def _provenance(reference: Reference) -> dict[str, Any]:
+    return reference.provenance.model_dump(mode="json")
+
+
+def self_test(settings: EvaluateSpec, golden: Path | None, *, runs: Path, device: str) -> int:
+    """Prove the metrics level by level, print every comparison, return the exit code."""
+
+    def make(settings: EvaluateSpec) -> Scorer:
+        return make_scorer(settings, features_folder(runs / "store"), _device(device))
+
+    proofs = [*prove_maths(), *prove_network(make, settings), *prove_golden(make, settings, golden)]
+    rows = [
+        (proof.level, proof.what, proof.status, _shown(proof.ours), _shown(proof.theirs), proof.reason)
+        for proof in proofs
+    ]
+    columns = ("level", "what", "status", "ours", "theirs", "why not")
+    counts = Counter(proof.status for proof in proofs)
+    ran = {proof.level for proof in proofs if proof.status != "not run"}
+    levels = [level for level in get_args(Level) if level in ran]
+    note = f"{counts['ok']} ok, {counts['failed']} failed, {counts['not run']} not run; levels that ran: "
+    print_table(listing("self-test of the metrics", columns, rows, (note + (", ".join(levels) or "none"),)))
+    return 1 if counts["failed"] else 0
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.9g}"

@@ -1,0 +1,140 @@
+"""A set of images to be scored: shards that know their content's key and are decoded only when asked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from attnbench.errors import DataError
+
+SHARD_SIZE = 1000  # images
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageShard:
+    """Some consecutive images of a collection.
+
+    `load()` returns all of them and `load_one(i)` one of them, uint8 [n, H, W, C] and [H, W, C]. `find_key`
+    hashes what lies on the disk, without decoding it.
+    """
+
+    count: int
+    find_key: Callable[[], str]
+    load: Callable[[], torch.Tensor]
+    load_one: Callable[[int], torch.Tensor]
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Content address: hexadecimal digits of a SHA-256, found at first use."""
+        return self.find_key()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageCollection:
+    """Images of one size, uint8 RGB or grey, with labels int64 [N] where they are known.
+
+    `warnings` grows: what opening and looking at the images found worth a reader's attention.
+    """
+
+    name: str
+    shards: tuple[ImageShard, ...]
+    height: int
+    width: int
+    channels: int
+    labels: torch.Tensor | None = None
+    class_names: tuple[str, ...] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Return the number of images, N."""
+        return sum(shard.count for shard in self.shards)
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of classes, 0 where labels are not known."""
+        if self.class_names is not None:
+            return len(self.class_names)
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    def image(self, index: int) -> torch.Tensor:
+        """Return one image, uint8 [H, W, C]; raises DataError where it cannot be decoded."""
+        left = index if index >= 0 else len(self) + index
+        for shard in self.shards:
+            if 0 <= left < shard.count:
+                return shard.load_one(left)
+            left -= shard.count
+        raise IndexError(f"{self.name} has {len(self)} images, asked for number {index}")
+
+    def batches(self, batch_size: int = 64) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Yield images uint8 [B, H, W, C] and labels int64 [B] in order; one shard is in memory at a time."""
+        done = 0
+        for shard in self.shards:
+            for images in shard.load().split(batch_size):
+                labels = None if self.labels is None else self.labels[done : done + len(images)]
+                yield images, labels
+                done += len(images)
+
+    def warn(self, text: str) -> None:
+        """Add a warning once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+
+def single_colour(image: torch.Tensor) -> bool:
+    """Return whether all pixels of an image [H, W, C] are the same."""
+    first_row = image[0] == image[0, 0]  # most images differ here already
+    return bool(first_row.all()) and bool((image == image[0, 0]).all())
+
+
+def refuse_dead_sets(collection: ImageCollection) -> None:
+    """Raise DataError where all images are the same or each is one single colour.
+
+    Looks at images until it has seen two that differ and one with more than one colour: usually two.
+    """
+    first = collection.image(0)
+    same, plain = len(collection) > 1, True
+    for index in range(len(collection)):
+        image = collection.image(index)
+        same = same and torch.equal(image, first)
+        plain = plain and single_colour(image)
+        if not same and not plain:
+            return
+    if not same and not plain:
+        return
+    what = "one single colour in every image" if plain else "the same picture in every image"
+    raise DataError(
+        f"{collection.name}: {what} (all {len(collection):,} of them), which is what a sampler that died "
+        "leaves; look at a few of them, then sample again"
+    )
+
+
+def check_labels(name: str, labels: torch.Tensor, num_images: int) -> None:
+    """Raise DataError unless labels [N] fit the images and every class 0 ... K - 1 has an image."""
+    if len(labels) != num_images:
+        raise DataError(
+            f"{name}: {len(labels):,} labels for {num_images:,} images; store one label per image, or none"
+        )
+    if num_images and int(labels.min()) < 0:
+        raise DataError(f"{name}: label {int(labels.min())}; labels are class numbers from 0 on")
+    num_classes = int(labels.max()) + 1
+    if num_images < num_classes:
+        raise DataError(
+            f"{name}: {num_images:,} images for {num_classes:,} classes (the labels reach "
+            f"{num_classes - 1:,}); every class needs an image: sample more, or store no labels"
+        )
+    empty = torch.nonzero(torch.bincount(labels, minlength=num_classes) == 0).flatten().tolist()
+    if empty:
+        raise DataError(
+            f"{name}: no image of {listed(empty)}, although the labels reach {num_classes - 1:,}; "
+            "every class needs an image: sample more, or store no labels"
+        )
+
+
+def listed(items: Iterable[object], most: int = 5) -> str:
+    """Return the first few items with commas, and how many more there are."""
+    every = [str(item) for item in items]
+    more = f" and {len(every) - most:,} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more

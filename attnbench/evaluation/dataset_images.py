@@ -1,0 +1,50 @@
+"""The real images of a dataset as a collection, so that their features are extracted and kept like any."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import torch
+
+from attnbench.data import Dataset, ImageSet
+from attnbench.data.image_folder import FolderImages
+from attnbench.errors import DataError
+from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard
+from attnbench.evaluation.image_files import files_key
+
+
+def dataset_images(dataset: Dataset, part: Literal["train", "held-out"]) -> ImageCollection:
+    """Return one part of a dataset; raises DataError where it holds no image."""
+    images = dataset.train if part == "train" else dataset.held_out
+    if not len(images):
+        raise DataError(
+            f"dataset {dataset.name} has no {part} images; keep some out (data.held_out_fraction)"
+        )
+    return ImageCollection(
+        name=f"{dataset.name} ({part})",
+        shards=tuple(_shard(images, indices) for indices in torch.arange(len(images)).split(SHARD_SIZE)),
+        height=dataset.image_size,
+        width=dataset.image_size,
+        channels=dataset.channels,
+        labels=images.labels,
+        class_names=dataset.class_names,
+    )
+
+
+def _shard(images: ImageSet, indices: torch.Tensor) -> ImageShard:
+    return ImageShard(
+        count=len(indices),
+        find_key=lambda: _key(images, indices),
+        load=lambda: images.get(indices),
+        load_one=lambda index: images.get(indices[index : index + 1])[0],
+    )
+
+
+def _key(images: ImageSet, indices: torch.Tensor) -> str:
+    """Hash the files of images that are decoded, cropped and resized when asked for, the pixels of others."""
+    if not isinstance(images, FolderImages):
+        pixels = images.get(indices)
+        return hashlib.sha256(f"dataset {list(pixels.shape)}".encode() + pixels.numpy().tobytes()).hexdigest()
+    stored = files_key([images.root / images.names[index] for index in indices.tolist()])
+    return hashlib.sha256(f"{stored} cropped to {images.side}".encode()).hexdigest()

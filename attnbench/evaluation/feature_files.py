@@ -1,0 +1,50 @@
+"""Files of features: safetensors with a checksum, so that a damaged one is noticed and not trusted."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from attnbench.atomic import atomic_path
+
+Arrays = dict[str, torch.Tensor]
+
+
+class DamagedFileError(Exception):
+    """A file of features that cannot be used; the message says why."""
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays with their checksum, whole or not at all; raises StorageError."""
+    with atomic_path(path) as temporary:
+        save_file(arrays, temporary, metadata={"sha256": _checksum(arrays)})
+
+
+def read_arrays(path: Path, num_rows: int) -> Arrays | None:
+    """Return the arrays of a file, None where there is none; raises DamagedFileError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            stated = (file.metadata() or {}).get("sha256")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedFileError(str(error)) from error
+    if stated != _checksum(arrays):
+        raise DamagedFileError("its content does not have the checksum stored in it")
+    if {len(array) for array in arrays.values()} != {num_rows}:
+        raise DamagedFileError(f"it does not hold {num_rows} rows")
+    return arrays
+
+
+def _checksum(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name].contiguous()
+        digest.update(f"{name} {array.dtype} {list(array.shape)}".encode())
+        digest.update(array.numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,236 @@
+"""Folders of PNG files: flat, or one sub-folder per class; never JPEG between sampler and score."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+
+from attnbench.errors import DataError
+from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard, listed
+
+PNG, JPEG = (".png",), (".jpg", ".jpeg", ".jpe", ".jfif")
+OTHERS = (".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".heic", ".ppm", ".pgm", ".tga", ".exr")
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, zlib.error, PIL.Image.DecompressionBombError)
+_TO_RGB = "PIL.Image.open(file).convert('RGB').save(file)"
+_FLATTEN = (
+    "flatten it onto the background you mean, e.g. "
+    "PIL.Image.alpha_composite(PIL.Image.new('RGBA', image.size, 'white'), image).convert('RGB')"
+)
+_REMEDY = {  # by colour type of the PNG header
+    3: f"has a palette; save it as RGB: {_TO_RGB}",
+    4: f"has grey with alpha; {_FLATTEN}",
+    6: f"has RGB with alpha; {_FLATTEN}",
+}
+
+
+def open_image_folder(path: Path, *, allow_jpeg: bool = False) -> ImageCollection:
+    """Open a folder of PNG files in natural order; sub-folders are classes.
+
+    Headers are read here (size, colour type, depth, end), pixels later. Raises DataError.
+    """
+    warnings: list[str] = []
+    classes = _by_class(path, allow_jpeg, warnings)
+    files = [file for images in classes.values() for file in images]
+    height, width, channels = _one_shape(path, files)
+    labelled = list(classes) != [None]
+    labels = [label for label, images in enumerate(classes.values()) for _ in images]
+    return ImageCollection(
+        name=str(path),
+        shards=tuple(
+            _shard(files[at : at + SHARD_SIZE], channels) for at in range(0, len(files), SHARD_SIZE)
+        ),
+        height=height,
+        width=width,
+        channels=channels,
+        labels=torch.tensor(labels) if labelled else None,
+        class_names=tuple(str(name) for name in classes) if labelled else None,
+        warnings=warnings,
+    )
+
+
+def _by_class(path: Path, allow_jpeg: bool, warnings: list[str]) -> dict[str | None, list[Path]]:
+    """Return the images of each class, or all of them under None; raises DataError."""
+    files = _images_in(path, allow_jpeg, warnings)
+    folders = sorted((entry for entry in path.iterdir() if _is_class(entry)), key=_natural)
+    if files and folders:
+        raise DataError(
+            f"{path} holds images beside sub-folders ({listed(folder.name for folder in folders)}); "
+            "put all images in one folder, or every image in the sub-folder of its class"
+        )
+    if files:
+        return {None: files}
+    if folders:
+        return {folder.name: _class_images(folder, allow_jpeg, warnings) for folder in folders}
+    raise DataError(f"{path} holds no PNG file and no sub-folders with PNG files{_beside(path)}")
+
+
+def _is_class(entry: Path) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key under which 2.png stands before 10.png."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _beside(path: Path) -> str:
+    """Say what a folder without images holds instead."""
+    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    if not names:
+        return ": it is empty; name the folder your sampler wrote to"
+    return f" but {listed(names)}; name the folder with the images or the .npz file itself"
+
+
+def _class_images(folder: Path, allow_jpeg: bool, warnings: list[str]) -> list[Path]:
+    """Return the images of one class; raises DataError where there are none, or more folders."""
+    deeper = sorted(entry.name for entry in folder.iterdir() if _is_class(entry))
+    if deeper:
+        raise DataError(
+            f"class folder {folder} holds folders ({listed(deeper)}); images lie directly in the folder of "
+            "their class: PATH/<class>/<image>.png"
+        )
+    files = _images_in(folder, allow_jpeg, warnings)
+    if not files:
+        raise DataError(f"class folder {folder} holds no image; fill or remove it")
+    return files
+
+
+def _images_in(folder: Path, allow_jpeg: bool, warnings: list[str]) -> list[Path]:
+    """Return the images directly in a folder, in natural order; raises DataError for other formats."""
+    found: list[Path] = []
+    ignored: list[str] = []
+    for entry in folder.iterdir():
+        suffix = entry.suffix.lower()
+        if entry.name.startswith(".") or entry.is_dir():
+            continue
+        if suffix in PNG or (allow_jpeg and suffix in JPEG):
+            found.append(entry)
+        elif suffix in JPEG:
+            raise DataError(
+                f"{entry} is a JPEG, whose compression changes every score; have the sampler write PNG "
+                "or npz (converting a JPEG afterwards does not undo it)"
+            )
+        elif suffix in OTHERS:
+            raise DataError(
+                f"{entry}: images are read from PNG files only; save it as one (PIL.Image's save)"
+            )
+        else:
+            ignored.append(entry.name)
+    if found and ignored:
+        warnings.append(f"ignored in {folder}, not images: {listed(sorted(ignored))}")
+    return sorted(found, key=_natural)
+
+
+def _one_shape(path: Path, files: Sequence[Path]) -> tuple[int, int, int]:
+    """Read all headers; return the (height, width, channels) they share or raise DataError."""
+    with ThreadPoolExecutor() as pool:
+        shapes = list(pool.map(_shape, files))
+    usual = Counter(shapes).most_common(1)[0][0]
+    for file, shape in zip(files, shapes, strict=True):
+        if shape[:2] != usual[:2]:
+            raise DataError(
+                f"{file} is {shape[1]} x {shape[0]} pixels, most images in {path} are {usual[1]} x "
+                f"{usual[0]}; all must be of one size: sample it again or remove it"
+            )
+        if shape != usual:
+            kinds = {1: "grey", 3: "RGB"}
+            raise DataError(
+                f"{file} is {kinds[shape[2]]}, most images in {path} are {kinds[usual[2]]}; all must be of "
+                f"one kind, e.g. RGB: {_TO_RGB}"
+            )
+    return usual
+
+
+def _shape(file: Path) -> tuple[int, int, int]:
+    """Return (height, width, channels) from a file's header; raises DataError."""
+    try:
+        if file.suffix.lower() in PNG:
+            return _png_shape(file)
+        with PIL.Image.open(file) as image:
+            if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+                raise DataError(
+                    f"{file} is {image.format} of mode {image.mode}; it must be a JPEG, grey or RGB"
+                )
+            return image.height, image.width, len(image.getbands())
+    except _UNREADABLE as error:
+        raise _cut(file, error) from error
+
+
+def _png_shape(file: Path) -> tuple[int, int, int]:
+    """Read the PNG header by hand: pillow does not say that RGB has 16 bits, it cuts them to 8.
+
+    Source: PNG specification (third edition), 11.2.1 IHDR and 11.2.5 IEND.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(26)
+        if len(head) < 26 or head[:8] != _SIGNATURE or head[12:16] != b"IHDR":
+            raise DataError(f"{file} is no PNG file in spite of its name; save it as PNG, or remove it")
+        stream.seek(max(26, stream.seek(0, 2) - 64))
+        ends = b"IEND" in stream.read()
+    width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
+    if colour in _REMEDY:
+        raise DataError(f"{file} {_REMEDY[colour]}")
+    if depth != 8:
+        how = (
+            "save round(127.5 x + 127.5) as uint8"
+            if depth == 16
+            else "PIL.Image.open(file).convert('L').save(file)"
+        )
+        raise DataError(f"{file} stores {depth} bits per channel; scores take 8: {how}")
+    if not ends:  # cut, or something long stands behind the end: decoding tells
+        _decode(file, 3 if colour == 2 else 1)
+    return height, width, 3 if colour == 2 else 1
+
+
+def _decode(file: Path, channels: int) -> np.ndarray:
+    """Return the pixels, uint8 [H, W, C]; raises DataError naming the file."""
+    try:
+        with PIL.Image.open(file) as image:
+            pixels = np.asarray(image)
+    except _UNREADABLE as error:
+        raise _cut(file, error) from error
+    return pixels if channels == 3 else pixels[..., None]
+
+
+def _cut(file: Path, error: BaseException) -> DataError:
+    return DataError(f"cannot decode {file}: {error}; it is probably cut: sample it again or remove it")
+
+
+def _shard(files: Sequence[Path], channels: int) -> ImageShard:
+    decode = functools.partial(_decode, channels=channels)
+
+    def load() -> torch.Tensor:
+        with ThreadPoolExecutor() as pool:  # pillow decodes outside the interpreter lock
+            return torch.from_numpy(np.stack(list(pool.map(decode, files))))
+
+    return ImageShard(
+        count=len(files),
+        find_key=lambda: files_key(files),
+        load=load,
+        load_one=lambda index: torch.from_numpy(decode(files[index]).copy()),
+    )
+
+
+def files_key(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of the files' bytes in order, whatever their names; raises DataError."""
+    digest = hashlib.sha256(b"image files")
+    for file in files:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()

@@ -1,0 +1,248 @@
+"""Images in npz files: ADM's layout, and the shards that the stage `sample` writes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import struct
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+
+from attnbench.errors import DataError
+from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard, check_labels, listed
+
+IMAGES, LABELS = "arr_0", ("labels", "arr_1")
+SHARDS = "samples-*.npz"
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
+_AS_UINT8 = "numpy.clip(numpy.round(127.5 * x + 127.5), 0, 255).astype(numpy.uint8)"
+
+
+@dataclass(kw_only=True)
+class NpzImages:
+    """The array `arr_0` of an npz file, uint8 [N, H, W, C], read in slices and never whole.
+
+    A stored array is read where it lies; a compressed one is a stream, in which going back means
+    starting again, so the last slice is kept. Source: numpy.lib.format, zipfile; the layout is that of
+    github.com/openai/guided-diffusion, evaluations/evaluator.py.
+    """
+
+    path: Path
+    shape: tuple[int, int, int, int]
+    start: int | None
+    """First byte of the pixels in the file; None: compressed."""
+    _stream: IO[bytes] | None = field(default=None, repr=False)
+    _next: int = 0
+    _kept: tuple[int, np.ndarray] = field(default_factory=lambda: (0, np.empty((0,), np.uint8)), repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def rows(self, first: int, count: int) -> np.ndarray:
+        """Return images first ... first + count - 1 anew, uint8 [count, H, W, C]; raises DataError."""
+        try:
+            with self._lock:
+                return self._stored(first, count) if self.start is not None else self._streamed(first, count)
+        except _DAMAGED as error:
+            raise _damaged(self.path, error) from error
+
+    def _stored(self, first: int, count: int) -> np.ndarray:
+        assert self.start is not None
+        size = math.prod(self.shape[1:])
+        flat = np.fromfile(self.path, np.uint8, count * size, offset=self.start + first * size)
+        return flat.reshape(count, *self.shape[1:])
+
+    def _streamed(self, first: int, count: int) -> np.ndarray:
+        kept_first, kept = self._kept
+        if not kept_first <= first <= first + count <= kept_first + len(kept):
+            self._kept = first, self._read(first, count)
+            kept_first, kept = self._kept
+        return kept[first - kept_first :][:count].copy()  # the caller may write into it
+
+    def _read(self, first: int, count: int) -> np.ndarray:
+        stream, self._stream = self._stream, None  # an error leaves it nowhere known
+        if stream is None or first < self._next:
+            stream, self._next = _member(zipfile.ZipFile(self.path), IMAGES)[0], 0
+        size = math.prod(self.shape[1:])
+        for passed in range(self._next, first, SHARD_SIZE):
+            _exactly(stream, min(SHARD_SIZE, first - passed) * size)
+        content = _exactly(stream, count * size)
+        self._stream, self._next = stream, first + count
+        return np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:])
+
+    def shards(self) -> Iterator[ImageShard]:
+        """Yield the images as shards of a thousand."""
+        for first in range(0, self.shape[0], SHARD_SIZE):
+            yield _shard(self, first, min(SHARD_SIZE, self.shape[0] - first))
+
+
+def _shard(images: NpzImages, first: int, count: int) -> ImageShard:
+    return ImageShard(
+        count=count,
+        find_key=lambda: _pixels_key(images.rows(first, count)),
+        load=lambda: torch.from_numpy(images.rows(first, count)),
+        load_one=lambda index: torch.from_numpy(images.rows(first + index, 1)[0]),
+    )
+
+
+def _pixels_key(pixels: np.ndarray) -> str:
+    digest = hashlib.sha256(f"pixels {list(pixels.shape)}".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def _exactly(stream: IO[bytes], num_bytes: int) -> bytes:
+    content = stream.read(num_bytes)
+    if len(content) < num_bytes:
+        raise EOFError(f"{num_bytes - len(content)} bytes are missing")
+    return content
+
+
+def _damaged(path: Path, error: BaseException) -> DataError:
+    return DataError(f"{path} cannot be read ({error}): it is cut or no npz file; copy or sample it again")
+
+
+def open_npz(path: Path) -> tuple[NpzImages, torch.Tensor | None]:
+    """Open one npz file: its images and its labels, where it has any; raises DataError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if IMAGES not in names:
+                raise DataError(f"{path} has no array {IMAGES!r}{_what_it_is(names)}")
+            shape, start = _find_pixels(path, archive)
+        return NpzImages(path=path, shape=shape, start=start), _labels(path, names, shape[0])
+    except _DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _what_it_is(names: list[str]) -> str:
+    if {"mu", "sigma"} <= set(names):
+        return (
+            f" but statistics ({listed(names)}), so there are no images in it to score; name the images they "
+            "were computed from"
+        )
+    return f" but {listed(names)}; save the images as numpy.savez(path, arr_0=images), uint8 [N, H, W, 3]"
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], bool, np.dtype]:
+    """Open an array inside an npz at its first element; return stream, shape, Fortran order, dtype."""
+    stream = archive.open(f"{name}.npy")
+    version = npy.read_magic(stream)
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read_header(stream)
+    return stream, shape, fortran, dtype
+
+
+def _find_pixels(path: Path, archive: zipfile.ZipFile) -> tuple[tuple[int, int, int, int], int | None]:
+    """Check the header of the images; return their shape and where they start in the file."""
+    stream, shape, fortran, dtype = _member(archive, IMAGES)
+    with stream:
+        header_bytes = stream.tell()
+    _check_array(path, shape, fortran, dtype)
+    info = archive.getinfo(f"{IMAGES}.npy")
+    if info.file_size != header_bytes + math.prod(shape):
+        raise DataError(
+            f"{path}: {IMAGES} holds fewer bytes than its shape {list(shape)} needs; sample it again"
+        )
+    start = None
+    if info.compress_type == zipfile.ZIP_STORED:
+        with path.open("rb") as file:
+            file.seek(info.header_offset + 26)  # lengths of name and extra field in the local header
+            start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))) + header_bytes
+    return (shape[0], shape[1], shape[2], shape[3]), start
+
+
+def _check_array(path: Path, shape: tuple[int, ...], fortran: bool, dtype: np.dtype) -> None:
+    """Raise DataError unless an array is uint8 [N, H, W, C] with C 1 or 3 and at least one image."""
+    wanted = f"{path}: {IMAGES} must be uint8 [N, H, W, 3]"
+    if dtype != np.uint8:
+        how = f"{_AS_UINT8} where x is in [-1, 1], 255 * x inside where x is in [0, 1]"
+        if dtype.kind in "iu":
+            how = "images.astype(numpy.uint8) where all values are in 0 ... 255"
+        raise DataError(f"{wanted}, got {dtype}; convert the images once: {how}")
+    if len(shape) != 4:
+        how = (
+            "grey images need a last axis of 1: images[..., None]" if len(shape) == 3 else "stack the images"
+        )
+        raise DataError(f"{wanted}, got the shape {list(shape)}; {how}")
+    if shape[0] == 0 or min(shape) == 0:
+        raise DataError(f"{wanted}, got the shape {list(shape)} without any image; sample some")
+    if shape[3] not in (1, 3):
+        if shape[1] in (1, 3):
+            how = "put the channels last: images.transpose(0, 2, 3, 1)"
+        else:
+            how = "flatten alpha onto a background first" if shape[3] == 4 else "C is 3, or 1 for grey"
+        raise DataError(f"{wanted}, got the shape {list(shape)}; {how}")
+    if fortran:
+        raise DataError(f"{wanted} in C order, got Fortran order; save numpy.ascontiguousarray(images)")
+
+
+def _labels(path: Path, names: list[str], num_images: int) -> torch.Tensor | None:
+    """Return the labels int64 [N] of an npz file, None where it has none; raises DataError."""
+    name = next((name for name in LABELS if name in names), None)
+    if name is None:
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        labels = arrays[name]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: {name} must be class numbers, integers [N], got {labels.dtype} {list(labels.shape)}; "
+            "store class numbers, or no labels"
+        )
+    if len(labels) != num_images:
+        raise DataError(
+            f"{path}: {name} has {len(labels):,} labels for {num_images:,} images; store one per "
+            "image, or none"
+        )
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def open_npz_images(path: Path) -> ImageCollection:
+    """Open a single npz file; raises DataError."""
+    return _collection(str(path), [open_npz(path)], [path])
+
+
+def open_npz_shards(folder: Path, *, name: str) -> ImageCollection:
+    """Open the shards `samples-00000.npz`, ... of a folder, in order; raises DataError for a missing one."""
+    paths = sorted(folder.glob(SHARDS))
+    numbers = [int(found.group(1)) if (found := re.search(r"-(\d+)\.npz$", p.name)) else -1 for p in paths]
+    missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
+    if missing or -1 in numbers:
+        which = listed(f"samples-{number:05d}.npz" for number in missing) or "a number in a name"
+        raise DataError(f"{folder}: {which} is missing among its shards; sample again, or copy all of them")
+    return _collection(name, [open_npz(path) for path in paths], paths)
+
+
+def _collection(
+    name: str, opened: list[tuple[NpzImages, torch.Tensor | None]], paths: list[Path]
+) -> ImageCollection:
+    (first, first_labels), labels = opened[0], [labels for _, labels in opened]
+    for path, (images, own) in zip(paths, opened, strict=True):
+        if images.shape[1:] != first.shape[1:]:
+            raise DataError(
+                f"{path} holds images of {list(images.shape[1:])}, {paths[0].name} of "
+                f"{list(first.shape[1:])}; all must be of one size: sample again"
+            )
+        if (own is None) != (first_labels is None):
+            raise DataError(
+                f"{path} and {paths[0].name}: only one of them has labels; store them in all, or none"
+            )
+    joined = None if first_labels is None else torch.cat([own for own in labels if own is not None])
+    if joined is not None:
+        check_labels(name, joined, sum(images.shape[0] for images, _ in opened))
+    _, height, width, channels = first.shape
+    return ImageCollection(
+        name=name,
+        shards=tuple(shard for images, _ in opened for shard in images.shards()),
+        height=height,
+        width=width,
+        channels=channels,
+        labels=joined,
+    )

@@ -1,0 +1,122 @@
+"""One feature network with its settings: sets of images in, measurements out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from attnbench.contract import ExtractorInputs
+from attnbench.evaluation.collection import ImageCollection
+from attnbench.evaluation.features import ExtractedFeatures, FeatureCache
+from attnbench.evaluation.images import open_images
+from attnbench.evaluation.reference import (
+    ADM_ARRAYS,
+    Provenance,
+    Reference,
+    holds,
+    load_reference,
+    reference_of,
+    with_adm_statistics,
+)
+from attnbench.evaluation.scores import check_sizes, measure
+from attnbench.plugins import registry
+from attnbench.results import Measurement
+from attnbench.specs import EvaluateSpec
+
+SEED = 0
+"""Every set of images is judged by the same networks and the same random subsets."""
+OnProgress = Callable[[int, int, str], None]  # images done, images in all, what is being looked at
+
+
+@dataclass(kw_only=True)
+class Scorer:
+    """Scores sets of images with one feature network, whose features are kept by content.
+
+    `warnings` grows: what a reader of the numbers must know.
+    """
+
+    settings: EvaluateSpec
+    cache: FeatureCache
+    progress: OnProgress = lambda done, total, note: None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def suffix(self) -> str:
+        """What ends the metrics' names."""
+        return self.cache.record.suffix
+
+    def features(self, images: ImageCollection) -> ExtractedFeatures:
+        """Return the features of all images, from the cache where they are known."""
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress(done, len(images), images.name)
+
+        found = self.cache.features(images, advance)
+        self.warn(*images.warnings, *self.cache.warnings)
+        return found
+
+    def provenance(self, images: ImageCollection) -> Provenance:
+        """Return what the features of these images depend on."""
+        return Provenance(
+            extractor=self.settings.extractor,
+            protocol=self.settings.protocol,
+            identity=self.cache.identity,
+            height=images.height,
+            width=images.width,
+        )
+
+    def reference_from(self, images: ImageCollection) -> Reference:
+        """Return the reference that a set of real images makes."""
+        return reference_of(
+            images.name,
+            self.features(images),
+            self.provenance(images),
+            labels=images.labels,
+            class_names=images.class_names,
+            most=self.settings.reference_images,
+        )
+
+    def open_reference(self, path: Path) -> Reference:
+        """Read a reference file, one of ADM's batches, or any set of images; raises DataError."""
+        arrays = holds(path)
+        if "meta" in arrays:
+            return load_reference(path)
+        reference = self.reference_from(open_images(path, allow_jpeg=True))
+        if not set(ADM_ARRAYS) <= arrays:
+            return reference
+        if (self.settings.extractor, self.settings.protocol) == ("inception-tf", "adm"):
+            return with_adm_statistics(reference, path)
+        self.warn(
+            f"{path.name} holds statistics of Inception features, which are of no use to "
+            f"{self.settings.extractor}: the reference is its {len(reference):,} images alone"
+        )
+        return reference
+
+    def measure(self, reference: Reference, images: ImageCollection) -> list[Measurement]:
+        """Return the metrics of a set of images; raises UserInputError or DataError where they cannot be."""
+        check_sizes(self.settings, len(images), len(reference))
+        self.provenance(images).check(reference.provenance, f"the reference {reference.name}")
+        return measure(self.settings, self.suffix, reference, self.features(images))
+
+    def warn(self, *texts: str) -> None:
+        """Add warnings, each once."""
+        self.warnings += [text for text in texts if text not in self.warnings]
+
+
+def make_scorer(
+    settings: EvaluateSpec, cache: Path, device: torch.device, progress: OnProgress = lambda *_: None
+) -> Scorer:
+    """Return a scorer for images of any origin; raises UnknownNameError for an extractor nobody provides."""
+    known = registry()
+    known.extractor(settings.extractor)
+    inputs = ExtractorInputs(
+        device=device, seed=SEED, cache_dir=cache, weights=settings.weights, protocol=settings.protocol
+    )
+    features = FeatureCache(folder=cache, extractor=known.extractors[settings.extractor], inputs=inputs)
+    return Scorer(settings=settings, cache=features, progress=progress)

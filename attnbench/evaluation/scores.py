@@ -1,0 +1,190 @@
+"""All metrics of one set of images against a reference, as measurements with names, intervals and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from attnbench.errors import UnsupportedError, UserInputError
+from attnbench.evaluation.features import ExtractedFeatures
+from attnbench.evaluation.reference import Reference
+from attnbench.metrics.gaussian import Statistics, frechet, statistics
+from attnbench.metrics.inception_score import inception_score
+from attnbench.metrics.names import BETTER, metric_name
+from attnbench.metrics.pairwise import Pairwise, pairwise
+from attnbench.metrics.uncertainty import interval
+from attnbench.results import Measurement
+from attnbench.specs import EvaluateSpec, Metric
+
+BIASED_BELOW = 10_000
+"""With fewer images than this the Frechet distance of equal distributions is far from zero."""
+SPLIT_SIZE = 5000  # images per split of the inception score, as in ADM's evaluator
+MANIFOLD: tuple[Metric, ...] = ("precision", "recall")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A value, what each image adds to it, and what a reader must know."""
+
+    value: float
+    influence: torch.Tensor
+    """First-order change of the value with each image's weight, [n]: its spread is the uncertainty."""
+    note: str
+    std: float | None = None
+    """Spread over subsets or splits, where the metric has them."""
+
+
+def check_sizes(settings: EvaluateSpec, num_samples: int, num_reference: int) -> None:
+    """Raise UserInputError when a setting asks for more images than there are."""
+    sizes = f"there are {num_samples} samples and {num_reference} reference images"
+    smaller = min(num_samples, num_reference)
+    if smaller < 2:
+        raise UserInputError(f"distances need two images on each side, but {sizes}; give or draw more images")
+    if {"kd", "skd"} & set(settings.metrics) and not 2 <= settings.kd_subset_size <= smaller:
+        raise UserInputError(
+            f"kd_subset_size is {settings.kd_subset_size}, but {sizes}; "
+            f"set it to 2 ... {smaller}, or give or draw more images"
+        )
+    if set(MANIFOLD) & set(settings.metrics) and settings.neighbours >= smaller:
+        raise UserInputError(
+            f"neighbours is {settings.neighbours}, but {sizes}; "
+            f"set it to 1 ... {smaller - 1}, or give or draw more images"
+        )
+
+
+def measure(
+    settings: EvaluateSpec, suffix: str, reference: Reference, samples: ExtractedFeatures
+) -> list[Measurement]:
+    """Return the metrics that `settings` names, in its order; a spread over subsets follows as `<name> std`.
+
+    `samples` are in any order: all but an inception score `in the order given` are functions of the set.
+    Raises UnsupportedError where the extractor has no logits or maps for a metric.
+    """
+    scores = _Scores(settings, reference, samples)
+    return [m for metric in dict.fromkeys(settings.metrics) for m in _measured(metric, suffix, scores)]
+
+
+def _measured(metric: Metric, suffix: str, scores: _Scores) -> Iterator[Measurement]:
+    name = metric_name(metric, suffix, scores.settings.protocol)
+    score = scores.of(metric)
+    n, note = len(scores.samples), score.note
+    yield Measurement(
+        name=name,
+        values=[score.value],
+        better=BETTER[metric],
+        interval=interval(score.value, score.influence),
+        n=n,
+        note=note,
+    )
+    if score.std is not None:
+        yield Measurement(name=f"{name} std", values=[score.std], n=n, note=note)
+
+
+class _Scores:
+    """The metrics of one set of samples; what several of them share is computed once."""
+
+    def __init__(self, settings: EvaluateSpec, reference: Reference, samples: ExtractedFeatures) -> None:
+        self.settings, self.reference, self.given = settings, reference, samples
+        self.samples = samples.select(samples.canonical_order())
+
+    def of(self, metric: Metric) -> Score:
+        by_name: dict[Metric, Callable[[], Score]] = {
+            "fd": lambda: self._frechet(self.reference.pooled, self.samples.pooled),
+            "sfd": lambda: self._frechet(self._spatial_reference, self._spatial),
+            "kd": lambda: self._kernel(self._pairs, self.samples.pooled.shape[1]),
+            "skd": lambda: self._kernel(self._spatial_pairs, self._spatial.shape[1]),
+            "is": self._inception,
+            "precision": lambda: self._manifold(self._pairs.sample_inside, "samples"),
+            "recall": lambda: self._manifold(self._pairs.reference_inside, "reference images"),
+        }
+        return by_name[metric]()
+
+    def _frechet(self, reference: Statistics, features: torch.Tensor) -> Score:
+        value, influence = frechet(reference, statistics(features), features)
+        note = f"against {self.reference.gaussian_note or f'{len(self.reference):,} real images'}"
+        if len(features) < BIASED_BELOW or 0 < reference.n < BIASED_BELOW:
+            note += f"; biased upwards below {BIASED_BELOW:,} images: compare at equal n only"
+        return Score(value=value, influence=influence, note=note)
+
+    def _kernel(self, pairs: Pairwise, width: int) -> Score:
+        values = torch.tensor(pairs.kernel_values, dtype=torch.float64)
+        note = (
+            f"mean and std of {self.settings.kd_subsets} subsets of {self.settings.kd_subset_size:,} "
+            f"({width} features, gamma = 1/{width}) against {len(self.reference):,} real images; not x 1000"
+        )
+        return Score(
+            value=float(values.mean()),
+            std=float(values.std(correction=0)),
+            influence=pairs.kernel_influence,
+            note=note,
+        )
+
+    def _inception(self) -> Score:
+        permuted = self.settings.is_order == "permuted"
+        logits = self.samples.logits if permuted else self.given.logits
+        if logits is None:
+            raise UnsupportedError(
+                f"extractor {self.settings.extractor!r} gives no logits, so there is no inception score; "
+                "remove `is` from the metrics or choose another extractor"
+            )
+        found = inception_score(logits, split_size=SPLIT_SIZE, shuffle_seed=0 if permuted else None)
+        order = "after a seeded permutation" if permuted else "in the order given (as ADM's code)"
+        several = len(logits) > SPLIT_SIZE  # one split has no spread
+        return Score(
+            value=found.mean,
+            std=found.std if several else None,
+            influence=found.influence,
+            note=f"splits of {SPLIT_SIZE:,} {order}",
+        )
+
+    def _manifold(self, inside: torch.Tensor, scored: str) -> Score:
+        share = float(inside.double().mean())
+        note = (
+            f"k = {self.settings.neighbours}, {len(self.samples):,} samples and {len(self.reference):,} real "
+            f"images; interval over the {scored}, manifold fixed"
+        )
+        return Score(value=share, influence=inside.double() - share, note=note)
+
+    @cached_property
+    def _pairs(self) -> Pairwise:
+        wanted = set(self.settings.metrics)
+        return pairwise(
+            self.reference.features.pooled,
+            self.samples.pooled,
+            neighbours=self.settings.neighbours if set(MANIFOLD) & wanted else None,
+            subsets=self.settings.kd_subsets if "kd" in wanted else None,
+            subset_size=self.settings.kd_subset_size,
+        )
+
+    @cached_property
+    def _spatial_pairs(self) -> Pairwise:
+        if self.reference.features.spatial is None:
+            raise self._no_maps()
+        return pairwise(
+            self.reference.features.spatial,
+            self._spatial,
+            neighbours=None,
+            subsets=self.settings.kd_subsets,
+            subset_size=self.settings.kd_subset_size,
+        )
+
+    @property
+    def _spatial(self) -> torch.Tensor:
+        if self.samples.spatial is None:
+            raise self._no_maps()
+        return self.samples.spatial
+
+    @property
+    def _spatial_reference(self) -> Statistics:
+        if self.reference.spatial is None:
+            raise self._no_maps()
+        return self.reference.spatial
+
+    def _no_maps(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"extractor {self.settings.extractor!r} gives no maps, so there are no spatial distances; "
+            "remove `sfd` and `skd` from the metrics or choose another extractor"
+        )

@@ -1,0 +1,247 @@
+"""Folders of diffusers: a softmax DiT written for `DiTPipeline`, and a DiT of diffusers read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnbench.diffusion.ddpm import NUM_TIMESTEPS, linear_betas
+from attnbench.errors import DataError, UnsupportedError, UserInputError
+from attnbench.exchange.diffusers_card import pipeline_card
+from attnbench.exchange.dit_config import check_same, class_rows, describe_import, dit_config
+from attnbench.exchange.exported import Exported, ExportedConfig
+from attnbench.exchange.folders import new_folder, read_bytes, writing
+from attnbench.exchange.layouts import diffusers_layout, not_a_dit, qkv_bias_of, rename_from, rename_to
+from attnbench.exchange.weight_files import read_weights
+from attnbench.specs import CodecSpec, ModelConfig
+from attnbench.stages.codec import fingerprint
+
+DESCRIPTION = "attnbench.json"
+NULL_CLASS = 1000  # DiTPipeline's, whatever the number of classes
+CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the second before diffusers 0.29
+
+
+@dataclass(frozen=True)
+class DiffusersFolder:
+    """What was written, and why it is no whole pipeline if it is none."""
+
+    folder: Path
+    no_pipeline: str = ""
+
+
+def write_diffusers(
+    exported: Exported, folder: Path, *, vae: Path | None = None, force: bool = False
+) -> DiffusersFolder:
+    """Write transformer/, scheduler/ and, with the model's AutoencoderKL at hand, a whole DiTPipeline.
+
+    The label table is filled up with the null row to the 1001 rows that `DiTPipeline` expects.
+    Raises UnsupportedError with the reasons for a model that diffusers has no class for, UserInputError.
+    """
+    config = exported.config
+    _check_expressible(config)
+    reason = _why_no_vae(config, vae)
+    with new_folder(folder, DESCRIPTION, force=force) as temporary, writing(folder):
+        transformer_for(exported).save_pretrained(temporary / "transformer")
+        scheduler_for(config).save_pretrained(temporary / "scheduler")
+        if not reason and vae is not None:
+            _copy_vae(vae, temporary / "vae")
+            index = json.dumps(_model_index(config), indent=2)
+            (temporary / "model_index.json").write_text(index + "\n", encoding="utf-8")
+        (temporary / DESCRIPTION).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(pipeline_card(config, reason), encoding="utf-8")
+    return DiffusersFolder(folder, reason)
+
+
+def _check_expressible(config: ExportedConfig) -> None:
+    reasons = not_a_dit(config.model)
+    if config.objective != "ddpm":
+        reasons.append(f"it was trained on {config.objective}, DiTPipeline's schedulers take ddpm")
+    if config.input.num_classes > NULL_CLASS:
+        reasons.append(
+            f"it has {config.input.num_classes} classes, and DiTPipeline's null class is {NULL_CLASS}"
+        )
+    if reasons:
+        raise UnsupportedError(
+            f"diffusers has no class for {config.model.name}: {'; '.join(reasons)}; "
+            "export it without --diffusers"
+        )
+
+
+def transformer_for(exported: Exported) -> Any:
+    """Return the weights in a `DiTTransformer2DModel`, eval mode, its timesteps as diffusers has them."""
+    import diffusers
+
+    config, qkv_bias = exported.config.model, qkv_bias_of(exported.config.model)
+    model = diffusers.DiTTransformer2DModel(
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.dim // config.num_heads,
+        in_channels=config.in_channels,
+        out_channels=config.in_channels * (2 if config.learned_variance else 1),
+        num_layers=config.depth,
+        attention_bias=qkv_bias,
+        sample_size=exported.config.input.shape[1],
+        patch_size=config.patch_size,
+        num_embeds_ada_norm=NULL_CLASS,
+        norm_eps=1e-6,
+    )
+    table = exported.weights["label_embed.table.weight"]
+    filled = torch.cat([table, table[-1:].expand(NULL_CLASS + 1 - len(table), -1)])
+    state = {**exported.weights, "label_embed.table.weight": filled}
+    model.load_state_dict(rename_to(diffusers_layout(config.depth, qkv_bias), state), strict=True)
+    return model.eval()
+
+
+def use_dit_timesteps(transformer: Any) -> Any:
+    """Give a `DiTTransformer2DModel` DiT's own timestep frequencies, in place, and return it.
+
+    diffusers' class has 10000^(-i/127) where DiT, and every model here, was trained with 10000^(-i/128).
+    """
+    for block in transformer.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+    return transformer
+
+
+def scheduler_for(config: ExportedConfig) -> Any:
+    """Return DDIM on DDPM's linear schedule: `DiTPipeline` drops a learned variance, DDIM needs none."""
+    import diffusers
+
+    betas = linear_betas()
+    return diffusers.DDIMScheduler(
+        num_train_timesteps=NUM_TIMESTEPS,
+        beta_start=float(betas[0]),
+        beta_end=float(betas[-1]),
+        beta_schedule="linear",
+        clip_sample=config.model.input == "pixel",
+        timestep_spacing="trailing",  # starts at pure noise, as sampling here does
+        prediction_type="epsilon",
+    )
+
+
+def _why_no_vae(config: ExportedConfig, vae: Path | None) -> str:
+    """Return why no DiTPipeline can be written; raises DataError for a VAE that is not the model's."""
+    if config.model.input == "pixel":
+        return "the model makes pixels, and a DiTPipeline needs a VAE"
+    if config.codec is not None and config.codec.kind != "autoencoder-kl":
+        return f"a DiTPipeline needs an AutoencoderKL, the model's latents are of an {config.codec.kind}"
+    if config.codec is not None and config.codec.shift:
+        return f"a DiTPipeline does not undo the latents' shift of {config.codec.shift}"
+    if vae is None or not (vae / "config.json").is_file():
+        where = "none was named" if vae is None else f"there is none in {vae}"
+        return f"a DiTPipeline needs a VAE, and {where}; name the folder of an AutoencoderKL with --vae"
+    found = fingerprint(CodecSpec(kind="autoencoder-kl", path=vae))
+    if config.codec is not None and config.codec.fingerprint != found:
+        raise DataError(
+            f"{vae} is not the autoencoder the model was trained with (fingerprint {found}, then "
+            f"{config.codec.fingerprint}); name the right one with --vae"
+        )
+    kind = json.loads(read_bytes(vae / "config.json")).get("_class_name")
+    if kind != "AutoencoderKL":
+        raise DataError(f"{vae} holds an {kind}; a DiTPipeline needs an AutoencoderKL")
+    return ""
+
+
+def _copy_vae(vae: Path, folder: Path) -> None:
+    folder.mkdir()
+    for path in sorted(vae.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin"):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _model_index(config: ExportedConfig) -> dict[str, Any]:
+    """Return model_index.json; a class name with a comma would become two labels of DiTPipeline."""
+    import diffusers
+
+    names = config.class_names or [str(label) for label in range(config.input.num_classes)]
+    return {
+        "_class_name": "DiTPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "id2label": {str(label): name.replace(",", " ") for label, name in enumerate(names)},
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def from_diffusers(
+    folder: Path, config: ModelConfig | None = None, num_classes: int | None = None
+) -> Exported:
+    """Read a DiT from a local folder of diffusers (a pipeline's, or its transformer's).
+
+    With `config` its sizes must be the file's; with `num_classes`, its classes. Timestep frequencies and
+    the epsilon of norms are DiT's, whatever diffusers' class computes. Weights become fp32.
+    Raises DataError for foreign or damaged files, UserInputError for other sizes.
+    """
+    home = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    found, side = _read_config(home)
+    if config is not None:
+        check_same(found, config, str(folder))
+    entries = diffusers_layout(found.depth, qkv_bias_of(found))
+    state = rename_from(entries, read_weights(home), str(home))
+    ours = _our_description(folder)
+    if num_classes is None and ours is not None:
+        num_classes = ours.input.num_classes
+    state, num_classes = class_rows(state, num_classes, str(folder))
+    description = describe_import(config or found, side, num_classes, "a folder of diffusers")
+    if ours is not None:  # written here: what diffusers has no place for stands beside it
+        check_same(found, ours.model, str(folder))
+        description = ours if config is None else ours.model_copy(update={"model": config})
+    return Exported(config=description, weights=state)
+
+
+def _our_description(folder: Path) -> ExportedConfig | None:
+    path = folder / DESCRIPTION
+    return ExportedConfig.model_validate_json(read_bytes(path)) if path.is_file() else None
+
+
+def _read_config(home: Path) -> tuple[ModelConfig, int]:
+    """Return the sizes in diffusers' config.json and the side of the input; raises DataError."""
+    if not (home / "config.json").is_file():
+        raise DataError(
+            f"no DiT of diffusers in {home}: config.json is missing; name a folder written by save_pretrained"
+        )
+    try:
+        raw = json.loads(read_bytes(home / "config.json"))
+        _check_kind(raw, home)
+        channels, outputs = raw["in_channels"], raw.get("out_channels") or raw["in_channels"]
+        if outputs not in (channels, 2 * channels):
+            raise DataError(
+                f"{home}: out_channels {outputs} is neither in_channels {channels} nor twice that"
+            )
+        found = dit_config(
+            depth=raw["num_layers"],
+            dim=raw["num_attention_heads"] * raw["attention_head_dim"],
+            num_heads=raw["num_attention_heads"],
+            patch_size=raw["patch_size"],
+            in_channels=channels,
+            learned_variance=outputs == 2 * channels,
+            qkv_bias=raw.get("attention_bias", True),
+        )
+        return found, int(raw["sample_size"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{home / 'config.json'} is damaged or of another model: {error!r}") from error
+
+
+def _check_kind(raw: dict[str, Any], home: Path) -> None:
+    """Raise DataError unless config.json describes a class-conditional DiT block for block."""
+    if raw.get("_class_name") not in CLASSES:
+        raise UserInputError(
+            f"{home} holds an {raw.get('_class_name')!r} of diffusers; a DiT is {' or '.join(CLASSES)}"
+        )
+    expected = {
+        "norm_type": ("ada_norm_zero",),
+        "activation_fn": ("gelu-approximate",),
+        "norm_elementwise_affine": (False,),
+        "upcast_attention": (False,),
+        "norm_eps": (
+            1e-5,
+            1e-6,
+        ),  # 1e-5 is what diffusers gives DiT's weights, 1e-6 what they were trained with
+    }
+    for name, allowed in expected.items():
+        if name in raw and raw[name] not in allowed:
+            raise DataError(f"{home}: {name} is {raw[name]!r}, a DiT has {' or '.join(map(repr, allowed))}")

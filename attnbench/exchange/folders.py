@@ -1,0 +1,84 @@
+"""New folders that appear whole or not at all, and what may be replaced."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attnbench.errors import DataError, StorageError, UserInputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def new_folder(folder: Path, mark: str, *, force: bool) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` that takes its place when the block ends without an error.
+
+    An existing folder must be empty, or, with `force`, hold the file `mark`: then it is one of ours.
+    Raises UserInputError where the place is taken and StorageError where it cannot be written.
+    """
+    _check_free(folder, mark, force=force)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        with _storage_errors(folder):
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
+            temporary.mkdir(parents=True)
+        yield temporary
+        with _storage_errors(folder):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a full disk, also one told as text by safetensors or torch, into a StorageError."""
+    from safetensors import SafetensorError
+
+    with _storage_errors(folder):
+        try:
+            yield
+        except SafetensorError as error:  # its only failure while writing is the disk
+            raise OSError(str(error)) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content; raises DataError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _check_free(folder: Path, mark: str, *, force: bool) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.is_dir() and (folder / mark).is_file():
+        if force:
+            return
+        raise UserInputError(
+            f"{folder} holds an export already; choose another --to, or replace it with --force"
+        )
+    if folder.exists():
+        raise UserInputError(
+            f"{folder} exists and is no export of attnbench (it has no {mark}); choose another --to, or "
+            "remove it yourself"
+        )
+
+
+@contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = "no space left" if error.errno in _FULL else str(error.strerror or error)
+        raise StorageError(
+            f"cannot write {folder}: {what}; free some space or choose another place with --to; "
+            "nothing was left behind"
+        ) from error

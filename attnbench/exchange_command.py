@@ -1,0 +1,137 @@
+"""What `attnbench export`, `import` and `transfer` do: open a model, write a folder, say what was done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from attnbench import console
+from attnbench.errors import UserInputError
+from attnbench.exchange import (
+    Exported,
+    TransferReport,
+    find_case,
+    from_diffusers,
+    from_original,
+    open_model,
+    read_exported,
+    transferred,
+    write_diffusers,
+    write_exported,
+)
+from attnbench.exchange.exported import CONFIG
+from attnbench.exchange.transfer import grouped
+from attnbench.models.recipes import resolve
+from attnbench.specs import ModelConfig
+from attnbench.stages.prepare import codec_of
+
+
+def export(
+    source: str, case: str | None, to: Path, runs: Path, *, diffusers: bool, vae: Path | None, force: bool
+) -> None:
+    """Write one trained model of a run (or an exported model again) to a folder of its own."""
+    if vae is not None and not diffusers:
+        raise UserInputError("--vae is for --diffusers alone: an exported folder holds no autoencoder")
+    place = Path(source) if Path(source).is_dir() else runs / source
+    exported = open_model(place, case)
+    if not diffusers:
+        written = write_exported(exported, to, force=force)
+        typer.echo(
+            f"{to}: {written.model.name} with {', '.join(written.attention)} attention, "
+            f"{len(exported.weights)} tensors; attnbench.load_model({str(to)!r}) opens it"
+        )
+        return
+    result = write_diffusers(exported, to, vae=vae or _vae_of(place, case), force=force)
+    if result.no_pipeline:
+        typer.echo(f"{to}: transformer and scheduler; no whole pipeline: {result.no_pipeline}")
+    else:
+        typer.echo(f"{to}: a whole pipeline; DiTPipeline.from_pretrained({str(to)!r}) opens it")
+    typer.echo(
+        "note: diffusers' timestep frequencies are not DiT's; README.md there has the two lines that set them"
+    )
+
+
+def _vae_of(place: Path, case: str | None) -> Path | None:
+    """Return the folder of a run's autoencoder, if it has one."""
+    if (place / CONFIG).is_file():
+        return None
+    codec = codec_of(find_case(place, case))
+    return None if codec is None else codec.path
+
+
+def import_weights(source: Path, to: Path, *, num_heads: int | None, force: bool) -> None:
+    """Write an exported folder from a folder of diffusers or a checkpoint of facebookresearch/DiT."""
+    if not source.exists():
+        raise UserInputError(
+            f"{source} does not exist; name a folder of diffusers or a .pt file of DiT's code"
+        )
+    if source.is_dir() and num_heads is not None:
+        raise UserInputError("--num-heads is for .pt files alone: a folder of diffusers states its heads")
+    exported = from_diffusers(source) if source.is_dir() else from_original(source, num_heads=num_heads)
+    written = write_exported(exported, to, force=force)
+    model = written.model
+    typer.echo(
+        f"{to}: a DiT of {model.depth} blocks, width {model.dim}, {model.num_heads} heads, "
+        f"{written.input.num_classes} classes; attnbench.load_model({str(to)!r}) opens it"
+    )
+
+
+def transfer_weights(
+    source: Path,
+    to: Path,
+    *,
+    model: str | None,
+    attention: str | None,
+    options: str | None,
+    seed: int,
+    force: bool,
+) -> None:
+    """Write an exported folder of another model with the weights it shares with `source`; print the table."""
+    if model is None and attention is None:
+        raise UserInputError("name what changes: --attention NAME, or --model RECIPE, or both")
+    exported = read_exported(source)
+    target, report = transferred(exported, _target(exported, model, attention, options), seed=seed)
+    write_exported(target, to, force=force)
+    print_report(report, exported, target)
+    typer.echo(f"{to}: written; it is not trained as it stands")
+
+
+def _target(exported: Exported, model: str | None, attention: str | None, options: str | None) -> ModelConfig:
+    if options is not None and attention is None:
+        raise UserInputError("--options are those of --attention; name it, too")
+    overrides: dict[str, Any] = {}
+    if attention is not None:
+        overrides["attention"] = {"name": attention, "options": _mapping(options)}
+    if model is not None:
+        return resolve(model, overrides)
+    own = exported.config.model.model_dump(mode="json")
+    return ModelConfig.model_validate({**own, **overrides, "published": {}})
+
+
+def _mapping(text: str | None) -> dict[str, Any]:
+    try:
+        options = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise UserInputError(
+            f"--options takes a JSON object, got {text!r} ({error}); e.g. '{{\"num_agents\": 4}}'"
+        ) from error
+    if not isinstance(options, dict):
+        raise UserInputError(f"--options takes a JSON object, got {text!r}; e.g. '{{\"num_agents\": 4}}'")
+    return options
+
+
+def print_report(report: TransferReport, source: Exported, target: Exported) -> None:
+    """Print what was copied, left and missing, blocks taken together."""
+    rows = [("copied", name, str(count), "") for name, count in grouped(report.copied).items()]
+    for reason in dict.fromkeys(reason for _, reason in report.left):
+        names = grouped(name for name, why in report.left if why == reason)
+        rows += [("left", name, str(count), reason) for name, count in names.items()]
+    rows += [
+        ("missing", name, str(count), "as initialised") for name, count in grouped(report.missing).items()
+    ]
+    title = f"{', '.join(source.config.attention)} to {', '.join(target.config.attention)}"
+    total = f"{len(report.copied)} copied, {len(report.left)} left, {len(report.missing)} missing"
+    console.print_table(console.listing(title, ("status", "tensor", "blocks", "reason"), rows, (total,)))

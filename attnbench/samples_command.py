@@ -1,0 +1,82 @@
+"""`attnbench samples export`: a finished case's images as PNG files or as one npz file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from attnbench.errors import DataError, UnknownNameError, UserInputError
+from attnbench.results import Result, latest, read_results
+from attnbench.specs import Case
+from attnbench.stages.store import read_output
+
+
+def export(
+    run_dir: Path, *, npz: Path | None, png: Path | None, label: str | None, count: int | None
+) -> None:
+    """Export one case's samples and say what was written; raises UserInputError or DataError."""
+    from attnbench.stages.export import write_npz, write_pngs
+
+    if npz is None and png is None:
+        raise UserInputError("nothing to export; add --npz FILE, --png FOLDER or both")
+    result = choose_case(run_dir, label)
+    folder = samples_folder(run_dir, result)
+    count = _checked(count, available(folder, result), result.label)
+    if npz is not None:
+        if not npz.absolute().parent.is_dir() or npz.is_dir():
+            raise UserInputError(f"--npz: {npz} cannot be a file; name one in a folder that exists")
+        repeated = write_npz(folder, npz, count)
+        note = "; grey images: their channel three times, as ADM's evaluator needs RGB" if repeated else ""
+        typer.echo(f"{npz}: {count} images of {result.label} (arr_0), their classes (arr_1){note}")
+    if png is not None:
+        written = write_pngs(folder, png, count)
+        typer.echo(f"{png}: {count} images of {result.label}, {written} of them new")
+
+
+def choose_case(run_dir: Path, label: str | None) -> Result:
+    """Return the finished case of this label, or the only one; raises UserInputError."""
+    if not run_dir.is_dir():
+        raise UserInputError(f"no run at {run_dir}; name a suite's folder, e.g. runs/digits_quick")
+    finished = {r.label: r for r in latest(read_results(run_dir / "results.jsonl")) if r.status == "ok"}
+    if not finished:
+        raise UserInputError(f"{run_dir / 'results.jsonl'} holds no finished case; run the suite first")
+    if label is None:
+        if len(finished) > 1:
+            raise UserInputError(f"{run_dir} holds several cases; add --case LABEL: {', '.join(finished)}")
+        return next(iter(finished.values()))
+    if label not in finished:
+        raise UnknownNameError("case", label, finished)
+    return finished[label]
+
+
+def samples_folder(run_dir: Path, result: Result) -> Path:
+    """Return the folder of a case's samples in the store beside the run; raises DataError."""
+    case = Case.model_validate_json(json.dumps(result.case))
+    folder = run_dir.absolute().parent / "store" / "sample" / case.key("sample")
+    if read_output(folder) is None:
+        raise DataError(
+            f"no finished samples of {result.label} in {folder}; they were removed or made by another "
+            "version: run the suite again"
+        )
+    return folder
+
+
+def available(folder: Path, result: Result) -> int:
+    """Return how many samples a finished stage has."""
+    output = read_output(folder)
+    counts = [m.n for m in output.measurements if m.name == "sample_time_s"] if output else []
+    if not counts or counts[0] is None:
+        raise DataError(
+            f"{folder} does not say how many samples of {result.label} it has; run the suite again"
+        )
+    return counts[0]
+
+
+def _checked(count: int | None, most: int, label: str) -> int:
+    if count is None:
+        return most
+    if not 1 <= count <= most:
+        raise UserInputError(f"--count: {label} has {most} samples, got {count}; take 1 to {most}")
+    return count

@@ -1,0 +1,106 @@
+"""What the first process of a training writes while it runs: log, clock, held-out loss and checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from attnbench.stages.interrupts import GO_ON, Stopped, StopRequest
+from attnbench.stages.loss_curve import LossCurve, Timing
+from attnbench.stages.training_log import LogRecord, RecordedStatistics, TrainingLog
+
+if TYPE_CHECKING:
+    from attnbench.stages.trainer import Trainer
+
+REPORT_EVERY_S = 0.2
+
+
+class Journal:
+    """Follows a trainer step by step; what it keeps goes into the trainer's progress with each checkpoint."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, progress = trainer, trainer.progress
+        settings = trainer.settings
+        self.curve = LossCurve(progress, log_every=settings.log_every, num_steps=settings.steps)
+        self.log = TrainingLog(
+            trainer.checkpoint_path.parent,
+            kinds=settings.log,
+            label=trainer.case.label,
+            step=progress.step,
+            log_bytes=progress.log_bytes,
+        )
+        trainer.timings = self.log.timings
+        self._notes = list(progress.notes)
+        self._saved_at, self._heard_at = time.perf_counter(), 0.0
+        self._steps, self._seconds, self._waited = 0, 0.0, 0.0
+
+    def add(
+        self, loss: float, norm: float, recorded: RecordedStatistics | None, seconds: float, waited: float
+    ) -> None:
+        """Count one finished step and what belongs behind it: a log record, the held-out loss."""
+        means = self.curve.add(loss, norm)
+        self._steps, self._seconds = self._steps + 1, self._seconds + seconds
+        self._waited += waited
+        if means is not None:
+            self._write_timing(is_log_point=True)
+            self.log.write(
+                LogRecord(
+                    step=self.curve.step,
+                    loss=means[0],
+                    grad_norm=means[1],
+                    lr=self.trainer.rate(self.curve.step - 1),
+                    recorded={} if recorded is None else recorded.summary(),
+                )
+            )
+        self._measure_held_out()
+        self._report()
+
+    def _measure_held_out(self) -> None:
+        trainer, settings, done = self.trainer, self.trainer.settings, self.curve.step
+        if not trainer.held_out.is_measured or (done % settings.held_out_every and done != settings.steps):
+            return
+        weights = trainer.averages[settings.ema_decay].state_dict()
+        losses = trainer.held_out.of(trainer.model, weights, trainer.loss.autocast)
+        self.curve.held_out_curve.append((float(done), sum(losses) / len(losses)))
+        self.log.write(LogRecord(step=done, held_out_loss=losses))
+
+    def save_if_due(self, is_last: bool, stop: StopRequest) -> None:
+        """Write a checkpoint by steps, by the clock, at the end, and before a signal ends the training."""
+        settings, done = self.trainer.settings, self.curve.step
+        old = time.perf_counter() - self._saved_at > 60 * settings.checkpoint_minutes
+        if not (is_last or old or stop.number or done % settings.checkpoint_every == 0):
+            return
+        if self._steps:
+            self._write_timing(is_log_point=False)
+        self.trainer.progress = self.curve.progress(
+            log_bytes=self.log.sync(), notes=[*self._notes, *self.log.notes]
+        )
+        self.trainer.save()
+        self._saved_at = time.perf_counter()
+        if stop.number:
+            name = signal.Signals(stop.number).name
+            raise Stopped(
+                stop.number,
+                f"{self.trainer.case.label}: stopped by {name} at training step {done} of {settings.steps}, "
+                f"which is saved; {GO_ON}",
+            )
+
+    def _write_timing(self, *, is_log_point: bool) -> None:
+        self.log.write_timing(
+            Timing(
+                step=self.curve.step,
+                steps=self._steps,
+                seconds=self._seconds,
+                data_wait_s=self._waited,
+                is_log_point=is_log_point,
+            )
+        )
+        self._steps, self._seconds, self._waited = 0, 0.0, 0.0
+
+    def _report(self) -> None:
+        now, settings, done = time.perf_counter(), self.trainer.settings, self.curve.step
+        if now - self._heard_at > REPORT_EVERY_S or done == settings.steps:
+            self._heard_at = now
+            note = f"loss {self.curve.curve[-1][1]:.4f}" if self.curve.curve else ""
+            self.trainer.workspace.report("train", done, settings.steps, note)

@@ -1,0 +1,52 @@
+"""A process that trains with others: `python -m attnbench.stages.train_worker`, started by rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnbench.errors import AttnbenchError
+from attnbench.specs import Case
+from attnbench.stages.distributed import READY, World, joined
+from attnbench.stages.store import Workspace
+from attnbench.stages.train import train_case
+
+ORPHANED = 3
+
+
+def end_with_parent() -> None:
+    """End this process when its standard input closes: the process that started it is gone or done."""
+    sys.stdin.read()
+    os._exit(ORPHANED)  # the main thread may hang in a collective that will never end
+
+
+def serve(request: dict[str, Any]) -> None:
+    """Take part in one training."""
+    torch.set_num_threads(request["threads"])
+    case = Case.model_validate_json(json.dumps(request["case"]))
+    device, world = torch.device(request["device"]), World(rank=request["rank"], size=request["size"])
+    workspace = Workspace(root=Path(request["root"]), device=device, processes=world.size)
+    sys.stdout.write(READY + "\n")
+    sys.stdout.flush()
+    with joined(world, Path(request["store"]), device):
+        train_case(case, workspace, world)
+
+
+def main() -> None:
+    """Read one request from the first line of stdin and serve it."""
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        serve(request)
+    except AttnbenchError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

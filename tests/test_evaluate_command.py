@@ -1,0 +1,196 @@
+"""`attnbench evaluate` and `attnbench reference build` as a user calls them, on real PNG files and real networks."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from command_line import attnbench
+from PIL import Image
+from skimage import data as photographs
+
+PHOTOS = ("coffee", "cat", "rocket")
+SMALL = ("--kd-subset-size", "20", "--kd-subsets", "5", "--device", "cpu", "--quiet")
+
+
+def patches(name, count, seed, noise=0):
+    """Random 32-pixel patches of a photograph, uint8 [count, 32, 32, 3]."""
+    photo, generator = getattr(photographs, name)(), np.random.default_rng(seed)
+    rows = generator.integers(0, photo.shape[0] - 32, count)
+    columns = generator.integers(0, photo.shape[1] - 32, count)
+    found = np.stack([photo[r : r + 32, c : c + 32] for r, c in zip(rows, columns, strict=True)])
+    shift = generator.integers(-noise, noise + 1, found.shape)
+    return np.clip(found.astype(int) + shift, 0, 255).astype(np.uint8)
+
+
+def write_classes(folder, count, seed, noise=0):
+    for name in PHOTOS:
+        (folder / name).mkdir(parents=True)
+        for number, image in enumerate(patches(name, count, seed, noise)):
+            Image.fromarray(image).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A working folder with real images, samples as PNG and as npz, and a warm feature cache."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_classes(folder / "real", 16, seed=0)
+    write_classes(folder / "samples", 12, seed=1, noise=25)
+    images = np.concatenate([patches(name, 12, 1, 25) for name in PHOTOS])
+    np.savez(folder / "samples.npz", arr_0=images, arr_1=np.repeat(np.arange(3), 12))
+    return folder
+
+
+def values(path):
+    scored = json.loads(path.read_text())["scored"]
+    return {m["name"]: m["values"][0] for m in next(iter(scored.values()))}
+
+
+def test_png_npz_and_a_reference_file_give_the_same_numbers(place):
+    """One set of samples as PNG or npz, against images or the file built of them: equal to the last bit."""
+    built = attnbench("reference", "build", "real", "--to", "real.npz", "--device", "cpu", "-q", cwd=place)
+    assert built.returncode == 0, built.stderr
+    assert "48 images of real" in built.stdout
+    found = []
+    for samples, reference in (("samples", "real"), ("samples.npz", "real.npz")):
+        done = attnbench(
+            "evaluate", samples, "--reference", reference, "--json", "out.json", *SMALL, cwd=place
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(values(place / "out.json"))
+    classes_first = dict(found[0])
+    assert classes_first.keys() == found[1].keys()
+    # the same images in another order sit in other batches: features agree to the rounding of float32
+    for name, value in classes_first.items():
+        assert found[1][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    assert {"FD-efflite0", "sFD-efflite0", "sKD-efflite0", "IS-efflite0", "P-efflite0"} <= set(found[0])
+
+
+def test_the_table_says_what_a_reader_must_know(place):
+    """Name with suffix, n, interval, reference and the warning about few images are on the screen."""
+    done = attnbench("evaluate", "samples", "--reference", "real", "--metrics", "fd", *SMALL, cwd=place)
+    for part in (
+        "FD-efflite0 ↓",
+        "n = 36",
+        "±",
+        "48 images",
+        "biased upwards below 10,000",
+        "no published number",
+    ):
+        assert part in done.stdout
+
+
+def test_other_sets_stand_in_the_same_table(place):
+    """--also scores held-out images beside the samples: a floor."""
+    done = attnbench(
+        "evaluate", "samples", "--reference", "real", "--also", "real", "--metrics", "fd,precision",
+        "--json", "also.json", *SMALL, cwd=place,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    scored = json.loads((place / "also.json").read_text())["scored"]
+    assert list(scored) == ["samples", "real"]
+    floor = {m["name"]: m["values"][0] for m in scored["real"]}
+    assert floor["P-efflite0"] == 1.0
+    assert floor["FD-efflite0"] < 1e-3  # the same images: zero but for rounding
+
+
+def test_pictures(place):
+    """Scores by class, nearest training images and t-SNE are written whole, and copies are found."""
+    with_copy = place / "copied"
+    shutil.copytree(place / "samples", with_copy)
+    shutil.copy(place / "real" / "cat" / "3.png", with_copy / "cat" / "0.png")
+    done = attnbench(
+        "evaluate", "copied", "--reference", "real", "--metrics", "fd", "--per-class", "classes.png",
+        "--nearest", "near.png", "--tsne", "tsne.png", "--classes", "coffee,cat", *SMALL, cwd=place,
+    )  # fmt: skip
+    # 48 real images have no closest 1 %: the command says so
+    assert done.returncode == 2
+    assert "closest 1%" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("evaluate",), "needs SAMPLES and --reference"),
+        (("evaluate", "nowhere", "--reference", "real"), "nowhere does not exist"),
+        (("evaluate", "samples", "--reference", "real", "--extractor", "inceptoin-tf"), "did you mean 'inception-tf'"),
+        (("evaluate", "samples", "--reference", "real", "--metrics", "fid"), "did you mean 'fd'"),
+        (("evaluate", "samples", "--reference", "real", "--protocol", "other"), "--protocol"),
+        (("evaluate", "samples", "--reference", "real"), "kd_subset_size is 1000, but there are 36 samples"),
+        (("evaluate", "samples", "--reference", "real", "--json", "no/x.json"), "no does not exist; create it"),
+        (("evaluate", "samples", "--reference", "real", "--case", "x"), "no folder of a suite's run"),
+        (("evaluate", "samples", "--reference", "real", "--extractor", "dinov2", "--metrics", "fd"), "DINOV2_WEIGHTS"),
+        (("evaluate", "--self-test", "--golden", "real"), "VIRTUAL_imagenet256_labeled.npz"),
+        (("reference", "build", "real", "--to", "real.txt"), "--to real.npz"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_clear_sentence(place, words, message):
+    """What, got, allowed, next step; exit code 2; no traceback."""
+    done = (
+        attnbench(*words, "-q", "--device", "cpu", cwd=place) if words != ("evaluate",) else attnbench(*words)
+    )
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reference_of_another_size_is_refused(place):
+    """Images of another resolution do not compare."""
+    (place / "large").mkdir()
+    for number in range(4):
+        image = photographs.coffee()[number * 8 : number * 8 + 64, :64]
+        Image.fromarray(image).save(place / "large" / f"{number}.png")
+    done = attnbench("evaluate", "samples", "--reference", "large", "--metrics", "fd", *SMALL, cwd=place)
+    assert done.returncode == 2
+    assert "height 64, the samples have 32" in done.stderr
+
+
+def test_adms_batch_with_another_network_says_what_is_not_used(place):
+    """Statistics of Inception are of no use to another network: the reference is the batch's images."""
+    images = np.concatenate([patches(name, 16, 0) for name in PHOTOS])
+    statistics = {
+        "mu": np.zeros(2048),
+        "sigma": np.eye(2048),
+        "mu_s": np.zeros(2023),
+        "sigma_s": np.eye(2023),
+    }
+    np.savez(place / "VIRTUAL.npz", arr_0=images, **statistics)
+    done = attnbench(
+        "evaluate", "samples", "--reference", "VIRTUAL.npz", "--metrics", "fd", *SMALL, cwd=place
+    )
+    assert done.returncode == 0, done.stderr
+    assert "statistics of Inception features" in done.stdout
+
+
+def test_self_test_proves_and_disproves(monkeypatch):
+    """Every comparison agrees; a metric that is off by a thousandth is found, and the exit code says so."""
+    from attnbench.evaluation import self_test
+
+    proofs = list(self_test.prove_maths())
+    assert {proof.status for proof in proofs} == {"ok"}
+    assert len(proofs) == 30  # 5 metrics on 5 pairs of sets, 3 of torch-fidelity, 2 of prdc
+    right = self_test.frechet_distance
+    monkeypatch.setattr(self_test, "frechet_distance", lambda a, b: 1.001 * right(a, b))
+    wrong = [proof.what for proof in self_test.prove_maths() if proof.status == "failed"]
+    assert len(wrong) == 6
+    assert all("Frechet" in what for what in wrong)
+
+
+def test_self_test_of_the_network_sees_a_wrong_resize(monkeypatch, tmp_path):
+    """Features of EfficientNet-Lite0 agree with the stored ones, and not without antialias."""
+    from attnbench.evaluation.scorer import make_scorer
+    from attnbench.evaluation.self_test import prove_network
+    from attnbench.metrics import efficientnet_lite0
+    from attnbench.specs import EvaluateSpec
+
+    def make(settings):
+        return make_scorer(settings, tmp_path, torch.device("cpu"))
+
+    assert {proof.status for proof in prove_network(make, EvaluateSpec())} == {"ok"}
+    scaled = efficientnet_lite0.scaled_input
+    monkeypatch.setattr(efficientnet_lite0, "scaled_input", lambda *images: scaled(*images).roll(1, -1))
+    assert {proof.status for proof in prove_network(make, EvaluateSpec())} == {"failed"}
+    assert [p.status for p in prove_network(make, EvaluateSpec(extractor="inception-tf"))] == ["not run"]

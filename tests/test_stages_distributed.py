@@ -1,0 +1,218 @@
+"""Several processes train what one trains: same batches, same numbers but for rounding; a death is told."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+
+from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
+from attnbench.executors import refuse_launcher, run_in_process
+from attnbench.models.recipes import recipe
+from attnbench.specs import (
+    AttentionSpec,
+    Case,
+    DigitsData,
+    EvaluateSpec,
+    ProfileSpec,
+    SampleSpec,
+    TrainSpec,
+)
+from attnbench.stages import distributed, train
+from attnbench.stages.batches import cut_batch
+from attnbench.stages.global_batch_norm import use_global_batch_norm, use_local_batch_norm
+from attnbench.stages.store import Workspace, read_output
+
+# Adam divides each gradient by its own size: where a gradient is rounding noise alone, so is its sign, and two
+# trainings may then differ by up to twice the rate per step. Elsewhere they differ by fp32 rounding.
+EPS, STEPS, LR = torch.finfo(torch.float32).eps, 6, 1e-3
+
+
+def digits_case(attention: str = "softmax", **settings) -> Case:
+    """Return a case of six steps on the digits, of a model of two blocks."""
+    options = (
+        {"options": {"balance_weight": 0.01}} if attention == "dydila" and settings.pop("aux", 0) else {}
+    )
+    sizes = {"depth": 2, "dim": 16, "num_heads": 2, "attention": AttentionSpec(name=attention, **options)}
+    defaults = {"objective": "flow", "steps": STEPS, "batch_size": 8, "lr": LR, "log_every": 2}
+    return Case(
+        suite="test",
+        label="cell",
+        seed=0,
+        model=recipe("tiny-dit").model_copy(update=sizes),
+        data=DigitsData(),
+        train=TrainSpec(**(defaults | settings)),
+        sample=SampleSpec(sampler="euler", num_steps=2),
+        evaluate=EvaluateSpec(kd_subset_size=2, neighbours=1),
+        profile=ProfileSpec(),
+    )
+
+
+def trained(root: Path, case: Case, processes: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Train and return the final weights and losses."""
+    workspace = Workspace(root=root, device=torch.device("cpu"), processes=processes)
+    output = train.run(case, workspace)
+    weights = load_file(workspace.folder("train", case) / "checkpoint.safetensors")
+    return weights, [loss for _, loss in output.curves["loss"]]
+
+
+@pytest.mark.parametrize(
+    ("attention", "settings"),
+    [
+        ("softmax", {}),
+        pytest.param(
+            "dydila", {"grad_accumulation": 2, "activation_checkpointing": True}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_two_processes_train_what_one_trains(tmp_path, attention, settings):
+    """Losses and weights of two processes are those of one; the second case has BatchNorm and routers."""
+    case = digits_case(attention, **settings)
+    one, losses_one = trained(tmp_path / "one", case, 1)
+    two, losses_two = trained(tmp_path / "two", case, 2)
+    assert losses_two == pytest.approx(losses_one, rel=1e3 * EPS)  # means of 8 losses of 64 pixels, six steps
+    assert one.keys() == two.keys()
+    apart = torch.cat([(one[n] - two[n]).abs().double().flatten() for n in one if n.startswith("model/")])
+    assert apart.max() <= 2 * LR * STEPS
+    assert (apart > 1e3 * EPS).double().mean() < 0.01
+
+
+def test_one_example_more_or_less_would_be_seen(tmp_path):
+    """The comparison above can fail: with other batches losses differ by far more than its tolerance."""
+    _, losses = trained(tmp_path, digits_case(), 1)
+    _, others = trained(tmp_path, digits_case().model_copy(update={"seed": 1}), 1)
+    assert others != pytest.approx(losses, rel=1e-3)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
+def test_processes_cut_a_batch_into_the_same_micro_batches(accumulation, processes, size):
+    """Over all processes every example occurs once, and micro-batch m is the same piece for any number."""
+    total = accumulation * processes * size
+    cuts = [cut_batch(total, accumulation, rank, processes) for rank in range(processes)]
+    examples = [i for rank in cuts for cut in rank for i in range(total)[cut]]
+    assert sorted(examples) == list(range(total))
+    for number, whole in enumerate(cut_batch(total, accumulation)):
+        pieces = [i for rank in cuts for i in range(total)[rank[number]]]
+        assert pieces == list(range(total)[whole])
+
+
+def test_processes_that_do_not_divide_the_batch_are_refused(tmp_path):
+    """Eight images over three processes is an error with the numbers, before any process starts."""
+    workspace = Workspace(root=tmp_path, device=torch.device("cpu"), processes=3)
+    with pytest.raises(UserInputError, match=r"batch_size 8 is no multiple of 3 processes x 1 micro-batches"):
+        train.run(digits_case(), workspace)
+
+
+@pytest.mark.slow
+def test_auxiliary_losses_are_refused_with_several_processes(tmp_path):
+    """A balancing loss is a function of the whole batch, which no process sees: a skipped row, no wrong one."""
+    workspace = Workspace(root=tmp_path, device=torch.device("cpu"), processes=2)
+    with pytest.raises(UnsupportedError, match="train it with --processes 1"):
+        train.run(digits_case("dydila", aux=1), workspace)
+
+
+def test_a_launcher_is_refused(monkeypatch, tmp_path):
+    """Under torchrun every copy would run every cell: the error says what to type instead."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserInputError, match="run SUITE --processes 2"):
+        refuse_launcher()
+    with pytest.raises(UserInputError, match="torchrun"):
+        run_in_process(digits_case(), tmp_path, "cpu", lambda *_: None)
+
+
+def test_death_of_a_process_is_told_and_leaves_none_behind(monkeypatch, tmp_path):
+    """When a process is killed in the middle, the first says which and ends; the checkpoint is gone on from."""
+    case = digits_case(steps=4000, checkpoint_every=5)
+    started: list[subprocess.Popen] = []
+    popen = subprocess.Popen
+
+    def remember(*args, **kwargs):
+        started.append(popen(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(distributed.subprocess, "Popen", remember)
+    killed = threading.Event()
+
+    def kill(stage, done, total, note):
+        if done >= 10 and not killed.is_set():
+            killed.set()
+            os.kill(started[0].pid, signal.SIGKILL)
+
+    workspace = Workspace(root=tmp_path, device=torch.device("cpu"), processes=2, progress=kill)
+    with pytest.raises(AttnbenchError, match="training process 1 of 2 was killed by SIGKILL"):
+        train.run(case, workspace)
+    assert [child.poll() for child in started] == [-signal.SIGKILL]
+    assert not dist.is_initialized()
+    assert (workspace.folder("train", case) / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_process_ends_with_its_parent(tmp_path):
+    """A worker whose parent is gone (its standard input closes) does not stay behind."""
+    worker = subprocess.Popen(
+        [sys.executable, "-c", "from attnbench.stages import train_worker as w; w.end_with_parent()"],
+        stdin=subprocess.PIPE,
+    )
+    time.sleep(0.1)
+    assert worker.poll() is None
+    worker.stdin.close()
+    assert worker.wait(60) == 3
+
+
+def _normalise_a_half(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    norm, x = _norm_and_input()
+    use_global_batch_norm(norm)
+    half = x[4 * rank : 4 * rank + 4].clone().requires_grad_()
+    y = norm(half)
+    (y**3).sum().backward()
+    tensors = {"y": y.detach(), "dx": half.grad, "dw": norm.weight.grad, **dict(norm.named_buffers())}
+    torch.save(tensors, f"{folder}/{rank}.pt")
+    use_local_batch_norm(norm)
+    assert type(norm) is nn.BatchNorm2d
+    dist.destroy_process_group()
+
+
+def _norm_and_input() -> tuple[nn.BatchNorm2d, torch.Tensor]:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3).double()
+    nn.init.normal_(norm.weight)
+    return norm, torch.randn(8, 3, 4, 4, dtype=torch.float64) * 5 + 100
+
+
+@pytest.mark.slow
+def test_batch_norm_over_processes_is_that_of_the_whole_batch(tmp_path):
+    """Outputs, all gradients and running statistics of two halves are torch's on the whole, in fp64."""
+    mp.spawn(_normalise_a_half, args=(str(tmp_path),), nprocs=2)
+    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    norm, x = _norm_and_input()
+    x.requires_grad_()
+    y = norm(x)
+    (y**3).sum().backward()
+    close = {"rtol": 1e-10, "atol": 1e-10}  # fp64 rounding over 128 values around 100
+    torch.testing.assert_close(torch.cat([half["y"] for half in halves]), y.detach(), **close)
+    torch.testing.assert_close(torch.cat([half["dx"] for half in halves]), x.grad, **close)
+    torch.testing.assert_close(halves[0]["dw"] + halves[1]["dw"], norm.weight.grad, **close)
+    for name, value in norm.named_buffers():
+        torch.testing.assert_close(halves[1][name], value, **close)
+
+
+@pytest.mark.slow
+def test_finished_training_of_two_is_that_of_one(tmp_path):
+    """The number of processes is no part of the key: what two have finished, one reads."""
+    case = digits_case()
+    trained(tmp_path, case, 2)
+    one = Workspace(root=tmp_path, device=torch.device("cpu"))
+    assert train.run(case, one) == read_output(one.folder("train", case))
