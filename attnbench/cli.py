@@ -166,11 +166,12 @@ def report(
     from attnbench import console
     from attnbench.report import write_report
     from attnbench.results import latest, read_results
+    from attnbench.run_folders import RESULTS, run_folder
 
-    run_dir = Path(suite) if Path(suite).is_dir() else runs / suite
-    results = latest(read_results(run_dir / "results.jsonl"))
+    run_dir = run_folder(suite, runs)
+    results = latest(read_results(run_dir / RESULTS))
     if not results:
-        raise UserInputError(f"{run_dir / 'results.jsonl'} holds no results yet; run the suite first")
+        raise UserInputError(f"{run_dir / RESULTS} holds no results yet; run the suite first")
     question = results[0].case.get("question", "")
     paths = write_report(run_dir, results, title=results[0].suite, question=question)
     console.print_comparison(results)
@@ -209,9 +210,9 @@ def samples_export(
     classes, int64 [N].
     """
     from attnbench import samples_command
+    from attnbench.run_folders import run_folder
 
-    run_dir = Path(suite) if Path(suite).is_dir() else runs / suite
-    samples_command.export(run_dir, npz=npz, png=png, label=label, count=count)
+    samples_command.export(run_folder(suite, runs), npz=npz, png=png, label=label, count=count)
 
 
 @app.command()
@@ -258,7 +259,6 @@ def evaluate(
     Features are kept by content below the runs folder: a second metric costs no second pass.
     """
     from attnbench import evaluate_command
-    from attnbench.stages.store import features_folder
 
     settings = evaluate_command.settings_from(
         extractor=extractor,
@@ -291,7 +291,7 @@ def evaluate(
         tsne=tsne,
         classes=classes,
     )
-    evaluate_command.evaluate(request, cache=features_folder(runs / "store"), device=device, quiet=quiet)
+    evaluate_command.evaluate(request, runs=runs, device=device, quiet=quiet)
 
 
 @reference_app.command("build")
@@ -312,14 +312,11 @@ def reference_build(
 ) -> None:
     """Make a reference file of FOLDER: statistics and features, checked whenever it is read."""
     from attnbench import evaluate_command
-    from attnbench.stages.store import features_folder
 
     settings = evaluate_command.settings_from(
         extractor=extractor, protocol=protocol, weights=weights, reference_images=reference_images
     )
-    reference = evaluate_command.build_reference(
-        folder, to, settings, cache=features_folder(runs / "store"), device=device, quiet=quiet
-    )
+    reference = evaluate_command.build_reference(folder, to, settings, runs=runs, device=device, quiet=quiet)
     typer.echo(f"{to}: {len(reference):,} images of {reference.name}, {extractor}, protocol {protocol}")
 
 

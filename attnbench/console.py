@@ -265,9 +265,9 @@ def _number(value: float | None, scale: float, digits: int) -> str:
     return "" if value is None else f"{value / scale:.{digits}f}"
 
 
-def write_json(path: Path, rows: Sequence[Any]) -> None:
-    """Write rows as one JSON list; raises StorageError where that cannot be done."""
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as JSON; raises StorageError where that cannot be done."""
     try:
-        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error

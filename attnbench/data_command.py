@@ -64,8 +64,8 @@ def prepare(
     run again; the same command gives the same bytes with any number of workers.
     """
     from attnbench import console
-    from attnbench.data.preparing import Request
     from attnbench.data.preparing import prepare as make
+    from attnbench.data.request import Request
 
     request = Request(
         source=source,

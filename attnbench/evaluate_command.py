@@ -20,8 +20,9 @@ from attnbench.evaluation.looks import class_names, draw_nearest, draw_tsne
 from attnbench.evaluation.reference import Reference, holds, save_reference
 from attnbench.evaluation.scorer import Scorer, make_scorer
 from attnbench.evaluation.self_test import Level, prove_golden, prove_maths, prove_network
-from attnbench.report.tables import Cell, Column, Row, Table, significant, text_cell
+from attnbench.report.tables import Cell, Column, Row, Table, text_cell
 from attnbench.results import Measurement, environment
+from attnbench.run_folders import STORE
 from attnbench.runner import default_device
 from attnbench.specs import EvaluateSpec, Metric
 from attnbench.stages.store import features_folder
@@ -46,31 +47,32 @@ class Request:
     classes: str = "close:5"
 
 
-def evaluate(request: Request, *, cache: Path, device: str, quiet: bool) -> None:
+def evaluate(request: Request, *, runs: Path, device: str, quiet: bool) -> None:
     """Score a set of images, print the table, write what else was asked for; raises UserInputError."""
     for path in (request.json_file, request.per_class, request.nearest, request.tsne):
         check_target(path)
     with progress_bar("evaluate", quiet=quiet) as progress:
+        cache = features_folder(runs / STORE)
         scorer = make_scorer(request.settings, cache, _device(device), progress)
-        images = open_images(request.samples, case=request.case)
+        images = open_images(_place(request.samples, runs), case=request.case)
         reference = scorer.open_reference(request.reference)
         sets = [images, *(open_images(path, allow_jpeg=True) for path in request.also)]
         scored = {each.name: scorer.measure(reference, each) for each in sets}
-        _draw(request, scorer, reference, sets)
-    print_table(_table(scorer, reference, scored))
+        notes = _draw(request, scorer, reference, sets)
+    print_table(_table(scorer, reference, scored, notes))
     if request.json_file is not None:
-        write_json(request.json_file, _record(scorer, reference, scored))
+        write_json(request.json_file, _record(scorer, reference, scored) | {"notes": notes})
 
 
 def build_reference(
-    folder: Path, target: Path, settings: EvaluateSpec, *, cache: Path, device: str, quiet: bool
+    folder: Path, target: Path, settings: EvaluateSpec, *, runs: Path, device: str, quiet: bool
 ) -> Reference:
     """Make a reference file of a set of real images; raises UserInputError, StorageError."""
     if target.suffix != ".npz":
         raise UserInputError(f"a reference file ends in .npz, got {target}; give --to {target.stem}.npz")
     check_target(target)
     with progress_bar("reference", quiet=quiet) as progress:
-        scorer = make_scorer(settings, cache, _device(device), progress)
+        scorer = make_scorer(settings, features_folder(runs / STORE), _device(device), progress)
         reference = scorer.reference_from(open_images(folder, allow_jpeg=True))
     save_reference(target, reference)
     return reference
@@ -101,6 +103,11 @@ def check_target(path: Path | None) -> None:
         raise UserInputError(f"the folder {path.absolute().parent} does not exist; create it first")
 
 
+def _place(samples: Path, runs: Path) -> Path:
+    """Return where samples lie: as the user says, or the run of that name below the runs folder."""
+    return runs / samples if not samples.exists() and (runs / samples).is_dir() else samples
+
+
 def _device(name: str) -> torch.device:
     from attnbench.profiling.session import check_device
 
@@ -109,9 +116,11 @@ def _device(name: str) -> torch.device:
     return torch.device(chosen)
 
 
-def _draw(request: Request, scorer: Scorer, reference: Reference, sets: Sequence[ImageCollection]) -> None:
-    """Write the pictures that were asked for."""
-    images = sets[0]
+def _draw(
+    request: Request, scorer: Scorer, reference: Reference, sets: Sequence[ImageCollection]
+) -> list[str]:
+    """Write the pictures that were asked for; return what there is to say about them."""
+    images, notes = sets[0], list[str]()
     if request.per_class is not None:
         scores = by_class(
             reference.features.pooled,
@@ -125,9 +134,10 @@ def _draw(request: Request, scorer: Scorer, reference: Reference, sets: Sequence
         write_csv(scores, request.per_class.with_suffix(".csv"))
         class_figure(scores, request.per_class.with_suffix(".png"), suffix=scorer.suffix, heading=images.name)
     if request.nearest is not None:
-        scorer.warn(draw_nearest(request.nearest, scorer, images, _training(request)))
+        notes.append(draw_nearest(request.nearest, scorer, images, _training(request)))
     if request.tsne is not None:
         draw_tsne(request.tsne, scorer, sets, reference, request.classes)
+    return notes
 
 
 def _training(request: Request) -> ImageCollection:
@@ -139,7 +149,9 @@ def _training(request: Request) -> ImageCollection:
     return open_images(request.training or request.reference, allow_jpeg=True)
 
 
-def _table(scorer: Scorer, reference: Reference, scored: dict[str, list[Measurement]]) -> Table:
+def _table(
+    scorer: Scorer, reference: Reference, scored: dict[str, list[Measurement]], more: list[str]
+) -> Table:
     """Return one row per metric and one column per scored set, with the notes a reader needs."""
     first = next(iter(scored.values()))
     rows = [(m, [_by_name(found, m.name) for found in scored.values()]) for m in first if _is_main(m)]
@@ -148,6 +160,7 @@ def _table(scorer: Scorer, reference: Reference, scored: dict[str, list[Measurem
         f"reference: {reference.name}, {len(reference):,} images"
         + (f"; {reference.gaussian_note}" if reference.gaussian_note else ""),
         "± is half of a 95 % interval over images (METRICS.md)",
+        *more,
         *(f"warning: {warning}" for warning in scorer.warnings),
     ]
     if scorer.suffix or scorer.settings.protocol != "adm":
@@ -179,12 +192,10 @@ def _by_name(found: Sequence[Measurement], name: str) -> Measurement:
 
 def _cell(measurement: Measurement) -> Cell:
     half = 0.0 if measurement.interval is None else (measurement.interval[1] - measurement.interval[0]) / 2
-    return Cell(
-        text=significant(measurement.value), value=measurement.value, detail=f"± {significant(half, 2)}"
-    )
+    return Cell(text=f"{measurement.value:.4g}", value=measurement.value, detail=f"± {half:.2g}")
 
 
-def _record(scorer: Scorer, reference: Reference, scored: dict[str, list[Measurement]]) -> Any:
+def _record(scorer: Scorer, reference: Reference, scored: dict[str, list[Measurement]]) -> dict[str, Any]:
     """Return everything as plain data, for --json."""
     return {
         "reference": {"name": reference.name, "images": len(reference), **_provenance(reference)},
@@ -203,7 +214,7 @@ def self_test(settings: EvaluateSpec, golden: Path | None, *, runs: Path, device
     """Prove the metrics level by level, print every comparison, return the exit code."""
 
     def make(settings: EvaluateSpec) -> Scorer:
-        return make_scorer(settings, features_folder(runs / "store"), _device(device))
+        return make_scorer(settings, features_folder(runs / STORE), _device(device))
 
     proofs = [*prove_maths(), *prove_network(make, settings), *prove_golden(make, settings, golden)]
     rows = [

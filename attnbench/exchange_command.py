@@ -23,8 +23,10 @@ from attnbench.exchange import (
     write_exported,
 )
 from attnbench.exchange.exported import CONFIG
+from attnbench.exchange.initial import is_exported
 from attnbench.exchange.transfer import grouped
 from attnbench.models.recipes import resolve
+from attnbench.run_folders import run_folder
 from attnbench.specs import ModelConfig
 from attnbench.stages.prepare import codec_of
 
@@ -35,7 +37,7 @@ def export(
     """Write one trained model of a run (or an exported model again) to a folder of its own."""
     if vae is not None and not diffusers:
         raise UserInputError("--vae is for --diffusers alone: an exported folder holds no autoencoder")
-    place = Path(source) if Path(source).is_dir() else runs / source
+    place = run_folder(source, runs)
     exported = open_model(place, case)
     if not diffusers:
         written = write_exported(exported, to, force=force)
@@ -70,6 +72,10 @@ def import_weights(source: Path, to: Path, *, num_heads: int | None, force: bool
         )
     if source.is_dir() and num_heads is not None:
         raise UserInputError("--num-heads is for .pt files alone: a folder of diffusers states its heads")
+    if is_exported(source):
+        raise UserInputError(
+            f"{source} is an exported model already; attnbench.load_model({str(source)!r}) opens it"
+        )
     exported = from_diffusers(source) if source.is_dir() else from_original(source, num_heads=num_heads)
     written = write_exported(exported, to, force=force)
     model = written.model
@@ -134,4 +140,4 @@ def print_report(report: TransferReport, source: Exported, target: Exported) -> 
     ]
     title = f"{', '.join(source.config.attention)} to {', '.join(target.config.attention)}"
     total = f"{len(report.copied)} copied, {len(report.left)} left, {len(report.missing)} missing"
-    console.print_table(console.listing(title, ("status", "tensor", "blocks", "reason"), rows, (total,)))
+    console.print_table(console.listing(title, ("status", "tensor", "count", "reason"), rows, (total,)))

@@ -104,7 +104,7 @@ def _how_it_ended(code: int) -> str:
 
 
 class _StopChild:
-    """Hands the first signal to a child as SIGTERM, so that it can save its work, and kills it at the second."""
+    """Hands a first signal to a child as SIGTERM, so that it can save its work; a second kills it."""
 
     def __init__(self, child: subprocess.Popen[str]) -> None:
         self.child = child
@@ -132,7 +132,7 @@ def refuse_launcher() -> None:
     copies = os.environ.get("WORLD_SIZE", "1")
     if copies != "1":
         raise UserInputError(
-            f"a launcher (torchrun or another that sets WORLD_SIZE) has started {copies} copies of attnbench; "
+            f"a launcher (torchrun, or what else sets WORLD_SIZE) has started {copies} copies of attnbench; "
             f"start it once, with attnbench run SUITE --processes {copies}, and it starts the others itself"
         )
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from attnbench.atomic import storage_errors
+from attnbench.data.prepared import read_fitting_card
 from attnbench.errors import DataError, StorageError
 from attnbench.executors import Executor, run_in_process
 from attnbench.plan import plan
 from attnbench.profiling.session import check_device
 from attnbench.report import ReportPaths, write_report
 from attnbench.results import Result, append_result, latest, read_results
-from attnbench.specs import Case, UserImages
+from attnbench.specs import Case, PreparedData, UserImages
 from attnbench.stages.cell import finished_cell
 from attnbench.stages.profile import SessionOutput, profile_cells
 from attnbench.suite import Suite
@@ -119,6 +120,8 @@ def check_inputs(cases: Sequence[Case]) -> None:
         for key, path in wanted:
             if path is not None and not path.exists():
                 raise DataError(f"{key}: {path} does not exist; name yours with -o {key}=PATH")
+    for data in {case.data for case in cases if isinstance(case.data, PreparedData)}:
+        read_fitting_card(data)
 
 
 def check_space(cases: Sequence[Case], store: Path) -> None:

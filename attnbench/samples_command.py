@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
 
-from attnbench.errors import DataError, UnknownNameError, UserInputError
-from attnbench.results import Result, latest, read_results
-from attnbench.specs import Case
+from attnbench.errors import DataError, UserInputError
+from attnbench.evaluation.run_samples import sample_folder
+from attnbench.results import Result
 from attnbench.stages.store import read_output
 
 
@@ -21,8 +20,7 @@ def export(
 
     if npz is None and png is None:
         raise UserInputError("nothing to export; add --npz FILE, --png FOLDER or both")
-    result = choose_case(run_dir, label)
-    folder = samples_folder(run_dir, result)
+    result, folder = sample_folder(run_dir, label)
     count = _checked(count, available(folder, result), result.label)
     if npz is not None:
         if not npz.absolute().parent.is_dir() or npz.is_dir():
@@ -33,34 +31,6 @@ def export(
     if png is not None:
         written = write_pngs(folder, png, count)
         typer.echo(f"{png}: {count} images of {result.label}, {written} of them new")
-
-
-def choose_case(run_dir: Path, label: str | None) -> Result:
-    """Return the finished case of this label, or the only one; raises UserInputError."""
-    if not run_dir.is_dir():
-        raise UserInputError(f"no run at {run_dir}; name a suite's folder, e.g. runs/digits_quick")
-    finished = {r.label: r for r in latest(read_results(run_dir / "results.jsonl")) if r.status == "ok"}
-    if not finished:
-        raise UserInputError(f"{run_dir / 'results.jsonl'} holds no finished case; run the suite first")
-    if label is None:
-        if len(finished) > 1:
-            raise UserInputError(f"{run_dir} holds several cases; add --case LABEL: {', '.join(finished)}")
-        return next(iter(finished.values()))
-    if label not in finished:
-        raise UnknownNameError("case", label, finished)
-    return finished[label]
-
-
-def samples_folder(run_dir: Path, result: Result) -> Path:
-    """Return the folder of a case's samples in the store beside the run; raises DataError."""
-    case = Case.model_validate_json(json.dumps(result.case))
-    folder = run_dir.absolute().parent / "store" / "sample" / case.key("sample")
-    if read_output(folder) is None:
-        raise DataError(
-            f"no finished samples of {result.label} in {folder}; they were removed or made by another "
-            "version: run the suite again"
-        )
-    return folder
 
 
 def available(folder: Path, result: Result) -> int:

@@ -289,6 +289,11 @@ class TrainSpec(Spec):
                 f"batch_size {self.batch_size} is no multiple of grad_accumulation {self.grad_accumulation}; "
                 "change one of them"
             )
+        if self.compile and self.activation_checkpointing:
+            raise ValueError(
+                "compile and activation_checkpointing do not go together: set one of them to false; "
+                "grad_accumulation saves memory, too"
+            )
         decays = [self.ema_decay, *self.extra_ema_decays]
         if len(set(decays)) < len(decays):
             raise ValueError(f"ema_decay and extra_ema_decays must differ from one another, got {decays}")

@@ -1,11 +1,14 @@
-"""The command line in a process of its own, as a user calls it."""
+"""The command line as a user calls it: in a process of its own, or (quicker) in this one."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,3 +25,21 @@ def attnbench(*words, cwd=None, path=()):
         timeout=240,
         stdin=subprocess.DEVNULL,
     )
+
+
+def attnbench_here(*words, cwd=None):
+    """Run `attnbench WORDS` inside this process, from `cwd`; return what a process would."""
+    from attnbench.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd or Path()),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        patch.object(sys, "argv", ["attnbench", *map(str, words)]),
+    ):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from attnbench import __version__, cli
+from attnbench import cli
 from attnbench.exchange import Exported, ExportedConfig
 from attnbench.exchange.loading import build_unfused
 from attnbench.exchange.trained import origins
@@ -39,7 +39,6 @@ def model_config(**settings: Any) -> ModelConfig:
 def random_export(config: ModelConfig, *, side: int = 8, num_classes: int = 5, **described: Any) -> Exported:
     """Return a model none of whose tensors is zero, as after a training: gates and outputs matter."""
     description = ExportedConfig(
-        attnbench=__version__,
         model=config,
         input=ModelInput(shape=(config.in_channels, side, side), num_classes=num_classes),
         objective="ddpm",

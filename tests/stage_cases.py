@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +22,7 @@ from attnbench.data.arrays import ArrayImages
 from attnbench.models.embeddings import LabelEmbedding
 from attnbench.specs import Case, DigitsData, EvaluateSpec, ModelConfig, ProfileSpec, SampleSpec, TrainSpec
 from attnbench.stages import sample, train
+from attnbench.stages.interrupts import Stopped
 from attnbench.stages.store import Workspace
 from attnbench.stages.trainer import Trainer
 
@@ -118,20 +123,56 @@ def install(patch: Any, source: StubSource | None = None, poison: str = "") -> N
     patch(sample, "decoder", lambda case, dataset, workspace: to_images)
 
 
-def train_and_be_killed(root: str, steps: int, threads: int) -> None:
-    """Train the default case with frequent checkpoints; SIGKILL strikes before step number `steps`."""
-    torch.set_num_threads(threads)
-    make_step = Trainer._step
+def train_here(root: str, threads: int, settings: dict[str, Any]) -> None:
+    """Train the default case with frequent checkpoints; what tests kill. Prints each step done.
 
-    def strike(trainer, step, *rest):
-        if step == steps:
+    `kill_at` strikes with SIGKILL before that step, `kill_in_save` in that save, when the temporary file is
+    there and has not been moved; `slow` seconds are slept at each step, which touches `beat`; files may grow to `file_limit` bytes
+    after step 5.
+    """
+    torch.set_num_threads(threads)
+    case = {key: settings.pop(key) for key in ("steps", "checkpoint_every") if key in settings}
+    make_step, fsync, saves = Trainer._step, os.fsync, [0]
+
+    def step_or_die(trainer, step, *rest):
+        print(step, flush=True)
+        if "beat" in settings:
+            Path(settings["beat"]).touch()
+        if step == settings.get("kill_at"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == 5 and "file_limit" in settings:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (settings["file_limit"], resource.RLIM_INFINITY))
+        time.sleep(settings.get("slow", 0))
         return make_step(trainer, step, *rest)
 
+    def sync_or_die(descriptor):
+        saves[0] += ".part" in os.readlink(f"/proc/self/fd/{descriptor}")
+        if saves[0] == settings.get("kill_in_save"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return fsync(descriptor)
+
     install(setattr)
-    Trainer._step = strike  # type: ignore[method-assign]
-    train.run(make_case(train={"checkpoint_every": 3}), make_workspace(Path(root)))
+    Trainer._step, os.fsync = step_or_die, sync_or_die  # type: ignore[method-assign, assignment]
+    try:
+        train.run(make_case(train={"checkpoint_every": 3} | case), make_workspace(Path(root)))
+    except Stopped as stop:
+        print(stop.message, file=sys.stderr)
+        raise
+
+
+def start_training(root: Path, **settings: Any) -> subprocess.Popen[str]:
+    """Start `train_here` in a process of its own."""
+    threads = str(torch.get_num_threads())  # sums over threads round differently
+    path = os.pathsep.join([str(Path(train.__file__).parents[2]), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, __file__, str(root), threads, json.dumps(settings)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 if __name__ == "__main__":
-    train_and_be_killed(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    train_here(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]))

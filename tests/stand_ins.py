@@ -21,7 +21,7 @@ def write_photo_folder(root, classes=3, per_class=8):
 
 
 def write_autoencoder(path, seed=0):
-    """Write a random AutoencoderKL with the latents of Stable Diffusion's: an eighth of the side, 4 channels."""
+    """Write a random AutoencoderKL with latents as Stable Diffusion's: an eighth of the side, 4 channels."""
     define_missing_ops()  # diffusers imports torchvision
     import diffusers
 

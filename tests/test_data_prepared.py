@@ -13,6 +13,8 @@ from image_files import class_files, picture, write_files
 from attnbench.data import load_dataset, preparing
 from attnbench.data.decoding import decode
 from attnbench.data.prepared import PreparedImages
+from attnbench.data.request import Request
+from attnbench.data.selection import Selection
 from attnbench.errors import DataError
 from attnbench.specs import ImageFolderData, PreparedData
 
@@ -25,11 +27,11 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(preparing, "FILES_PER_SHARD", 4)
     write_files(tmp_path / "photos", class_files() | {"cat/bad.png": b"no"})
     preparing.prepare(
-        preparing.Request(
+        Request(
             source=tmp_path / "photos",
             folder=tmp_path / "set",
             image_size=SIDE,
-            selection=preparing.Selection(held_out="0.2"),
+            selection=Selection(held_out="0.2"),
             max_unreadable=0.1,
         ),
         lambda done, total, note: None,

@@ -15,7 +15,8 @@ from image_files import class_files, deep_picture, folder_bytes, picture, tar_by
 
 from attnbench.data.card import read_card, verify
 from attnbench.data.decoding import centre_crop
-from attnbench.data.preparing import Request, prepare
+from attnbench.data.preparing import prepare
+from attnbench.data.request import Request
 from attnbench.data.selection import Selection
 from attnbench.errors import DataError, StorageError, UserInputError
 

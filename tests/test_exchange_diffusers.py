@@ -289,7 +289,7 @@ def test_foreign_weights_are_refused(foreign, damage, told):
 
 def test_other_models_of_diffusers_are_refused(vae, foreign, tmp_path):
     """An autoencoder, a cut file, weights in parts and an empty folder are told apart."""
-    with pytest.raises(UserInputError, match="'AutoencoderKL' of diffusers"):
+    with pytest.raises(UserInputError, match="_class_name 'AutoencoderKL'"):
         from_diffusers(vae)
     folder, _ = foreign
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"

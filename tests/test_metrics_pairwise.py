@@ -108,6 +108,9 @@ def test_constant_features_lie_on_their_own_manifold(value):
     x = torch.full((9, 50), value)
     assert precision(x, x[:6], neighbours=3) == 1.0
     assert precision(x, x[:6] * 1.01, neighbours=3) == 0.0
+    both = pairwise(x, x[:6], neighbours=3, subsets=None)
+    assert bool(both.sample_inside.all())
+    assert bool(both.reference_inside.all())
 
 
 def test_a_sample_on_the_rim_is_inside():

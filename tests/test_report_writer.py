@@ -19,9 +19,10 @@ from rich.console import Console
 
 from attnbench.errors import StorageError, UserInputError
 from attnbench.report import ReportPaths, TerminalTable, comparison_table, write_report
-from attnbench.report.facts import definitions, warnings
+from attnbench.report.facts import at_a_glance, definitions, warnings
 from attnbench.report.figures import LATENCY, loss_figure, tradeoff_figure
 from attnbench.report.markdown import escape
+from attnbench.report.quantities import other_names
 from attnbench.report.tables import plain
 from attnbench.results import Measurement
 
@@ -305,3 +306,64 @@ def test_a_note_of_some_cells_names_them() -> None:
     assert ("latency_ms", "batch 1") in definitions(shared)
     mixed = [shared[0], make_result("b", 1, measurements=[other])]
     assert {("latency_ms", "batch 1 (a)"), ("latency_ms", "batch 2 (b)")} <= set(definitions(mixed))
+
+
+def _with_held_out(losses):
+    """Return cells whose FD grows with their index, with these held-out losses."""
+    return [
+        make_result(f"cell {i}", i).model_copy(
+            update={
+                "measurements": [
+                    *make_result(f"cell {i}", i).measurements,
+                    Measurement(name="held_out_loss", values=[loss], n=256, better="lower"),
+                ]
+            }
+        )
+        for i, loss in enumerate(losses)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [([0.1, 0.2, 0.3], "1.00 over 3"), ([0.3, 0.2, 0.1], "-1.00 over 3"), ([0.1, math.nan, 0.2], None)],
+)
+def test_held_out_loss_is_held_against_the_distance(losses, said):
+    """At a glance: how well the cheap signal orders the cells; nothing where fewer than three have both."""
+    found = dict(at_a_glance(_with_held_out(losses)))
+    told = [value for name, value in found.items() if name.startswith("Held-out loss against FD")]
+    assert told == ([f"rank correlation {said} cells"] if said else [])
+
+
+def test_intervals_over_images_stand_beside_the_values():
+    """A metric with an interval shows half of it, and the note says what it is."""
+    results = [make_result("a", 0), make_result("b", 1)]
+    for number, result in enumerate(results):
+        measured = [
+            m.model_copy(update={"interval": (m.value - 0.25, m.value + 0.25)})
+            if m.name == "FD-digits"
+            else m
+            for m in result.measurements
+        ]
+        results[number] = result.model_copy(update={"measurements": measured})
+    table = comparison_table(results)
+    position = [column.title for column in table.columns].index("FD-digits")
+    assert [row.cells[position].detail for row in table.rows if row.status == "ok"] == ["± 0.25", "± 0.25"]
+    assert any("95 % interval over images" in note for note in table.notes)
+
+
+def test_floor_of_the_autoencoder_is_a_row_of_its_own():
+    """Real images through the autoencoder stand below the held-out ones."""
+    result = make_result("a", 0)
+    floor = Measurement(name="floor-codec:FD-digits", values=[1.5], n=100)
+    table = comparison_table([result.model_copy(update={"measurements": [*result.measurements, floor]})])
+    labels = [row.cells[0].text for row in table.rows if row.status == "floor"]
+    assert labels == ["real held-out images (floor)", "real images through the autoencoder (floor)"]
+
+
+def test_what_training_and_evaluation_warned_of_is_told():
+    """Their notes stand among the warnings, with the cell, and in no table."""
+    result = make_result("a", 0)
+    noted = Measurement(name="training_warnings", values=[1], note="a checkpoint was damaged")
+    results = [result.model_copy(update={"measurements": [*result.measurements, noted]})]
+    assert any("a: a checkpoint was damaged" in warning for warning in warnings(results))
+    assert "training_warnings" not in other_names(results)

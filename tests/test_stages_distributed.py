@@ -34,16 +34,14 @@ from attnbench.stages.batches import cut_batch
 from attnbench.stages.global_batch_norm import use_global_batch_norm, use_local_batch_norm
 from attnbench.stages.store import Workspace, read_output
 
-# Adam divides each gradient by its own size: where a gradient is rounding noise alone, so is its sign, and two
-# trainings may then differ by up to twice the rate per step. Elsewhere they differ by fp32 rounding.
+# Adam divides each gradient by its own size: where a gradient is rounding noise alone, so is its sign, and
+# two trainings may then differ by up to twice the rate per step. Elsewhere they differ by fp32 rounding.
 EPS, STEPS, LR = torch.finfo(torch.float32).eps, 6, 1e-3
 
 
 def digits_case(attention: str = "softmax", **settings) -> Case:
     """Return a case of six steps on the digits, of a model of two blocks."""
-    options = (
-        {"options": {"balance_weight": 0.01}} if attention == "dydila" and settings.pop("aux", 0) else {}
-    )
+    options = {"options": {"balance_weight": 0.01}} if settings.pop("aux", False) else {}
     sizes = {"depth": 2, "dim": 16, "num_heads": 2, "attention": AttentionSpec(name=attention, **options)}
     defaults = {"objective": "flow", "steps": STEPS, "batch_size": 8, "lr": LR, "log_every": 2}
     return Case(
@@ -116,10 +114,10 @@ def test_processes_that_do_not_divide_the_batch_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_auxiliary_losses_are_refused_with_several_processes(tmp_path):
-    """A balancing loss is a function of the whole batch, which no process sees: a skipped row, no wrong one."""
+    """A balancing loss is a function of the whole batch, which no process sees: a skipped row."""
     workspace = Workspace(root=tmp_path, device=torch.device("cpu"), processes=2)
     with pytest.raises(UnsupportedError, match="train it with --processes 1"):
-        train.run(digits_case("dydila", aux=1), workspace)
+        train.run(digits_case("dydila", aux=True), workspace)
 
 
 def test_a_launcher_is_refused(monkeypatch, tmp_path):
@@ -132,7 +130,7 @@ def test_a_launcher_is_refused(monkeypatch, tmp_path):
 
 
 def test_death_of_a_process_is_told_and_leaves_none_behind(monkeypatch, tmp_path):
-    """When a process is killed in the middle, the first says which and ends; the checkpoint is gone on from."""
+    """When a process is killed in the middle, the first says which; the checkpoint stays."""
     case = digits_case(steps=4000, checkpoint_every=5)
     started: list[subprocess.Popen] = []
     popen = subprocess.Popen

@@ -21,7 +21,7 @@ SETTINGS = {"extractor": "pixels", "kd_subsets": 4, "kd_subset_size": 20, "neigh
 
 
 class PixelFeatures:
-    """An extractor without a network: 64 pixel values, 10 of them as logits, 32 as maps. Counts its images."""
+    """Features without a network: 64 pixel values, 10 of them as logits, 32 as maps. Counts its images."""
 
     def __init__(self, with_logits=True):
         self.seen, self.with_logits = 0, with_logits

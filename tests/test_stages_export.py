@@ -146,9 +146,9 @@ def test_a_folder_of_other_files_is_refused(attnbench, run_dir, tmp_path):
     ("words", "said"),
     [
         (("test",), "nothing to export; add --npz FILE, --png FOLDER"),
-        (("nowhere", "--npz", "a.npz"), "no run at runs/nowhere"),
-        (("test", "--npz", "a.npz"), "several cases; add --case LABEL: one, two"),
-        (("test", "--npz", "a.npz", "--case", "onne"), "unknown case 'onne' (did you mean 'one'?)"),
+        (("nowhere", "--npz", "a.npz"), "runs/nowhere is not the folder of a run"),
+        (("test", "--npz", "a.npz"), "2 cases; choose one: --case 'one', --case 'two'"),
+        (("test", "--npz", "a.npz", "--case", "onne"), "unknown case of runs/test 'onne' (did you mean 'one'?)"),
         (("test", "--npz", "no/a.npz", "--case", "one"), "name one in a folder that exists"),
         (
             ("test", "--npz", "a.npz", "--case", "one", "--count", "11"),
@@ -165,13 +165,19 @@ def test_what_cannot_be_exported_is_told(attnbench, run_dir, words, said):
     assert not list(where.glob("*.npz"))
 
 
+def test_samples_of_a_case_that_failed_later_are_exported(attnbench, run_dir):
+    """A failed evaluation keeps nobody from the images."""
+    run_dir(status="failed")
+    assert attnbench("samples", "export", "test", "--npz", "a.npz").returncode == 0
+
+
 def test_removed_samples_are_told(attnbench, run_dir):
     """A case whose samples are no longer in the store says what to do."""
     folder = run_dir().parent / "store" / "sample"
     folder.rename(folder.with_name("elsewhere"))
     done = attnbench("samples", "export", "test", "--npz", "a.npz")
     assert done.returncode == 2
-    assert "no finished samples of cell" in done.stderr
+    assert "no finished samples of 'cell'" in done.stderr
     assert "run the suite again" in done.stderr
 
 

@@ -86,7 +86,7 @@ def test_images_do_not_depend_on_the_seed(tmp_path):
     ],
 )
 def test_number_of_images_is_bounded_by_their_cost(settings, available, expected):
-    """One forward pass per image and time, at every measurement, costs at most 1 % of the training's steps."""
+    """One forward pass per image and time, at every measurement, costs at most 1 % of the training."""
     case = make_case(train=settings)
     count = affordable_images(case, available)
     assert count == expected
@@ -140,8 +140,10 @@ def test_latents_are_the_scaled_means_of_their_posteriors(monkeypatch, tmp_path)
         channels=1,
         scale=0.5,
         shift=3.0,
-        encode=lambda images: torch.stack([images[:, 0, 0].float(), torch.full_like(images[:, 0, 0], 99.0, dtype=torch.float)], 1)[..., None],
-    )  # fmt: skip
+        encode=lambda images: torch.cat(
+            [images[:, :1, :1].float(), torch.full((len(images), 1, 1, 1), 99.0)], 1
+        ),
+    )
     monkeypatch.setattr(held_out_loss, "codec_of", lambda case: "codec")
     monkeypatch.setattr(held_out_loss, "load_codec", lambda spec, device: codec)
     made = held_out_images(make_case(model={"input": "latent"}), dataset(), make_workspace(tmp_path))

@@ -1,24 +1,30 @@
 """The train stage: repeatable to the bit, resumable after a kill, and clear about NaN."""
 
-import os
+import dataclasses
+import multiprocessing
+import random
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
-import stage_cases
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
-from stage_cases import StubModel, StubSource, install, make_case, make_workspace
+from stage_cases import StubModel, StubSource, install, make_case, make_workspace, start_training, train_here
 
-from attnbench.errors import NonFiniteError, UserInputError
+from attnbench.diffusion.objective import build_objective
+from attnbench.errors import DataError, NonFiniteError, UserInputError
+from attnbench.models import build_model
+from attnbench.models.recipes import recipe
+from attnbench.specs import AttentionSpec, TrainSpec
 from attnbench.stages import train
 from attnbench.stages import trainer as engine
-from attnbench.stages.batches import BatchSchedule
-from attnbench.stages.checkpoint import ModelInput
+from attnbench.stages.batches import BatchSchedule, Part, cut_batch
+from attnbench.stages.checkpoint import ModelInput, load_checkpoint
 from attnbench.stages.ema import WeightAverage
 from attnbench.stages.store import read_output
+from attnbench.stages.training_loss import TrainingLoss
 
 
 @pytest.fixture
@@ -34,6 +40,9 @@ def trained_bits(root: Path, case) -> tuple[dict[str, torch.Tensor], list[tuple[
 
 
 def assert_same_training(root_a: Path, root_b: Path, case) -> None:
+    folders = [make_workspace(root).folder("train", case) for root in (root_a, root_b)]
+    for name in (engine.CHECKPOINT, train.AVERAGED, "train.jsonl"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
     (weights_a, curve_a), (weights_b, curve_b) = trained_bits(root_a, case), trained_bits(root_b, case)
     assert curve_a == curve_b
     assert weights_a.keys() == weights_b.keys()
@@ -61,11 +70,9 @@ def test_stopped_training_goes_on_bit_for_bit(stubs, tmp_path, objective):
 
 def test_killed_process_goes_on_bit_for_bit(stubs, monkeypatch, tmp_path):
     """A process killed by SIGKILL after step 7 resumes from step 6 and ends in the same bits."""
-    threads = str(torch.get_num_threads())  # sums over threads round differently
-    command = [sys.executable, stage_cases.__file__, str(tmp_path / "killed"), "7", threads]
-    path = os.pathsep.join([str(Path(train.__file__).parents[2]), *sys.path])
-    child = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    child = start_training(tmp_path / "killed", kill_at=7)
+    _, errors = child.communicate()
+    assert child.returncode == -signal.SIGKILL, errors
     case = make_case(train={"checkpoint_every": 3})
     train.run(case, make_workspace(tmp_path / "whole"))
     asked: list[int] = []
@@ -73,6 +80,204 @@ def test_killed_process_goes_on_bit_for_bit(stubs, monkeypatch, tmp_path):
     train.run(case, make_workspace(tmp_path / "killed"))
     assert len(asked) == 4
     assert_same_training(tmp_path / "whole", tmp_path / "killed", case)
+
+
+def kill_and_go_on(root: Path, **settings) -> int:
+    """Run a training until it is done, killing it as told the first time; returns the exit code of that."""
+    child = start_training(root, **settings)
+    child.communicate()
+    return child.returncode
+
+
+def test_kill_in_the_middle_of_a_checkpoint_changes_no_byte(stubs, tmp_path):
+    """Killed while the second checkpoint is a temporary file, training goes on from the first, exactly."""
+    case = make_case(train={"checkpoint_every": 3})
+    train.run(case, make_workspace(tmp_path / "whole"))
+    killed = make_workspace(tmp_path / "killed")
+    # the clock's file is the first temporary file, each checkpoint is synced twice
+    assert kill_and_go_on(tmp_path / "killed", kill_in_save=4) == -signal.SIGKILL
+    assert len(list(killed.folder("train", case).glob(".checkpoint*.part"))) == 1
+    assert (killed.folder("train", case) / engine.CHECKPOINT).exists()
+    train.run(case, killed)
+    assert_same_training(tmp_path / "whole", tmp_path / "killed", case)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_no_byte(stubs, tmp_path):
+    """Killed by SIGKILL at random times until it is done, a training ends in the bytes of one in one go."""
+    case = make_case(train={"checkpoint_every": 3, "steps": 60})
+    train.run(case, make_workspace(tmp_path / "whole"))
+    clock, kills = random.Random(0), 0
+    context = multiprocessing.get_context("forkserver")  # imports once, not at every start
+    context.set_forkserver_preload(["stage_cases"])
+    beat = tmp_path / "beat"
+    settings = {"steps": 60, "slow": 0.02, "beat": str(beat)}
+    while read_output(make_workspace(tmp_path / "killed").folder("train", case)) is None:
+        beat.unlink(missing_ok=True)
+        child = context.Process(
+            target=train_here, args=(str(tmp_path / "killed"), torch.get_num_threads(), settings)
+        )
+        child.start()
+        while child.is_alive() and not beat.exists():  # until its first step
+            time.sleep(0.01)
+        child.join(clock.uniform(0.2, 0.8))
+        if child.is_alive():
+            child.kill()
+            kills += 1
+        child.join()
+    assert kills >= 2
+    assert_same_training(tmp_path / "whole", tmp_path / "killed", case)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
+def test_a_signal_ends_with_a_checkpoint_of_the_present_step(stubs, tmp_path, number, code):
+    """SIGTERM and Ctrl-C save the step at hand, say so, give the usual exit code, and cost no bit."""
+    case = make_case(train={"checkpoint_every": 3})
+    child = start_training(tmp_path / "stopped", slow=0.2)
+    while child.stdout.readline().strip() != "4":
+        assert child.poll() is None
+    child.send_signal(number)
+    _, errors = child.communicate()
+    assert child.returncode == code
+    assert f"cell: stopped by {number.name} at training step 5 of 10, which is saved; run the same" in errors
+    folder = make_workspace(tmp_path / "stopped").folder("train", case)
+    assert load_checkpoint(folder / engine.CHECKPOINT, case.key("train")).progress.step == 5
+    train.run(case, make_workspace(tmp_path / "stopped"))
+    train.run(case, make_workspace(tmp_path / "whole"))
+    assert_same_training(tmp_path / "whole", tmp_path / "stopped", case)
+
+
+def test_full_disk_is_one_error_and_the_old_checkpoint_stays(stubs, tmp_path):
+    """When a checkpoint no longer fits, the training ends with StorageError; it goes on from the last one."""
+    case = make_case(train={"checkpoint_every": 3})
+    child = start_training(tmp_path / "full", file_limit=1000)
+    _, errors = child.communicate()
+    assert child.returncode == 1
+    assert "StorageError: cannot write" in errors
+    assert "finished stages are kept" in errors
+    folder = make_workspace(tmp_path / "full").folder("train", case)
+    assert load_checkpoint(folder / engine.CHECKPOINT, case.key("train")).progress.step == 3
+    assert not list(folder.glob(".*part"))
+    train.run(case, make_workspace(tmp_path / "full"))
+    train.run(case, make_workspace(tmp_path / "whole"))
+    assert_same_training(tmp_path / "whole", tmp_path / "full", case)
+
+
+def test_damaged_checkpoint_is_reported_and_the_one_before_used(stubs, tmp_path):
+    """One flipped bit in the newest checkpoint: training goes on from the one before; results say so."""
+    case, told = make_case(train={"checkpoint_every": 3}), []
+    train.run(case, make_workspace(tmp_path / "whole"))
+    start_training(tmp_path / "hurt", kill_at=8).communicate()
+    workspace = dataclasses.replace(
+        make_workspace(tmp_path / "hurt"), progress=lambda stage, done, total, note: told.append(note)
+    )
+    path = workspace.folder("train", case) / engine.CHECKPOINT
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    output = train.run(case, workspace)
+    note = "checkpoint.safetensors could not be used; training went on from the checkpoint before it, step 3"
+    assert note in told
+    assert next(m.note for m in output.measurements if m.name == "training_warnings") == note
+    whole = read_output(make_workspace(tmp_path / "whole").folder("train", case))
+    assert output.curves == whole.curves
+
+
+def test_micro_batches_sum_to_the_gradient_of_the_batch(monkeypatch, tmp_path):
+    """Accumulating over 1, 2 and 4 micro-batches gives one gradient, one loss, one norm, but for rounding."""
+    install(monkeypatch.setattr)
+    found = []
+    for accumulation in (1, 2, 4):
+        case = make_case(train={"grad_accumulation": accumulation})
+        with train.fork_rng(torch.device("cpu")):
+            model = train.initial_model(case, ModelInput(shape=(1, 4, 4), num_classes=3), torch.device("cpu"))
+            model.double()
+            model.norm = torch.nn.Identity()  # statistics of a batch are not those of its parts
+            model.forward = lambda x, t, y, m=model, **_: StubModel.forward(m.eval(), x.double(), t, y)
+            made = engine.Trainer(case, make_workspace(tmp_path), model, StubSource(), flip=True)
+            made.optimizer.zero_grad = lambda: None
+            loss, norm = made._step(0, made.parts.make(0, cut_batch(4, accumulation)))
+            found.append((loss, norm, [p.grad.clone() for p in made.parameters]))
+    for loss, norm, gradients in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-6)  # kept in fp32
+        assert norm == pytest.approx(found[0][1], rel=1e-6)
+        for a, b in zip(gradients, found[0][2], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("attention", ["softmax", "dydila"])
+def test_activation_checkpointing_changes_no_bit(attention):
+    """Loss, gradients, what is recorded, auxiliary losses and BatchNorm's statistics are the same bits."""
+    options = {"balance_weight": 0.01} if attention == "dydila" else {}
+    sizes = {
+        "depth": 2,
+        "dim": 16,
+        "num_heads": 2,
+        "attention": AttentionSpec(name=attention, options=options),
+    }
+    config = recipe("tiny-dit").model_copy(update=sizes)
+    x, times = torch.randn(4, 1, 8, 8), torch.rand(4)
+    part = Part(first=0, x0=x, noise=torch.randn_like(x), times=times, labels=torch.arange(4))
+    found = []
+    for again in (False, True):
+        model = build_model(config, 8, 10).train()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():  # AdaLN-Zero starts with attention switched off
+                parameter.add_(0.1) if "modulation" in name else None
+        model.label_embed.dropout = 0.0
+        settings, recorded = TrainSpec(objective="flow", activation_checkpointing=again), []
+        objective = build_objective(settings, learned_variance=False, device=torch.device("cpu"))
+        module = TrainingLoss(model, objective, settings, torch.device("cpu"), 1)
+        loss = module(part, lambda name, tensor, told=recorded: told.append((name, tensor.double().sum())))
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((loss, recorded, gradients, dict(model.named_buffers())))
+    (loss, recorded, gradients, buffers), (loss2, recorded2, gradients2, buffers2) = found
+    assert loss == loss2
+    assert recorded == recorded2
+    assert gradients.keys() == gradients2.keys()
+    assert all(torch.equal(gradients[name], gradients2[name]) for name in gradients)
+    assert all(torch.equal(buffers[name], buffers2[name]) for name in buffers)
+
+
+def test_extra_averages_are_kept_beside(stubs, tmp_path):
+    """Another decay gets a file of its own, equal to that of a training that samples from it."""
+    both = make_case(train={"ema_decay": 0.9, "extra_ema_decays": [0.1]})
+    other = make_case(train={"ema_decay": 0.1})
+    for case in (both, other):
+        train.run(case, make_workspace(tmp_path))
+    folder = make_workspace(tmp_path).folder("train", both)
+    extra, main = load_file(folder / "ema-0.1.safetensors"), load_file(folder / train.AVERAGED)
+    expected = load_file(make_workspace(tmp_path).folder("train", other) / train.AVERAGED)
+    assert all(torch.equal(extra[name], expected[name]) for name in expected)
+    assert not all(torch.equal(extra[name], main[name]) for name in main)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 4, "grad_accumulation": 3}, "no multiple of grad_accumulation 3"),
+        ({"ema_decay": 0.5, "extra_ema_decays": [0.5]}, "must differ"),
+        ({"compile": True, "activation_checkpointing": True}, "do not go together"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    """Wrong combinations are told when a suite is read."""
+    with pytest.raises(ValidationError, match=message):
+        TrainSpec(**settings)
+
+
+def test_failing_batch_ends_the_training_with_its_own_error(monkeypatch, tmp_path):
+    """What goes wrong in the thread that prepares batches is raised in the training."""
+
+    def broken():
+        raise DataError("cannot decode cat.png")
+
+    install(monkeypatch.setattr, StubSource(before_batch=broken))
+    with pytest.raises(DataError, match=r"cat\.png"):
+        train.run(make_case(), make_workspace(tmp_path))
 
 
 def test_finished_training_is_not_repeated(stubs, tmp_path):

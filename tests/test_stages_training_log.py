@@ -21,7 +21,7 @@ def lines(folder) -> list[dict]:
 
 
 def test_a_training_logs_loss_norm_rate_and_what_layers_record(monkeypatch, tmp_path):
-    """Records stand at the log points; without a clock in them; choices become shares, numbers mean and std."""
+    """Records stand at the log points; no clock is in them; choices become shares."""
     install(monkeypatch.setattr)
     forward = StubModel.forward
 
@@ -119,8 +119,12 @@ def test_event_files_get_every_number_once(monkeypatch, tmp_path):
     log = TrainingLog(tmp_path, kinds=["tensorboard"], label="", step=3)
     log.write(LogRecord(step=4, loss=0.5, recorded={"a": {"share": [0.25, 0.75]}}, held_out_loss=[2.0]))
     assert written == [
-        ("purge", 4), ("loss", 0.5, 4), ("held_out_loss/0", 2.0, 4), ("a/share/0", 0.25, 4), ("a/share/1", 0.75, 4)
-    ]  # fmt: skip
+        ("purge", 4),
+        ("loss", 0.5, 4),
+        ("held_out_loss/0", 2.0, 4),
+        ("a/share/0", 0.25, 4),
+        ("a/share/1", 0.75, 4),
+    ]
     assert scalars(LogRecord(step=1)) == []
 
 
@@ -129,8 +133,10 @@ def logger(monkeypatch):
     """Install a plugin that keeps what it is told, and raises where asked to."""
 
     class Logger:
-        told: list = []
         raises = False
+
+        def __init__(self):
+            self.told = []
 
         @hookimpl
         def attnbench_training_log(self, label, record):
@@ -139,7 +145,6 @@ def logger(monkeypatch):
                 raise ConnectionError("the server is away")
 
     plugin = Logger()
-    plugin.told = []
     point = SimpleNamespace(name="mine", value="mine", dist=None, load=lambda: plugin)
     made = load_plugins(builtins=[], entry_points=lambda: [point])
     assert made.rows[0].status == "ok"

@@ -35,7 +35,10 @@ def test_an_unknown_key_is_one_complete_line(here: Path) -> None:
         ("name=../x", "name: must match pattern"),
         ("seed=[]", "seed: must be an integer or a list with at least one item"),
         ("seed=-1", "seed: must be greater than or equal to 0"),
-        ("data=digit", "data.name: must be digits, photo-patches, image-folder or prepared, got 'digit' (did you mean"),
+        (
+            "data=digit",
+            "data.name: must be digits, photo-patches, image-folder or prepared, got 'digit' (did you mean",
+        ),
         ("data={}", "data.name: is missing; allowed: digits, photo-patches, image-folder, prepared"),
         ("data=image-folder", "data.path: is missing (Folder with one sub-folder per class)"),
         ("data.path=x", "data.path: unknown key 'path'; allowed: name"),

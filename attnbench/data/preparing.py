@@ -7,12 +7,10 @@ a fixed run of source files and depends on nothing else, so that a killed run go
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import PIL
 from pydantic import ValidationError
 
 from attnbench import __version__
-from attnbench.atomic import atomic_path, atomic_write, storage_errors
+from attnbench.atomic import atomic_path, atomic_write
 from attnbench.data.card import (
     CARD,
     PARTS,
@@ -31,37 +29,20 @@ from attnbench.data.card import (
     PartName,
     Shard,
     StoredFile,
-    check_sizes,
     file_sha256,
-    read_card,
 )
 from attnbench.data.image_sources import Source, open_source
 from attnbench.data.layout import TRAIN, Layout, arrange
-from attnbench.data.selection import LabelledFile, Selected, Selection, select
+from attnbench.data.request import FILES_PER_SHARD, Request, claim, finished, identity_of
+from attnbench.data.selection import LabelledFile, Selected, select
 from attnbench.data.shard_decoding import decode_all
-from attnbench.errors import DataError, StorageError, UserInputError
+from attnbench.errors import DataError, StorageError
 
-FILES_PER_SHARD = 512  # 96 MiB at 256 px; a killed run decodes at most these again
 NAMED = 3  # unreadable files that an error shows
 CROP = "halved with a box filter while twice too large, bicubic resize, centre crop (ADM's center_crop_arr)"
 NORMALISATION = "uint8 as stored; x / 127.5 - 1 when a model reads it"
 
 Progress = Callable[[int, int, str], None]  # done, total, note
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A training set to be made of `source` in `folder`."""
-
-    source: Path
-    folder: Path
-    image_size: int = 256
-    selection: Selection = field(default_factory=Selection)
-    max_unreadable: float = 0.001
-    """Largest share of files that may fail to decode."""
-    licence: str = "not stated; that of the source"
-    workers: int = 1
-    """Threads that decode; changes no byte."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,73 +65,19 @@ def prepare(request: Request, progress: Progress) -> Card:
     Raises DataError for a source or folder that cannot be used and for too many unreadable images,
     StorageError where the set does not fit.
     """
-    scratch = _claim(request)
+    scratch = claim(request)
     progress(0, 0, "listing the source")
     with open_source(request.source, scratch) as source:
         layout = arrange(source.entries(), str(request.source))
         selected = select(layout, request.selection)
-        identity = _identity(request, selected)
-        card = _finished(request.folder, identity)
+        identity = identity_of(request, selected)
+        card = finished(request.folder, identity)
         if card is None:
             work = _Work(request=request, source=source, selected=selected, progress=progress)
             parts = _write_parts(work)
             card = _card(request, layout, selected, identity, parts)
             atomic_write(request.folder / CARD, (card.model_dump_json(indent=1) + "\n").encode())
     shutil.rmtree(scratch)
-    return card
-
-
-def _claim(request: Request) -> Path:
-    """Make the folder, refuse one that is in use for something else, return where unfinished work lies."""
-    if not request.source.exists():
-        raise DataError(
-            f"{request.source} does not exist; SOURCE is a folder with one sub-folder per class, or its tar"
-        )
-    folder, source = request.folder.resolve(), request.source.resolve()
-    if folder.is_relative_to(source) or source.is_relative_to(folder):
-        raise UserInputError(
-            f"--to {request.folder} and {request.source} lie in each other; name another folder"
-        )
-    scratch = request.folder / UNFINISHED
-    if request.folder.exists() and not request.folder.is_dir():
-        raise UserInputError(f"--to {request.folder} is a file; name a folder")
-    if request.folder.is_dir() and any(request.folder.iterdir()):
-        if not scratch.is_dir() and not (request.folder / CARD).is_file():
-            raise UserInputError(f"--to {request.folder} holds other files; name a new or an empty folder")
-        for left_over in request.folder.rglob(".*.part"):  # of a killed run
-            left_over.unlink(missing_ok=True)
-    for folder in (scratch, *(request.folder / part for part in PARTS)):
-        with storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-    return scratch
-
-
-def _identity(request: Request, selected: Selected) -> str:
-    """Return the SHA-256 of everything that the set's bytes depend on."""
-    settings = [request.source.name, request.image_size, request.licence, FILES_PER_SHARD]
-    versions = [__version__, PIL.__version__, np.__version__]
-    rules = [selected.classes, selected.class_rule, selected.held_out_rule]
-    digest = hashlib.sha256(json.dumps([settings, versions, rules]).encode())
-    for files in (selected.train, selected.held_out):
-        for file in files:
-            digest.update(f"{file.label} {file.entry.size} {file.entry.name}\0".encode())
-        digest.update(b"\n")
-    return digest.hexdigest()
-
-
-def _finished(folder: Path, identity: str) -> Card | None:
-    """Return the card of a finished set; refuse a folder begun or finished with other settings."""
-    asked = folder / UNFINISHED / "request"
-    card = read_card(folder) if (folder / CARD).is_file() else None
-    before = asked.read_text() if asked.is_file() else None
-    if (card.request if card else before) not in (None, identity):
-        raise DataError(
-            f"{folder} holds a set made with other settings, of other files, or by another version of "
-            "attnbench, pillow or numpy; name another folder with --to, or remove this one"
-        )
-    if card is not None:
-        check_sizes(folder, card)
-    atomic_write(asked, identity.encode())
     return card
 
 

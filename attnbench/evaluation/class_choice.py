@@ -42,7 +42,6 @@ def choose_classes(
         generator = torch.Generator().manual_seed(seed)
         return sorted(present[torch.randperm(len(present), generator=generator)[:count]].tolist())
     own = own.to(features.device)
-    own = own.to(features.device)
     means = torch.stack([features[own == label].double().mean(dim=0) for label in present.tolist()])
     return sorted(present[_tightest(means, count)].tolist())
 

@@ -167,9 +167,10 @@ class FeatureCache:
     def _extract(self, images: torch.Tensor, name: str, first: int, progress: OnProgress) -> Arrays:
         """Run the network over a shard whose first image is number `first` of the collection."""
         found: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
+        network = self.network  # outside no_grad: some are trained when they are loaded
         for batch in images.split(self.batch_size):
             with torch.no_grad():
-                features = self.network(batch)
+                features = network(batch)
             for kind, rows in _checked(features, self.record.name, len(batch)).items():
                 found[kind].append(rows)
                 bad = torch.nonzero(~torch.isfinite(rows).all(dim=1)).flatten()

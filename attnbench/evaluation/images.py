@@ -14,7 +14,8 @@ from attnbench.evaluation.collection import (
 )
 from attnbench.evaluation.image_files import open_image_folder
 from attnbench.evaluation.npz_files import SHARDS, open_npz_images, open_npz_shards
-from attnbench.evaluation.run_samples import DONE, RESULTS, sample_folder
+from attnbench.evaluation.run_samples import DONE, sample_folder
+from attnbench.run_folders import RESULTS
 
 __all__ = ["SHARD_SIZE", "ImageCollection", "ImageShard", "open_images"]
 
@@ -47,8 +48,8 @@ def _open(path: Path, case: str | None, allow_jpeg: bool) -> ImageCollection:
     if not path.is_dir():
         raise DataError(f"{path} does not exist; name {ACCEPTED}")
     if (path / RESULTS).is_file():
-        label, folder = sample_folder(path, case)
-        return open_npz_shards(folder, name=label)
+        result, folder = sample_folder(path, case)
+        return open_npz_shards(folder, name=result.label)
     if any(path.glob(SHARDS)):
         collection = open_npz_shards(path, name=str(path))
         if not (path / DONE).is_file():

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from attnbench.errors import DataError
+from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.class_choice import choose_classes, named_classes
 from attnbench.evaluation.collection import ImageCollection
 from attnbench.evaluation.memorisation import memorisation
@@ -19,17 +19,19 @@ from attnbench.evaluation.scorer import Scorer
 from attnbench.evaluation.tsne import Panel, tsne_figure
 
 NEIGHBOURS = 5  # training images beside each sample
+PER_CLASS, PERPLEXITY = 100, 30.0  # of t-SNE
 LEVEL = 0.01  # a sample closer to the training set than this part of real images is looked at
 _CHOICE = re.compile(r"^(?P<how>close|random):(?P<count>\d+)$")
 
 
 def draw_nearest(path: Path, scorer: Scorer, images: ImageCollection, training: ImageCollection) -> str:
-    """Draw the samples nearest to training images; return what was found, in a sentence."""
+    """Draw the samples nearest to training images; return what was found, in a sentence.
+
+    Where there are too few training images to say how close is usual, the sentence says so.
+    """
     samples, known = scorer.features(images), scorer.features(training)
-    k = min(NEIGHBOURS, len(known))
-    distances, indices = nearest(samples.pooled, known.pooled, k)
-    found = memorisation(samples.pooled, known.pooled, levels=(LEVEL,))
-    (close,) = found.closeness
+    distances, indices = nearest(samples.pooled, known.pooled, min(NEIGHBOURS, len(known)))
+    threshold, verdict = _closeness(samples.pooled, known.pooled, training.name)
     nearest_figure(
         images.image,
         training.image,
@@ -37,14 +39,23 @@ def draw_nearest(path: Path, scorer: Scorer, images: ImageCollection, training: 
         indices,
         path,
         extractor=scorer.settings.extractor,
-        threshold=close.threshold,
+        threshold=threshold,
     )
     copies = int((identical_images(samples.digests, known.digests) >= 0).sum())
-    verdict = "more than chance explains" if close.suspicious else "no more than chance explains"
-    return (
-        f"nearest training images: {close.count:,} of {found.n:,} samples lie closer to {training.name} than "
-        f"{LEVEL:.0%} of its images do to each other ({verdict}: at most {close.chance_limit:,}); {copies:,} "
-        "are copies, pixel by pixel"
+    return f"nearest training images: {copies:,} samples are copies, pixel by pixel; {verdict}"
+
+
+def _closeness(samples: torch.Tensor, training: torch.Tensor, name: str) -> tuple[float | None, str]:
+    """Return the distance below which a sample is suspicious, and a sentence about how many are."""
+    try:
+        found = memorisation(samples, training, levels=(LEVEL,))
+    except UserInputError as error:
+        return None, f"how many are suspiciously close was not measured: {error}"
+    (close,) = found.closeness
+    verdict = "more than" if close.suspicious else "no more than"
+    return close.threshold, (
+        f"{close.count:,} of {found.n:,} samples lie closer to {name} than {LEVEL:.0%} of its images do to "
+        f"each other, {verdict} the {close.chance_limit:,} that chance explains"
     )
 
 
@@ -72,7 +83,19 @@ def draw_tsne(
         images.name: (scorer.features(images).pooled, images.labels) for images in sets
     }
     panels[f"real: {reference.name}"] = (real, reference.labels)
-    return tsne_figure(panels, names, path, classes=chosen, extractor=scorer.settings.extractor)
+    shown = sum(
+        min(PER_CLASS, *(int((own == label).sum()) for _, own in panels.values() if own is not None))
+        for label in chosen
+    )
+    return tsne_figure(
+        panels,
+        names,
+        path,
+        classes=chosen,
+        extractor=scorer.settings.extractor,
+        per_class=PER_CLASS,
+        perplexity=min(PERPLEXITY, max(1.0, shown / 3)),  # of fewer images every one would be a neighbour
+    )
 
 
 def class_names(reference: Reference) -> tuple[str, ...]:

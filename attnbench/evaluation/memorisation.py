@@ -139,6 +139,6 @@ def _chance_limit(n: int, rank: int, real: int) -> int:
         return a.lgamma() + b.lgamma() - (a + b).lgamma()
 
     first, second = torch.tensor([rank, real + 1 - rank], dtype=torch.float64)
-    log_choose = -log_beta(counts + 1, n - counts + 1) - torch.tensor(n + 1.0).double().log()
+    log_choose = -log_beta(counts + 1, n - counts + 1) - math.log(n + 1)
     log_p = log_choose + log_beta(counts + first, n - counts + second) - log_beta(first, second)
     return min(n, int((log_p.exp().cumsum(0) < 0.95).sum()))

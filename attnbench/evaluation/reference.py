@@ -22,7 +22,7 @@ from attnbench.atomic import atomic_path
 from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.features import ExtractedFeatures
 from attnbench.metrics.gaussian import Statistics, statistics
-from attnbench.results import Record
+from attnbench.results import Record, environment
 
 FORMAT = 1
 ADM_ARRAYS = ("mu", "sigma", "mu_s", "sigma_s")
@@ -125,8 +125,6 @@ def reference_of(
 
 def save_reference(path: Path, reference: Reference) -> None:
     """Write a reference file, whole or not at all; raises StorageError."""
-    from attnbench import __version__
-
     arrays = _arrays(reference)
     meta = Meta(
         format=FORMAT,
@@ -136,7 +134,7 @@ def save_reference(path: Path, reference: Reference) -> None:
         gaussian_note=reference.gaussian_note,
         provenance=reference.provenance,
         class_names=None if reference.class_names is None else list(reference.class_names),
-        attnbench=__version__,
+        attnbench=environment().packages.get("attnbench", ""),
         sha256={name: _sha256(array) for name, array in arrays.items()},
     )
     with atomic_path(path) as temporary, temporary.open("wb") as file:

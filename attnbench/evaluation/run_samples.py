@@ -3,66 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
-from pydantic import ValidationError
+from attnbench.errors import DataError, UserInputError
+from attnbench.results import Result, read_results
+from attnbench.run_folders import RESULTS, case_of, choose_result, store_of
 
-from attnbench.errors import DataError, UnknownNameError
-from attnbench.results import Result, latest, read_results
-from attnbench.specs import Case
-
-RESULTS, STORE, DONE = "results.jsonl", "store", "done.json"
+DONE = "done.json"
 
 
-def sample_folder(run_dir: Path, case: str | None) -> tuple[str, Path]:
-    """Return the label of a run's cell and the folder of its samples.
+def sample_folder(run_dir: Path, case: str | None) -> tuple[Result, Path]:
+    """Return the result of a run's cell and the folder of its finished samples.
 
-    `case` is a label or an id; it may be None where the run has one cell. Raises UnknownNameError, and
-    DataError where the choice is open or the samples are not there.
+    `case` is a label or an id; None: the only cell. Raises UserInputError where the choice is open, DataError
+    where the samples are not there.
     """
-    results = read_results(run_dir / RESULTS)
-    chosen = _choose(run_dir, latest(results), case)
-    store = run_dir.absolute().parent / STORE
-    keys = _keys([result for result in results if result.case_id == chosen.case_id])
-    for key in keys:
+    result, store = choose_result(run_dir, case), store_of(run_dir)
+    for key in _keys(run_dir, result):
         folder = store / "sample" / key
         if (folder / DONE).is_file():
-            return chosen.label, folder
+            return result, folder
+    why = f" ({result.reason})" if result.reason else ""
     raise DataError(
-        f"{run_dir}: the samples of {chosen.label!r} are not in {store}"
-        f"{'' if store.is_dir() else ', which does not exist (it lies beside the run folder)'}; run the "
-        "suite again, or name the folder or npz file with the images"
+        f"{run_dir}: no finished samples of {result.label!r} in {store}{why}; run the suite again, or name "
+        "the folder or npz file with the images"
     )
 
 
-def _choose(run_dir: Path, results: list[Result], case: str | None) -> Result:
-    """Return the one cell that is meant; raises DataError naming the labels there are."""
-    if not results:
-        raise DataError(f"{run_dir / RESULTS} holds no result yet; run the suite first")
-    found = results
-    if case is not None:
-        found = [result for result in results if case == result.case_id]
-        found = found or [result for result in results if case == result.label]
-    if not found:
-        raise UnknownNameError("case", case or "", {result.label for result in results})
-    if len(found) == 1:
-        return found[0]
-    if case is None:
-        raise DataError(
-            f"{run_dir} holds {len(found)} cells; choose one by its label: "
-            f"{', '.join(dict.fromkeys(result.label for result in found))}"
-        )
-    ids = "; ".join(
-        f"{result.case_id} (seed {result.case.get('seed')}, {result.created})" for result in found
-    )
-    raise DataError(f"{run_dir} holds {len(found)} cells of the label {case!r}; choose one by its id: {ids}")
-
-
-def _keys(lines: list[Result]) -> list[str]:
+def _keys(run_dir: Path, result: Result) -> list[str]:
     """Return the keys under which a cell's samples may lie: as its results say, and as computed now."""
-    artefacts = [Path(path) for line in lines for path in line.artefacts.values()]
-    keys = [path.parts[1] for path in artefacts if path.parts[0] == "sample" and len(path.parts) > 2]
-    with contextlib.suppress(ValidationError):  # settings of another version: what the results say is left
-        keys.append(Case.model_validate_json(json.dumps(lines[-1].case)).key("sample"))
+    lines = [line for line in read_results(run_dir / RESULTS) if line.case_id == result.case_id]
+    pictures = [Path(path) for line in lines for path in line.artefacts.values()]
+    keys = [path.parts[1] for path in pictures if path.parts[0] == "sample" and len(path.parts) > 2]
+    with contextlib.suppress(UserInputError):  # settings of another attnbench: what the results say is left
+        keys.append(case_of(run_dir, result).key("sample"))
     return list(dict.fromkeys(keys))

@@ -53,6 +53,8 @@ def _history(config: ExportedConfig) -> str:
         )
     if config.imported_from:
         return f"Imported from {config.imported_from}; not trained by attnbench."
+    if not config.training:
+        return "How it was trained is not recorded."
     told = ", ".join(f"{name} {config.training[name]}" for name in SHOWN if name in config.training)
     return (
         f"Trained by attnbench {config.attnbench} on {config.data}, seed {config.seed}: {told}. These are "

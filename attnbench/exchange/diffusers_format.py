@@ -230,7 +230,8 @@ def _check_kind(raw: dict[str, Any], home: Path) -> None:
     """Raise DataError unless config.json describes a class-conditional DiT block for block."""
     if raw.get("_class_name") not in CLASSES:
         raise UserInputError(
-            f"{home} holds an {raw.get('_class_name')!r} of diffusers; a DiT is {' or '.join(CLASSES)}"
+            f"{home} holds no DiT of diffusers: its config.json says _class_name {raw.get('_class_name')!r}, "
+            f"a DiT's is {' or '.join(CLASSES)}"
         )
     expected = {
         "norm_type": ("ada_norm_zero",),

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 
-from attnbench import __version__
 from attnbench.errors import DataError, UserInputError
 from attnbench.exchange.exported import ExportedConfig
 from attnbench.exchange.layouts import not_a_dit, qkv_bias_of
@@ -46,7 +45,6 @@ def dit_config(
 def describe_import(config: ModelConfig, side: int, num_classes: int, imported_from: str) -> ExportedConfig:
     """Return the description of imported weights: DDPM, nothing known about their training."""
     return ExportedConfig(
-        attnbench=__version__,
         model=config,
         input=ModelInput(shape=(config.in_channels, side, side), num_classes=num_classes),
         objective="ddpm",

@@ -17,7 +17,7 @@ from safetensors.torch import load, save_file
 from attnbench.errors import DataError
 from attnbench.exchange.card import model_card
 from attnbench.exchange.folders import new_folder, read_bytes, writing
-from attnbench.results import Record
+from attnbench.results import Record, environment
 from attnbench.specs import ModelConfig
 from attnbench.stages.checkpoint import ModelInput
 
@@ -58,7 +58,7 @@ class ExportedConfig(Record):
     """Everything a stranger needs to use the weights beside them: the content of config.json."""
 
     format: Literal["attnbench-export-1"] = FORMAT
-    attnbench: str
+    attnbench: str = Field(default_factory=lambda: environment().packages.get("attnbench", "(not installed)"))
     """Version that wrote this."""
     model: ModelConfig
     input: ModelInput

@@ -9,9 +9,10 @@ import torch
 
 from attnbench.errors import DataError, UserInputError
 from attnbench.exchange.exported import CONFIG, Exported, ExportedConfig, read_exported
-from attnbench.exchange.trained import RESULTS, find_case, trained_model
+from attnbench.exchange.trained import find_case, trained_model
 from attnbench.models.skeleton import DiffusionTransformer, build_model, fuse_for_inference
 from attnbench.plugins import registry
+from attnbench.run_folders import RESULTS, store_of
 
 
 def open_model(source: Path, case: str | None = None) -> Exported:
@@ -24,7 +25,7 @@ def open_model(source: Path, case: str | None = None) -> Exported:
             raise UserInputError(f"{source} is one exported model, it has no cases; leave out --case {case}")
         return read_exported(source)
     if (source / RESULTS).is_file():
-        return trained_model(find_case(source, case), source.absolute().parent / "store")
+        return trained_model(find_case(source, case), store_of(source))
     raise UserInputError(
         f"{source} is neither an exported model ({CONFIG}) nor the folder of a run ({RESULTS}); "
         "`attnbench export` writes the first, `attnbench run` the second"

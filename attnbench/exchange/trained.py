@@ -2,66 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from attnbench import __version__
 from attnbench.data import load_dataset
-from attnbench.errors import DataError, UnknownNameError, UserInputError
+from attnbench.errors import DataError, UserInputError
 from attnbench.exchange.exported import BackendOrigin, CodecInfo, Exported, ExportedConfig
 from attnbench.plugins import registry
-from attnbench.results import Result, latest, read_results
+from attnbench.run_folders import case_of, choose_result
 from attnbench.specs import Case, UserImages
 from attnbench.stages.checkpoint import ModelInput, load_averaged
 from attnbench.stages.latents import INDEX, LatentIndex
 from attnbench.stages.store import read_output, read_record
 from attnbench.stages.train import AVERAGED
 
-RESULTS = "results.jsonl"
-
 
 def find_case(run_dir: Path, wanted: str | None = None) -> Case:
-    """Return the case of a run folder with that label or id; None: its only case.
-
-    Raises UserInputError when there is no run, no such case, or more than one.
-    """
-    if not (run_dir / RESULTS).is_file():
-        raise UserInputError(
-            f"{run_dir} is not the folder of a run: {RESULTS} is missing; name one such as runs/quick, which "
-            "`attnbench run` writes"
-        )
-    results = latest(read_results(run_dir / RESULTS))
-    if not results:
-        raise UserInputError(f"{run_dir / RESULTS} holds no results yet; run the suite first")
-    found = [r for r in results if wanted is None or wanted in (r.label, r.case_id)]
-    if not found:
-        raise UnknownNameError(f"case of {run_dir}", wanted or "", [r.label for r in results])
-    if len(found) > 1:
-        raise UserInputError(
-            f"{run_dir} has {len(found)} cases{_as_asked(wanted)}; choose one: {_listed(found)}"
-        )
-    try:
-        return Case.model_validate_json(json.dumps(found[0].case))
-    except ValidationError as error:
-        raise UserInputError(
-            f"{run_dir / RESULTS}: the settings of case {found[0].label!r} are of another attnbench "
-            f"({error.errors()[0]['msg']}); run the suite again"
-        ) from error
-
-
-def _as_asked(wanted: str | None) -> str:
-    return "" if wanted is None else f" called {wanted!r} (its suite has been changed in between)"
-
-
-def _listed(results: list[Result]) -> str:
-    """Return --case arguments that are unambiguous: labels, or ids where a label stands for several."""
-    labels = [r.label for r in results]
-    return ", ".join(
-        f"--case {r.case_id} ({r.label}, {r.created})" if labels.count(r.label) > 1 else f"--case {r.label!r}"
-        for r in results
-    )
+    """Return the case of a run folder with that label or id; None: its only case. Raises UserInputError."""
+    return case_of(run_dir, choose_result(run_dir, wanted))
 
 
 def trained_model(case: Case, store: Path) -> Exported:
@@ -84,7 +41,6 @@ def trained_model(case: Case, store: Path) -> Exported:
 
 def _describe(case: Case, model_input: ModelInput, store: Path) -> ExportedConfig:
     return ExportedConfig(
-        attnbench=__version__,
         model=case.model,
         input=model_input,
         class_names=_class_names(case, model_input.num_classes),

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from attnbench import __version__
 from attnbench.errors import UserInputError
 from attnbench.exchange.exported import Exported, ExportedConfig, TransferOrigin
 from attnbench.exchange.loading import build_unfused
@@ -41,7 +40,7 @@ def transfer(source: Mapping[str, torch.Tensor], target: nn.Module) -> TransferR
     equal name and shape. Both state dicts are of `DiffusionTransformer`s.
     """
     state = target.state_dict()
-    reasons = {name: _why_left(name, tensor, source, state, target) for name, tensor in source.items()}
+    reasons = {name: _why_left(name, source[name], source, state, target) for name in sorted(source)}
     copied = [name for name, reason in reasons.items() if reason is None]
     with torch.no_grad():
         for name in copied:
@@ -49,7 +48,7 @@ def transfer(source: Mapping[str, torch.Tensor], target: nn.Module) -> TransferR
     return TransferReport(
         copied=tuple(copied),
         left=tuple((name, reason) for name, reason in reasons.items() if reason is not None),
-        missing=tuple(name for name in state if name not in copied),
+        missing=tuple(name for name in sorted(state) if name not in copied),
     )
 
 
@@ -107,7 +106,6 @@ def transferred(exported: Exported, config: ModelConfig, *, seed: int = 0) -> tu
     source = exported.config
     _check_shells(source.model, config)
     described = ExportedConfig(
-        attnbench=__version__,
         model=config,
         input=source.input,
         class_names=source.class_names,

@@ -24,7 +24,7 @@ class Manifold:
                 f"precision and recall: {neighbours} neighbours in sets of {reference} and {samples} images; "
                 f"choose 1 ... {smaller - 1}"
             )
-        # the nearest of all is the vector itself at distance 0, so the k-th other is number k + 1
+        # the nearest of all is the vector itself, at 0 to rounding, so the k-th other is number k + 1
         shapes = [(reference, neighbours + 1), (samples, neighbours + 1)]
         self.reference_nearest, self.sample_nearest = (like.new_full(s, torch.inf) for s in shapes)
         self.reference_inside, self.sample_inside = (
@@ -49,11 +49,8 @@ class Manifold:
 
 def _add_within(nearest: torch.Tensor, rows: slice, columns: slice, squared: torch.Tensor) -> None:
     """Merge a block of squared distances into the smallest of each row and, off the diagonal, column."""
-    if rows == columns:
-        squared.fill_diagonal_(0)
-        _merge(nearest, rows, squared)
-    else:
-        _merge(nearest, rows, squared)
+    _merge(nearest, rows, squared)
+    if rows != columns:
         _merge(nearest, columns, squared.T.contiguous())  # selecting along strided columns is slower
 
 

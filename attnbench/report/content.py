@@ -85,7 +85,18 @@ def gather(run_dir: Path, results: Sequence[Result], title: str, question: str) 
 def _figures(results: Sequence[Result]) -> list[Figure]:
     drawn = (
         ("loss", loss_figure(results), "Training loss, each point the mean of its logging interval."),
+        (
+            "held-out-loss",
+            _held_out_figure(results),
+            "Denoising loss of the averages on held-out images.",
+        ),
         ("quality-latency", tradeoff_figure(results, LATENCY), "Quality against the latency of one pass."),
         ("quality-macs", tradeoff_figure(results, MACS), "Quality against multiply-adds of one pass."),
     )
     return [Figure(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]
+
+
+def _held_out_figure(results: Sequence[Result]) -> str | None:
+    """Return the held-out curves where some cell was measured more than once."""
+    several = any(len(result.curves.get("held_out_loss", [])) > 1 for result in results)
+    return loss_figure(results, "held_out_loss", "held-out loss") if several else None

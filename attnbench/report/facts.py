@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from attnbench.report.quantities import (
     ACCURACY,
+    NOTED,
     SIZE,
     SPEED,
     STEP_TIME,
@@ -20,6 +22,7 @@ from attnbench.report.quantities import (
 )
 from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
 from attnbench.results import Environment, Result
+from attnbench.stats import rank_correlation
 
 DESCRIPTIONS = ("suite", "question", "label", "exceptions", "model.summary")  # words that set nothing
 FEW_IMAGES = 10_000  # below it, distances are known to be dominated by the sample-size bias
@@ -37,12 +40,30 @@ def at_a_glance(results: Sequence[Result]) -> list[tuple[str, str]]:
     images = {f"{m.n:,}" for r in results for m in r.measurements if is_quality(m.name) and m.n}
     if images:
         facts.append(("Samples per cell", " / ".join(sorted(images))))
+    if agreement := _loss_agreement(results):
+        facts.append(agreement)
     if seeds := seeds_of(results):
         facts.append(("Seed" if len(seeds) == 1 else "Seeds", ", ".join(seeds)))
     dates = sorted(r.created[:10] for r in results if r.created)
     if dates:
         facts.append(("Date", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"))
     return [(name, plain(value)) for name, value in facts]
+
+
+def _loss_agreement(results: Sequence[Result]) -> tuple[str, str] | None:
+    """Return how the held-out loss orders the cells beside the first distance, where both are known."""
+    distance = next((q.name for q in quality_quantities(results) if q.better == "lower"), None)
+    pairs = []
+    for result in results:
+        loss, other = result.measurement("held_out_loss"), result.measurement(distance or "")
+        if loss and other and math.isfinite(loss.value) and math.isfinite(other.value):
+            pairs.append((loss.value, other.value))
+    if distance is None or len(pairs) < 3:
+        return None
+    rho = rank_correlation(*zip(*pairs, strict=True))
+    if math.isnan(rho):
+        return None
+    return f"Held-out loss against {distance}", f"rank correlation {rho:.2f} over {len(pairs)} cells"
 
 
 def seeds_of(results: Sequence[Result]) -> list[str]:
@@ -80,6 +101,10 @@ def warnings(results: Sequence[Result]) -> list[str]:
     found += [f"Set for some cells only: {excuse}: {', '.join(cells)}." for excuse, cells in excuses.items()]
     left_out = {m.note for r in results for m in r.measurements if m.name == "unreadable_images"}
     found += [f"Files that failed to open were left out: {names}" for names in sorted(left_out)]
+    noted = {
+        f"{r.label}: {m.note}." for r in results for m in r.measurements if m.name in NOTED[1:] and m.note
+    }
+    found += sorted(noted)
     if any(r.environment.git_dirty for r in results):
         found.append("The working tree held uncommitted changes.")
     return [plain(warning) for warning in found]

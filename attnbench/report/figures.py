@@ -29,9 +29,9 @@ _LABEL_LETTERS = 34
 _WIDE_RANGE = 8.0  # a ratio of largest to smallest value that a linear axis shows badly
 
 
-def loss_figure(results: Sequence[Result]) -> str | None:
-    """Return the loss curves of all cells in one SVG, or None where there are none."""
-    curves = {i: _finite(r.curves.get("loss", [])) for i, r in enumerate(results)}
+def loss_figure(results: Sequence[Result], curve: str = "loss", name: str = "training loss") -> str | None:
+    """Return one loss curve of all cells in one SVG, or None where there are none."""
+    curves = {i: _finite(r.curves.get(curve, [])) for i, r in enumerate(results)}
     curves = {i: points for i, points in curves.items() if points}
     if not curves:
         return None
@@ -45,9 +45,9 @@ def loss_figure(results: Sequence[Result]) -> str | None:
             axes.set_yscale("log")
             _plain_ticks(axes.yaxis)
         axes.set_xlabel("optimizer steps")
-        axes.set_ylabel("training loss")
+        axes.set_ylabel(name)
         _label_ends(figure, axes, {i: points[-1] for i, points in curves.items()}, results)
-        return _svg(figure, "loss", "Training loss of every cell against optimizer steps")
+        return _svg(figure, curve, f"{name.capitalize()} of every cell against optimizer steps")
 
 
 def tradeoff_figure(results: Sequence[Result], cost: Quantity) -> str | None:

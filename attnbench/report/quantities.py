@@ -73,8 +73,17 @@ TRAINING = (
     STEP_TIME,
     Quantity(name="final_loss", title="Final loss", better="lower", decimals=4,
              definition="Training loss at the end; compare it only under the same objective and data."),
+    Quantity(name="held_out_loss", title="Held-out loss", better="lower", decimals=4,
+             definition="Denoising loss of the averaged weights on held-out images, mean over 8 equidistant "
+                        "times, the same noise for every cell; compare it only under the same objective."),
+    Quantity(name="data_wait_share", title="Waiting for data", better="lower", decimals=3,
+             definition="Share of the training time that steps waited for their batch."),
     Quantity(name="sample_time_s", title="Sampling", unit="s", better="lower", significant=True),
+    Quantity(name="decode_time_s", title="Decoding", unit="s", better="lower", significant=True,
+             definition="Time of the autoencoder's decoder, a part of sampling; on a GPU beside it."),
     Quantity(name="images_per_s", title="Sampling rate", unit="images/s", better="higher", significant=True),
+    Quantity(name="denoise_images_per_s", title="Sampling rate without decoding", unit="images/s",
+             better="higher", significant=True),
 )  # fmt: skip
 ACCURACY = Quantity(
     name="class_accuracy", title="Class accuracy", better="higher", decimals=3, group="Quality",
@@ -82,6 +91,8 @@ ACCURACY = Quantity(
                "the class they were asked for. 'real' is the same classifier on held-out real images.",
 )  # fmt: skip
 REAL_ACCURACY = "class_accuracy_real"
+NOTED = ("unreadable_images", "training_warnings", "evaluation_warnings")
+"""Counts of what went wrong, whose notes stand among the report's warnings."""
 
 _FAMILIES: dict[str, tuple[Direction, int, str]] = {
     "FD": ("lower", 2, "Frechet distance between Gaussians fitted to the features of samples and reference."),
@@ -139,7 +150,7 @@ def _is_known(name: str) -> bool:
         return True
     if RESOLVED.match(name):
         return unresolved(name) in {q.name for q in (*SIZE, *SPEED)}
-    return name in {"params", *(q.name for q in TRAINING)}
+    return name in {"params", *NOTED, *(q.name for q in TRAINING)}
 
 
 def _quality(name: str, better: Direction) -> Quantity:

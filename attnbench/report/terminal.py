@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -23,13 +23,12 @@ class TerminalTable:
     table: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the table whole or in parts."""
-        if _least_width(self.table) <= options.max_width:
-            yield _draw(self.table)
-            return
-        parts = _split(self.table, options.max_width)
-        for number, part in enumerate(parts, start=1):
-            yield _draw(replace(part, notes=self.table.notes) if number == len(parts) else part)
+        """Yield the table whole or in parts, then its notes as wide as the terminal is."""
+        fits = _least_width(self.table) <= options.max_width
+        for part in [self.table] if fits else _split(self.table, options.max_width):
+            yield _draw(part)
+        if self.table.notes:
+            yield Text("\n".join(self.table.notes), style="dim")
 
 
 def _split(table: Table, width: int) -> list[Table]:
@@ -60,12 +59,7 @@ def _column_width(table: Table, index: int) -> int:
 
 
 def _draw(table: Table) -> RichTable:
-    drawn = RichTable(
-        title=Text(table.title, style="bold"),
-        title_justify="left",
-        caption=_caption(table),
-        caption_justify="left",
-    )
+    drawn = RichTable(title=Text(table.title, style="bold"), title_justify="left")
     for index, column in enumerate(table.columns):
         heading = Text(column.name)
         if column.small_print:
@@ -89,7 +83,3 @@ def _text(cell: Cell) -> Text:
     if cell.detail:
         text.append(f"\n{cell.detail}", style="dim not bold")
     return text
-
-
-def _caption(table: Table) -> Text | None:
-    return Text("\n".join(table.notes)) if table.notes else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from pydantic import ValidationError
@@ -18,7 +20,11 @@ from attnbench.errors import CheckpointError
 from attnbench.results import Record
 from attnbench.stages.loss_curve import Progress
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 FORMAT = "attnbench-2"  # 1: without checksum
+ENTRY = "attnbench"  # of a file's metadata
 
 
 class ModelInput(Record):
@@ -127,7 +133,8 @@ def save_tensors(
     written["crc32"] = checksum(tensors, written)
     with atomic_path(path) as temporary:
         try:
-            save_file(tensors, temporary, written)
+            # one entry: safetensors writes several in a random order, and equal content is to be equal bytes
+            save_file(tensors, temporary, {ENTRY: json.dumps(written, sort_keys=True)})
         except SafetensorError as error:  # its only failure here is the disk, told as text
             raise OSError(str(error)) from error
         with temporary.open("rb+") as file:
@@ -140,7 +147,7 @@ def load_tensors(path: Path, key: str) -> tuple[dict[str, torch.Tensor], dict[st
     """Read named tensors (on the CPU) and metadata; raises CheckpointError naming file and remedy."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = _metadata(file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; run the train stage again") from error
@@ -162,6 +169,15 @@ def load_tensors(path: Path, key: str) -> tuple[dict[str, torch.Tensor], dict[st
     return tensors, metadata
 
 
+def _metadata(written: Mapping[str, str] | None) -> dict[str, str]:
+    """Return what `save_tensors` was given, or nothing where a file is not of ours."""
+    try:
+        found = json.loads((written or {}).get(ENTRY, "{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
     """Return the CRC-32 over metadata, names, types, shapes and bytes, as 8 hex digits; CPU tensors."""
     value = 0
@@ -170,7 +186,7 @@ def checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -
     for name, tensor in sorted(tensors.items()):
         value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode(), value)
         flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-        value = zlib.crc32(memoryview(flat.numpy()), value)
+        value = zlib.crc32(cast("Buffer", flat.numpy()), value)
     return f"{value:08x}"
 
 

@@ -83,14 +83,14 @@ def use_global_batch_norm(model: nn.Module) -> None:
     for norm in norms:
         norm.plain_class = type(norm)  # type: ignore[assignment]
         norm.__class__ = GlobalBatchNorm
-        norm.group = group  # type: ignore[assignment]
+        norm.group = group
 
 
 def use_local_batch_norm(model: nn.Module) -> None:
     """Undo `use_global_batch_norm`: the model can be run without the other processes."""
     for module in model.modules():
         if isinstance(module, GlobalBatchNorm):
-            module.__class__ = module.plain_class
+            module.__class__ = module.plain_class  # type: ignore[assignment]
 
 
 def _column(values: torch.Tensor, ndim: int) -> torch.Tensor:

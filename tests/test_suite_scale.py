@@ -1,0 +1,103 @@
+"""The suites of tables 2, 3, 7 and 8 of arXiv:2601.13683, of CIFAR-10, and a run on stand-ins."""
+
+from __future__ import annotations
+
+import pytest
+from command_line import attnbench
+from stand_ins import write_autoencoder, write_photo_folder
+
+from attnbench.models.published import recipes_of
+from attnbench.models.recipes import recipe
+from attnbench.models.resolution import input_size
+from attnbench.results import latest, read_results
+from attnbench.specs import PreparedData
+from attnbench.suite import load_suite
+
+TABLES = {
+    "subin_512": ("table2", 512, {1.0, 4.0}),
+    "imagenet_256": ("table3", 256, {1.0, 1.5, 4.0}),
+    "table7_guidance": ("table7", 256, {2.0, 3.0}),
+    "table8_guidance": ("table8", 256, {1.25, 2.0, 3.0}),
+}
+
+
+@pytest.mark.parametrize("suite", TABLES)
+def test_suites_have_the_rows_and_guidance_scales_of_their_table(suite: str) -> None:
+    """Every system of the table at every scale, once, at the table's resolution."""
+    table, side, scales = TABLES[suite]
+    cases = load_suite(suite).cases
+    rows = [(case.model.name, case.sample.guidance_scale) for case in cases]
+    assert sorted(rows) == sorted((name, scale) for name in recipes_of(table) for scale in scales)
+    assert {case.data.image_size for case in cases} == {side}
+
+
+@pytest.mark.parametrize("suite", TABLES)
+def test_training_and_sampling_are_section_four(suite: str) -> None:
+    """100,600 steps and 300 images per class on Sub-IN, 400,000 and 50 on ImageNet-1K; DiT's for the rest."""
+    subset = suite in ("subin_512", "table7_guidance")
+    for case in load_suite(suite).cases:
+        train, sample = case.train, case.sample
+        assert (train.steps, sample.num_steps, sample.per_class) == (
+            (100_600, 200, 300) if subset else (400_000, 250, 50)
+        )
+        assert (train.batch_size, train.lr, train.ema_decay, train.weight_decay) == (256, 1e-4, 0.9999, 0.0)
+        assert (train.objective, sample.sampler) == ("ddpm", "ddpm")
+        mixed = subset and not case.model.name.startswith("dig")
+        assert train.precision == ("bf16" if mixed else "fp32")
+
+
+@pytest.mark.parametrize(
+    ("more", "trained"), [("table7_guidance", "subin_256"), ("table8_guidance", "imagenet_256")]
+)
+def test_more_guidance_scales_train_nothing_new(more: str, trained: str) -> None:
+    """Tables 7 and 8 sample the models of Tables 1 and 3."""
+    keys = {case.model.name: case.key("train") for case in load_suite(trained).cases}
+    assert all(case.key("train") == keys[case.model.name] for case in load_suite(more).cases)
+
+
+def test_cifar_compares_the_attentions_of_the_photos_suite_at_256_tokens() -> None:
+    """The same six attentions, a prepared set of 32 px, the paper's number of tokens."""
+    cifar, photos = load_suite("cifar10").cases, load_suite("photos").cases
+    assert [case.model.attention for case in cifar] == [case.model.attention for case in photos]
+    assert {type(case.data) for case in cifar} == {PreparedData}
+    config = recipe("tiny-dit-32")
+    assert (input_size(config, 32) // config.patch_size) ** 2 == 256
+
+
+SMALL = {
+    "data.image_size": 16,
+    "train.steps": 2,
+    "train.batch_size": 2,
+    "sample.num_steps": 2,
+    "sample.per_class": 4,
+    "sample.batch_size": 12,
+    "evaluate.extractor": "efficientnet-lite0",
+    "evaluate.metrics": "[fd, kd, is, precision, recall]",
+    "evaluate.kd_subset_size": 10,
+    "evaluate.kd_subsets": 2,
+    "profile.resolutions": "[16]",
+    "profile.measure": "[macs, params]",
+    "matrix.model.recipe": "[dit-s, dydi-lit-s]",
+    "matrix.sample.guidance_scale": "[1.5]",
+}
+"""What makes a suite of the paper small enough to see its end on a CPU."""
+
+
+@pytest.mark.slow
+def test_a_suite_of_the_paper_runs_to_its_end_on_stand_ins(tmp_path) -> None:
+    """Photographs are prepared, imagenet_256 runs on them by overrides alone, then again from the store."""
+    write_photo_folder(tmp_path / "photos")
+    write_autoencoder(tmp_path / "autoencoder")
+    made = attnbench(
+        "data", "prepare", "photos", "--to", "set", "--image-size", 16, "--held-out", 0, cwd=tmp_path
+    )
+    assert made.returncode == 0, made.stderr
+    paths = {"data.path": "set", "data.codec.path": "autoencoder"}
+    overrides = [word for key, value in (paths | SMALL).items() for word in ("-o", f"{key}={value}")]
+    for _ in range(2):
+        done = attnbench("run", "imagenet_256", "--quiet", *overrides, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    results = latest(read_results(tmp_path / "runs/imagenet_256/results.jsonl"))
+    assert [result.status for result in results] == ["ok", "ok"]
+    for result in results:
+        assert {"FD-efflite0", "macs_paper@16"} <= {m.name for m in result.measurements}
