@@ -41,6 +41,6 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         what = "no space left" if error.errno in _FULL else str(error.strerror or error)
         raise StorageError(
-            f"cannot write {path}: {what}; free some space or choose another place with --runs, "
-            "then run the same command again: finished stages are kept"
+            f"cannot write {path}: {what}; free some space or choose another place, then run the same "
+            "command again: what is finished is kept"
         ) from error

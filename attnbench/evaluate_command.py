@@ -132,7 +132,7 @@ def _draw(
             at_least=max(10, request.settings.neighbours + 1),
         )
         write_csv(scores, request.per_class.with_suffix(".csv"))
-        class_figure(scores, request.per_class.with_suffix(".png"), suffix=scorer.suffix, heading=images.name)
+        class_figure(scores, request.per_class.with_suffix(".png"), called=scorer.called, heading=images.name)
     if request.nearest is not None:
         notes.append(draw_nearest(request.nearest, scorer, images, _training(request)))
     if request.tsne is not None:
@@ -159,7 +159,7 @@ def _table(
     notes += [
         f"reference: {reference.name}, {len(reference):,} images"
         + (f"; {reference.gaussian_note}" if reference.gaussian_note else ""),
-        "± is half of a 95 % interval over images (METRICS.md)",
+        "± is half of a 95 % interval over images at this n (METRICS.md); bias is not in it",
         *more,
         *(f"warning: {warning}" for warning in scorer.warnings),
     ]

@@ -421,4 +421,4 @@ class Case(Spec):
         }
 
 
-FORMAT = 1  # raised when a stage's meaning changes, so that old artefacts are not reused
+FORMAT = 2  # raised when a stage's meaning changes, so that old artefacts are not reused

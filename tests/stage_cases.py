@@ -127,8 +127,8 @@ def train_here(root: str, threads: int, settings: dict[str, Any]) -> None:
     """Train the default case with frequent checkpoints; what tests kill. Prints each step done.
 
     `kill_at` strikes with SIGKILL before that step, `kill_in_save` in that save, when the temporary file is
-    there and has not been moved; `slow` seconds are slept at each step, which touches `beat`; files may grow to `file_limit` bytes
-    after step 5.
+    there and has not been moved; `slow` seconds are slept at each step, which touches `beat`; files may grow
+    to `file_limit` bytes after step 5.
     """
     torch.set_num_threads(threads)
     case = {key: settings.pop(key) for key in ("steps", "checkpoint_every") if key in settings}

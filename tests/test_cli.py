@@ -66,7 +66,7 @@ def test_a_typo_has_its_line(tmp_path):
     done = attnbench("validate", tmp_path / "mine.yaml")
     assert done.returncode == 2
     assert f"mine.yaml:{line}:3: train.learn_rate: unknown key 'learn_rate'" in done.stderr
-    assert "allowed: batch_size" in done.stderr
+    assert "allowed: activation_checkpointing, batch_size" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["quick", "photos", "subin_256"])

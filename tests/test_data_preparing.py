@@ -55,7 +55,7 @@ def nested(files):
 
 
 def shuffled(files):
-    return dict(sorted(files.items(), key=lambda item: hash(item[1])))
+    return dict(sorted(files.items(), key=lambda item: item[1]))
 
 
 @pytest.mark.parametrize(

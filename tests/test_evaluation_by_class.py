@@ -165,7 +165,7 @@ def drawn_distances(monkeypatch, found, path, **settings):
     kept = []
     save = module.save_png
     monkeypatch.setattr(module, "save_png", lambda figure, path: (kept.append(figure), save(figure, path)))
-    class_figure(found, path, suffix="net", heading="heading", **settings)
+    class_figure(found, path, called=lambda metric: f"{metric}-net", heading="heading", **settings)
     axes = kept[0].axes[0]
     lengths = [bar.get_width() for bar in axes.patches]
     return [label.get_text() for label in axes.get_yticklabels()], lengths, kept[0]
@@ -201,7 +201,7 @@ def test_without_any_scores_there_is_no_picture(tmp_path):
     """An empty picture is refused with the reason of the first class."""
     x, labels = labelled(per_class=5)
     with pytest.raises(DataError, match="'ant' has 5 samples and 5 reference images, fewer than 10"):
-        class_figure(by_class(x, labels, x, labels, NAMES), tmp_path / "c.png", suffix="", heading="h")
+        class_figure(by_class(x, labels, x, labels, NAMES), tmp_path / "c.png", called=str, heading="h")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -212,4 +212,4 @@ def test_files_that_cannot_be_written_say_where(tmp_path):
     with pytest.raises(StorageError, match="absent"):
         write_csv(found, tmp_path / "absent" / "c.csv")
     with pytest.raises(StorageError, match="absent"):
-        class_figure(found, tmp_path / "absent" / "c.png", suffix="", heading="h")
+        class_figure(found, tmp_path / "absent" / "c.png", called=str, heading="h")

@@ -148,7 +148,10 @@ def test_a_folder_of_other_files_is_refused(attnbench, run_dir, tmp_path):
         (("test",), "nothing to export; add --npz FILE, --png FOLDER"),
         (("nowhere", "--npz", "a.npz"), "runs/nowhere is not the folder of a run"),
         (("test", "--npz", "a.npz"), "2 cases; choose one: --case 'one', --case 'two'"),
-        (("test", "--npz", "a.npz", "--case", "onne"), "unknown case of runs/test 'onne' (did you mean 'one'?)"),
+        (
+            ("test", "--npz", "a.npz", "--case", "onne"),
+            "unknown case of runs/test 'onne' (did you mean 'one'?)",
+        ),
         (("test", "--npz", "no/a.npz", "--case", "one"), "name one in a folder that exists"),
         (
             ("test", "--npz", "a.npz", "--case", "one", "--count", "11"),

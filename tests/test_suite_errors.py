@@ -15,9 +15,10 @@ def test_an_unknown_key_is_one_complete_line(here: Path) -> None:
     text = SMALL.replace("train: {objective: flow, lr: 2e-3}", "train:\n  objective: flow\n  stpes: 3")
     (line,) = errors(here, text)
     assert line == (
-        "s.yaml:7:3: train.stpes: unknown key 'stpes' (did you mean 'steps'?); allowed: batch_size, "
-        "checkpoint_every, ema_decay, grad_clip, horizontal_flip, log_every, lr, objective, precision, "
-        "steps, timestep_density, warmup_steps, weight_decay"
+        "s.yaml:7:3: train.stpes: unknown key 'stpes' (did you mean 'steps'?); allowed: "
+        "activation_checkpointing, batch_size, checkpoint_every, checkpoint_minutes, compile, ema_decay, "
+        "extra_ema_decays, grad_accumulation, grad_clip, held_out_every, held_out_images, horizontal_flip, "
+        "log, log_every, lr, objective, precision, steps, timestep_density, warmup_steps, weight_decay"
     )
 
 
@@ -37,7 +38,7 @@ def test_an_unknown_key_is_one_complete_line(here: Path) -> None:
         ("seed=-1", "seed: must be greater than or equal to 0"),
         (
             "data=digit",
-            "data.name: must be digits, photo-patches, image-folder or prepared, got 'digit' (did you mean",
+            "data.name: must be digits, photo-patches, image-folder or prepared, got 'digit' (did you",
         ),
         ("data={}", "data.name: is missing; allowed: digits, photo-patches, image-folder, prepared"),
         ("data=image-folder", "data.path: is missing (Folder with one sub-folder per class)"),
@@ -55,7 +56,7 @@ def test_an_unknown_key_is_one_complete_line(here: Path) -> None:
         ("evaluate.extractor=inceptoin-tf", "evaluate.extractor: unknown extractor 'inceptoin-tf' (did you"),
         (
             "evaluate.metrics=[fd, fid]",
-            "evaluate.metrics[1]: must be fd, kd, is, precision or recall, got 'fid'",
+            "evaluate.metrics[1]: must be fd, sfd, kd, skd, is, precision or recall, got 'fid'",
         ),
         ("sample.guidance_channels=some", "sample.guidance_channels: must be all or an integer, got 'some'"),
     ],

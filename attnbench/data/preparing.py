@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import numpy as np
 import PIL
 from pydantic import ValidationError
 
-from attnbench import __version__
 from attnbench.atomic import atomic_path, atomic_write
 from attnbench.data.card import (
     CARD,
@@ -194,7 +194,7 @@ def _card(
         unused_parts={part: count for part, count in unused.items() if count},
         num_outside=layout.num_outside,
         outside=list(layout.outside),
-        attnbench=__version__,
+        attnbench=version("attnbench"),
         pillow=PIL.__version__,
         numpy=np.__version__,
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import PIL
 
-from attnbench import __version__
 from attnbench.atomic import atomic_write, storage_errors
 from attnbench.data.card import CARD, PARTS, UNFINISHED, Card, check_sizes, read_card
 from attnbench.data.selection import Selected, Selection
@@ -62,7 +62,7 @@ def claim(request: Request) -> Path:
 def identity_of(request: Request, selected: Selected) -> str:
     """Return the SHA-256 of everything that the set's bytes depend on."""
     settings = [request.source.name, request.image_size, request.licence, FILES_PER_SHARD]
-    versions = [__version__, PIL.__version__, np.__version__]
+    versions = [version("attnbench"), PIL.__version__, np.__version__]
     rules = [selected.classes, selected.class_rule, selected.held_out_rule]
     digest = hashlib.sha256(json.dumps([settings, versions, rules]).encode())
     for files in (selected.train, selected.held_out):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,6 @@ from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.labelled import checked_labels, same_width
 from attnbench.evaluation.pictures import FAINT, INK, PALETTE, drawing, new_figure, save_png, shortened
 from attnbench.metrics.checks import check_features
-from attnbench.metrics.names import BETTER, metric_name
 from attnbench.metrics.pairwise import precision, recall
 from attnbench.specs import Metric
 
@@ -172,13 +171,12 @@ def write_csv(found: Sequence[ClassScore], path: Path) -> None:
 
 
 def class_figure(
-    found: Sequence[ClassScore], path: Path, *, suffix: str, heading: str, ends: int = 10
+    found: Sequence[ClassScore], path: Path, *, called: Callable[[Metric], str], heading: str, ends: int = 10
 ) -> None:
     """Draw kernel distance, precision and recall as bars, the worst kernel distance on top, as PNG.
 
     Of more than 2 `ends` classes the `ends` worst and the `ends` best are drawn. Whiskers are one standard
-    error. `suffix` is the extractor's and stands in the names of the scores. Raises DataError when no class
-    has scores, StorageError.
+    error. `called` returns the name of a metric. Raises DataError when no class has scores, StorageError.
     """
     ranked = sorted(
         ((c.scores, c) for c in found if c.scores is not None), key=lambda pair: -pair[0].kernel_distance
@@ -197,11 +195,12 @@ def class_figure(
         figure = new_figure(8.4, 1.4 + 0.27 * (places[-1] + 1))
         left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(2, 1, 1))
         distances = [s.kernel_distance for s, _ in shown]
-        _bars(left, places, distances, "kd", suffix, PALETTE[0])
+        _bars(left, places, distances, called("kd"), "lower", PALETTE[0])
+        precisions, recalls = [s.precision for s, _ in shown], [s.recall for s, _ in shown]
         errors = [s.standard_error for s, _ in shown]
         left.errorbar(distances, places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1)
-        _bars(middle, places, [s.precision for s, _ in shown], "precision", suffix, PALETTE[2])
-        _bars(right, places, [s.recall for s, _ in shown], "recall", suffix, PALETTE[1])
+        _bars(middle, places, precisions, called("precision"), "higher", PALETTE[2])
+        _bars(right, places, recalls, called("recall"), "higher", PALETTE[1])
         for axes in (middle, right):
             axes.set_xlim(0, 1)
         left.set_yticks(places, labels)
@@ -211,12 +210,12 @@ def class_figure(
 
 
 def _bars(
-    axes: Axes, places: Sequence[int], values: Sequence[float], metric: Metric, suffix: str, colour: str
+    axes: Axes, places: Sequence[int], values: Sequence[float], title: str, better: str, colour: str
 ) -> None:
     axes.barh(places, values, height=0.7, color=colour)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_title(metric_name(metric, suffix))
-    axes.set_xlabel(f"{BETTER[metric]} is better")
+    axes.set_title(title)
+    axes.set_xlabel(f"{better} is better")
     axes.grid(axis="x", color=FAINT)
     axes.tick_params(axis="y", length=0)
     axes.margins(y=0.02)

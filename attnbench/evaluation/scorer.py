@@ -22,9 +22,10 @@ from attnbench.evaluation.reference import (
     with_adm_statistics,
 )
 from attnbench.evaluation.scores import check_sizes, measure
+from attnbench.metrics.names import metric_name
 from attnbench.plugins import registry
 from attnbench.results import Measurement
-from attnbench.specs import EvaluateSpec
+from attnbench.specs import EvaluateSpec, Metric
 
 SEED = 0
 """Every set of images is judged by the same networks and the same random subsets."""
@@ -47,6 +48,10 @@ class Scorer:
     def suffix(self) -> str:
         """What ends the metrics' names."""
         return self.cache.record.suffix
+
+    def called(self, metric: Metric) -> str:
+        """Return the name of a metric here."""
+        return metric_name(metric, self.suffix, self.settings.protocol)
 
     def features(self, images: ImageCollection) -> ExtractedFeatures:
         """Return the features of all images, from the cache where they are known."""

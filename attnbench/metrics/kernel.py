@@ -82,7 +82,8 @@ class KernelSums:
         """Return the first-order change of the MMD^2 of all images with each sample's weight, [M].
 
         The Hoeffding projection of the U-statistic: twice the sample's mean kernel with the other samples
-        less that with the reference, about its mean. Source: arXiv:1401.2873, section 2.
+        less that with the reference, about its mean.
+        Source: W. Hoeffding, A class of statistics with asymptotically normal distribution, 1948.
         """
         n, m = len(self.reference_members), len(self.sample_members)
         witness = self.sample_rows / (m - 1) - self.cross_columns / n

@@ -177,5 +177,5 @@ def _notes(sides: set[int], lines: Sequence[_Line], many_seeds: bool) -> tuple[s
     if any(line.status == "floor" for line in lines):
         notes.append("Floor: real images scored in place of samples.")
     if any(m.interval for line in lines for m in line.found.values()):
-        notes.append("± is half of a 95 % interval over images (METRICS.md); no spread over seeds is in it.")
+        notes.append("± is half of a 95 % interval over images at this n (METRICS.md), not over seeds.")
     return tuple(notes)

@@ -128,7 +128,7 @@ class Evaluation:
             at_least=max(10, settings.neighbours + 1),
         )
         write_csv(scores, folder / f"{CLASSES}.csv")
-        class_figure(scores, folder / f"{CLASSES}.png", suffix=self.scorer.suffix, heading=self.case.label)
+        class_figure(scores, folder / f"{CLASSES}.png", called=self.scorer.called, heading=self.case.label)
         return {CLASSES: f"{CLASSES}.png", f"{CLASSES}-table": f"{CLASSES}.csv"}
 
     def _held_out_floor(self) -> Iterable[Measurement]:

@@ -17,9 +17,6 @@ from attnbench.specs import Case, CodecSpec, UserImages
 from attnbench.stages.codec import load_codec
 from attnbench.stages.latents import encode_all, open_latents
 from attnbench.stages.store import StageOutput, Workspace, read_output, write_output
-from attnbench.torchvision_ops import define_missing_ops
-
-define_missing_ops()  # diffusers' autoencoders import torchvision
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]  # float [B, C, h, w] -> uint8 [B, H, W, C]
 

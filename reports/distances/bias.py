@@ -1,4 +1,4 @@
-"""How far apart two samples of one distribution seem: the Frechet distance's bias with n, in 512 dimensions."""
+"""How far apart two samples of one distribution seem: the Frechet distance's bias with n, 512 features."""
 
 from __future__ import annotations
 

@@ -142,8 +142,9 @@ def precision_recall(images: int) -> None:
     took = time.process_time() - began
     print(
         f"{images:,} x {images:,} x {WIDTH}: precision {found.sample_inside.double().mean():.4f}, "
-        f"recall {found.reference_inside.double().mean():.4f}, {took:.0f} s CPU; peak {_peak_mib():,.0f} MiB, of "
-        f"which features {2 * images * WIDTH * 4 / 2**20:,.0f} and imports {imported:,.0f}"
+        f"recall {found.reference_inside.double().mean():.4f}, {took:.0f} s CPU; "
+        f"peak {_peak_mib():,.0f} MiB, of which features "
+        f"{2 * images * WIDTH * 4 / 2**20:,.0f} and imports {imported:,.0f}"
     )
 
 
