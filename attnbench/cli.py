@@ -58,7 +58,7 @@ def run(
     device: Device = "auto",
     inline: Annotated[bool, typer.Option(help="Run the cells in this process (for debugging).")] = False,
     processes: Annotated[
-        int, typer.Option(min=1, help="Processes that train one cell together, one GPU each where there are.")
+        int, typer.Option(min=1, help="Processes that train and sample one cell together, one GPU each.")
     ] = 1,
     quiet: Quiet = False,
 ) -> None:
@@ -69,18 +69,20 @@ def run(
     from functools import partial
 
     from attnbench import console
-    from attnbench.executors import refuse_launcher, run_in_process, run_inline
+    from attnbench.executors import run_in_process, run_inline, take_over_launcher
     from attnbench.runner import run as run_cells
     from attnbench.suite import load_suite
 
-    refuse_launcher()
     loaded = load_suite(suite, override or [])
+    taken = take_over_launcher(processes)
+    if taken is None:
+        return  # another copy, started by torchrun beside this one, does the work
     with console.run_listener(len(loaded.cases), quiet=quiet) as listener:
         outcome = run_cells(
             loaded,
             runs,
             device=None if device == "auto" else device,
-            executor=partial(run_inline if inline else run_in_process, processes=processes),
+            executor=partial(run_inline if inline else run_in_process, processes=taken),
             listener=listener,
         )
     console.print_comparison(outcome.results)

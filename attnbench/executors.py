@@ -20,6 +20,11 @@ from attnbench.stages.interrupts import GO_ON, Stopped, on_signal
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, note
 Executor = Callable[[Case, Path, str, Progress], Result]  # case, store, device, progress
 
+LAUNCHER_VARIABLES = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+    "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS",
+)  # fmt: skip
 # glibc returns large tensors to the kernel at every free and faults them in again at every
 # allocation; keeping them mapped makes CPU training faster. Not used where memory is measured.
 KEEP_MEMORY_MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
@@ -31,7 +36,6 @@ def run_in_process(case: Case, store: Path, device: str, progress: Progress, *, 
     A child that dies becomes a failed result. Ctrl-C and SIGTERM are handed to the child, which saves its
     training, and end in Stopped; a second one kills it.
     """
-    refuse_launcher()
     request = json.dumps(
         {
             "case": case.model_dump(mode="json"),
@@ -127,14 +131,30 @@ def _last_lines(log: IO[str], count: int = 3) -> str:
     return " | ".join(_lines(log)[-count:]) or "(none)"
 
 
-def refuse_launcher() -> None:
-    """Raise UserInputError under torchrun and its like, which would run every cell several times at once."""
-    copies = os.environ.get("WORLD_SIZE", "1")
-    if copies != "1":
+def take_over_launcher(processes: int) -> int | None:
+    """Return how many processes to use where a launcher (torchrun) started several copies of this command.
+
+    The first copy does all the work and starts as many processes itself as the launcher did; None says that
+    this is another copy, with nothing to do. Without a launcher it is `processes`. Forgets the launcher's
+    variables, which the processes to come would take for theirs. Raises UserInputError for copies on several
+    machines.
+    """
+    copies, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if copies == 1:
+        return processes
+    if here != copies:
         raise UserInputError(
-            f"a launcher (torchrun, or what else sets WORLD_SIZE) has started {copies} copies of attnbench; "
-            f"start it once, with attnbench run SUITE --processes {copies}, and it starts the others itself"
+            f"a launcher has started {copies} copies of attnbench on several machines, {here} of them here; "
+            "a cell trains on one machine: start it there once, with attnbench run SUITE --processes GPUS"
         )
+    if processes not in (1, copies):
+        raise UserInputError(
+            f"--processes is {processes}, but a launcher has started {copies} copies; leave --processes out"
+        )
+    first = os.environ.get("RANK", "0") == "0"
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
+    return copies if first else None
 
 
 def run_inline(case: Case, store: Path, device: str, progress: Progress, *, processes: int = 1) -> Result:
@@ -144,6 +164,5 @@ def run_inline(case: Case, store: Path, device: str, progress: Progress, *, proc
     from attnbench.stages.cell import run_cell
     from attnbench.stages.store import Workspace
 
-    refuse_launcher()
     workspace = Workspace(root=store, device=torch.device(device), progress=progress, processes=processes)
     return run_cell(case, workspace)

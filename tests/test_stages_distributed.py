@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
-from attnbench.executors import refuse_launcher, run_in_process
+from attnbench.executors import LAUNCHER_VARIABLES, take_over_launcher
 from attnbench.models.recipes import recipe
+from attnbench.results import latest, read_results
 from attnbench.specs import (
     AttentionSpec,
     Case,
@@ -29,7 +30,7 @@ from attnbench.specs import (
     SampleSpec,
     TrainSpec,
 )
-from attnbench.stages import distributed, train
+from attnbench.stages import distributed, sample, train
 from attnbench.stages.batches import cut_batch
 from attnbench.stages.global_batch_norm import use_global_batch_norm, use_local_batch_norm
 from attnbench.stages.store import Workspace, read_output
@@ -120,13 +121,71 @@ def test_auxiliary_losses_are_refused_with_several_processes(tmp_path):
         train.run(digits_case("dydila", aux=True), workspace)
 
 
-def test_a_launcher_is_refused(monkeypatch, tmp_path):
-    """Under torchrun every copy would run every cell: the error says what to type instead."""
+def test_two_processes_draw_the_bytes_of_one(tmp_path):
+    """Two shards of samples, drawn by one process and by two, are the same files."""
+    case = digits_case().model_copy(
+        update={"sample": SampleSpec(sampler="euler", num_steps=1, per_class=101)}
+    )
+    found = {}
+    for processes in (1, 2):
+        root = tmp_path / str(processes)
+        trained(root, case, 1)
+        workspace = Workspace(root=root, device=torch.device("cpu"), processes=processes)
+        output = sample.run(case, workspace)
+        shards = sorted(workspace.folder("sample", case).glob("samples-*.npz"))
+        found[processes] = [path.read_bytes() for path in shards]
+        assert {m.n for m in output.measurements if m.name == "sample_time_s"} == {1010}
+    assert len(found[1]) == 2
+    assert found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("variables", "taken"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "RANK": "0"}, 1),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}, 2),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1"}, None),
+    ],
+)
+def test_the_first_copy_of_a_launcher_does_the_work(monkeypatch, variables, taken):
+    """Under torchrun one copy starts as many processes as there are copies; the others have nothing to do."""
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert take_over_launcher(1) == taken
+    if len(variables) and variables["WORLD_SIZE"] != "1":
+        assert "WORLD_SIZE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("here", "processes", "message"),
+    [("1", 1, "on several machines, 1 of them here"), ("2", 3, "--processes is 3")],
+)
+def test_launchers_that_cannot_be_followed_are_refused(monkeypatch, here, processes, message):
+    """Several machines, or another number of processes: the error says what to type instead."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserInputError, match="run SUITE --processes 2"):
-        refuse_launcher()
-    with pytest.raises(UserInputError, match="torchrun"):
-        run_in_process(digits_case(), tmp_path, "cpu", lambda *_: None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    with pytest.raises(UserInputError, match=message):
+        take_over_launcher(processes)
+
+
+@pytest.mark.slow
+def test_torchrun_runs_a_suite(tmp_path):
+    """`torchrun --nproc-per-node 2` of the command line runs every cell once, with two processes."""
+    words = ["run", "quick", "-o", "train.steps=4", "-o", "sample.per_class=2", "-o", "sample.num_steps=2"]
+    words += ["-o", "evaluate.kd_subset_size=10", "-o", "matrix.model.attention=[softmax]"]
+    words += ["-o", "profile.measure=[params]", "-q", "--runs", str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "attnbench.cli", *words],
+        capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1
+    (result,) = latest(read_results(tmp_path / "quick" / "results.jsonl"))
+    assert result.status == "ok"
 
 
 def test_death_of_a_process_is_told_and_leaves_none_behind(monkeypatch, tmp_path):
@@ -148,7 +207,7 @@ def test_death_of_a_process_is_told_and_leaves_none_behind(monkeypatch, tmp_path
             os.kill(started[0].pid, signal.SIGKILL)
 
     workspace = Workspace(root=tmp_path, device=torch.device("cpu"), processes=2, progress=kill)
-    with pytest.raises(AttnbenchError, match="training process 1 of 2 was killed by SIGKILL"):
+    with pytest.raises(AttnbenchError, match="train process 1 of 2 was killed by SIGKILL"):
         train.run(case, workspace)
     assert [child.poll() for child in started] == [-signal.SIGKILL]
     assert not dist.is_initialized()
@@ -159,7 +218,7 @@ def test_death_of_a_process_is_told_and_leaves_none_behind(monkeypatch, tmp_path
 def test_a_process_ends_with_its_parent(tmp_path):
     """A worker whose parent is gone (its standard input closes) does not stay behind."""
     worker = subprocess.Popen(
-        [sys.executable, "-c", "from attnbench.stages import train_worker as w; w.end_with_parent()"],
+        [sys.executable, "-c", "from attnbench.stages import worker as w; w.end_with_parent()"],
         stdin=subprocess.PIPE,
     )
     time.sleep(0.1)

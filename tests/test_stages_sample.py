@@ -222,26 +222,12 @@ def in_process(*words: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, __file__, *map(str, words)], cwd=Path(__file__).parent)
 
 
-@pytest.mark.slow
-def test_two_processes_draw_the_bytes_of_one(monkeypatch, tmp_path):
-    """Two real processes in one group share the shards of one folder out: the same files as from one."""
-    monkeypatch.setattr(shards, "SHARD_SIZE", 4)
-    alone, shared = weigh(tmp_path / "alone", PROCESS_CASE), weigh(tmp_path / "shared", PROCESS_CASE)
-    sample.run(PROCESS_CASE, alone)
-    processes = [in_process("group", tmp_path / "shared", rank, 2) for rank in (0, 1)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    expected = bytes_of(alone.folder("sample", PROCESS_CASE))
-    assert len(expected) == 6
-    assert bytes_of(shared.folder("sample", PROCESS_CASE)) == expected
-    assert sample.read_output(shared.folder("sample", PROCESS_CASE)) is not None
-
-
 def test_a_killed_process_is_taken_over(monkeypatch, tmp_path):
     """After SIGKILL in the third shard, running again keeps two shards and ends in the same bytes."""
     monkeypatch.setattr(shards, "SHARD_SIZE", 4)
     alone, killed = weigh(tmp_path / "alone", PROCESS_CASE), weigh(tmp_path / "killed", PROCESS_CASE)
     sample.run(PROCESS_CASE, alone)
-    assert in_process("killed", tmp_path / "killed", 8).wait(timeout=120) == -signal.SIGKILL
+    assert in_process(tmp_path / "killed", 8).wait(timeout=120) == -signal.SIGKILL
     folder = killed.folder("sample", PROCESS_CASE)
     assert len(bytes_of(folder)) == 2
     assert sample.read_output(folder) is None
@@ -409,29 +395,20 @@ def test_check_needs_no_torch():
 PROCESS_CASE = make_case(sample={"per_class": 8, "batch_size": 3})  # 24 images
 
 
-def main(mode: str, root: str, *numbers: str) -> None:
-    """Sample as one of a group of processes, or be killed before sample N is denoised."""
+def main(root: str, index: str) -> None:
+    """Sample and be killed before sample `index` is denoised."""
     torch.set_num_threads(1)
     install(setattr)
     shards.SHARD_SIZE = 4
-    workspace = make_workspace(Path(root))
-    if mode == "group":
-        rank, world = map(int, numbers)
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=world
-        )
-    else:
-        denoise, left = sampler.Sampler.denoise, [int(numbers[0])]
+    denoise = sampler.Sampler.denoise
 
-        def dying(self, indices):
-            if indices.start >= left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return denoise(self, indices)
+    def dying(self, indices):
+        if indices.start >= int(index):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return denoise(self, indices)
 
-        sampler.Sampler.denoise = dying
-    sample.run(PROCESS_CASE, workspace)
-    if mode == "group":
-        torch.distributed.destroy_process_group()
+    sampler.Sampler.denoise = dying
+    sample.run(PROCESS_CASE, make_workspace(Path(root)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Several processes that train one cell together: starting them, joining them, and ending them.
+"""Several processes that work on one stage together: starting them, joining them, and ending them.
 
-The cell's own process is rank 0. It starts the others as `python -m attnbench.stages.train_worker` and
-joins them through a file (no port is taken), by gloo on the CPU and nccl on GPUs, one GPU each. A process
+The cell's own process is rank 0. It starts the others as `python -m attnbench.stages.worker` and joins
+them through a file (no port is taken), by gloo on the CPU and nccl on GPUs, one GPU each. A process
 that loses its parent ends itself; a parent that loses a process ends the others and says which and why.
 """
 
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -27,13 +27,14 @@ from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
 from attnbench.specs import Case
 from attnbench.stages.store import Workspace
 
+Part = Literal["train", "sample"]
 READY = "ready"
 DYING_S = 5.0  # a process whose peer has died notices within this time
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The processes of one training and which of them this is."""
+    """The processes of one stage and which of them this is."""
 
     rank: int = 0
     size: int = 1
@@ -51,6 +52,11 @@ class World:
         dist.all_reduce(value)
         return value / self.size
 
+    def meet(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
     def gather(self, value: Any) -> list[Any]:
         """Return every process's picklable value, by rank."""
         if self.size == 1:
@@ -63,10 +69,10 @@ class World:
 ALONE = World()
 
 
-def check_processes(case: Case, workspace: Workspace) -> None:
+def check_processes(case: Case, workspace: Workspace, part: Part) -> None:
     """Raise UserInputError where the processes cannot share a batch, UnsupportedError without the GPUs."""
     size, parts = workspace.processes, case.train.grad_accumulation * workspace.processes
-    if case.train.batch_size % parts:
+    if part == "train" and case.train.batch_size % parts:
         raise UserInputError(
             f"train.batch_size {case.train.batch_size} is no multiple of {size} processes x "
             f"{case.train.grad_accumulation} micro-batches = {parts}; change one of the three"
@@ -101,15 +107,15 @@ def joined(world: World, store: Path, device: torch.device) -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def together(case: Case, workspace: Workspace) -> Iterator[World]:
-    """Start the other processes of a training and be rank 0 of them; alone where one process is asked for."""
+def together(case: Case, workspace: Workspace, part: Part) -> Iterator[World]:
+    """Start the other processes of a stage and be rank 0 of them; alone where one process is asked for."""
     if workspace.processes == 1:
         yield ALONE
         return
-    check_processes(case, workspace)
+    check_processes(case, workspace, part)
     with tempfile.TemporaryDirectory(prefix="attnbench-") as folder:
         store = Path(folder) / "store"
-        workers = [_Worker(case, workspace, rank, store) for rank in range(1, workspace.processes)]
+        workers = [_Worker(case, workspace, part, rank, store) for rank in range(1, workspace.processes)]
         try:
             for worker in workers:
                 worker.wait_until_ready()
@@ -129,11 +135,11 @@ def together(case: Case, workspace: Workspace) -> Iterator[World]:
 class _Worker:
     """One process of rank 1 or higher; it lives as long as its standard input stays open."""
 
-    def __init__(self, case: Case, workspace: Workspace, rank: int, store: Path) -> None:
-        self.name = f"training process {rank} of {workspace.processes}"
+    def __init__(self, case: Case, workspace: Workspace, part: Part, rank: int, store: Path) -> None:
+        self.name = f"{part} process {rank} of {workspace.processes}"
         self._log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "attnbench.stages.train_worker"],
+            [sys.executable, "-m", "attnbench.stages.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -142,6 +148,7 @@ class _Worker:
             start_new_session=True,  # Ctrl-C is for rank 0, which decides what happens to the others
         )
         request = {
+            "part": part,
             "case": case.model_dump(mode="json"),
             "root": str(workspace.root),
             "device": str(device_of(workspace.device, rank, workspace.processes)),
@@ -176,7 +183,7 @@ class _Worker:
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
         said = " | ".join(lines[-3:]) or "(none)"
-        return f"{self.name} {how}; its last words: {said}. Run again to go on from the last checkpoint"
+        return f"{self.name} {how}; its last words: {said}. Run again to go on from what is saved"
 
     def end(self) -> None:
         """Let the process end, or end it."""

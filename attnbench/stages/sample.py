@@ -7,18 +7,18 @@ the batch size nor the number of processes changes a picture by more than roundi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from attnbench.data import load_dataset
-from attnbench.errors import StorageError
 from attnbench.models import build_model, fuse_for_inference
 from attnbench.results import Measurement
 from attnbench.specs import Case
 from attnbench.stages.checkpoint import load_averaged, load_into
 from attnbench.stages.compatibility import check_sampler
+from attnbench.stages.distributed import World, device_of, together
 from attnbench.stages.grid import MAX_COLUMNS, MAX_ROWS, write_grid
 from attnbench.stages.prepare import decoder
 from attnbench.stages.sampler import Sampler
@@ -40,28 +40,27 @@ GRID = "grid.png"
 def run(case: Case, workspace: Workspace) -> StageOutput:
     """Draw the case's samples, or return what an earlier run finished; resumes shard by shard.
 
-    In a torch.distributed process group every process draws its share and the first one finishes.
-    Raises UserInputError, CheckpointError, NonFiniteError or StorageError.
+    Raises UserInputError, UnsupportedError, CheckpointError, NonFiniteError or StorageError.
     """
     folder = workspace.folder("sample", case)
     finished = read_output(folder)
     if finished is not None:
         return finished
     check_sampler(case)
-    rank, world = _place()
-    sampler = load_sampler(case, workspace)
-    draw_shards(sampler, folder, rank=rank, world=world)
-    _meet(world)
-    if rank == 0:
-        write_output(folder, finish(sampler, folder))
-    _meet(world)
-    output = read_output(folder)
-    if output is None:
-        raise StorageError(
-            f"process {rank} of {world} does not see {folder} finished; "
-            "all of them need one shared --runs folder"
-        )
+    with together(case, workspace, "sample") as world:
+        sampler = draw_part(case, workspace, world)
+    output = finish(sampler, folder)
+    write_output(folder, output)
     return output
+
+
+def draw_part(case: Case, workspace: Workspace, world: World) -> Sampler:
+    """Draw the shards that fall to one of the processes of a world; all of them are drawn on return."""
+    device = device_of(workspace.device, world.rank, world.size)
+    sampler = load_sampler(case, replace(workspace, device=device))
+    draw_shards(sampler, workspace.folder("sample", case), rank=world.rank, world=world.size)
+    world.meet()
+    return sampler
 
 
 def draw_shards(sampler: Sampler, folder: Path, *, rank: int = 0, world: int = 1) -> None:
@@ -106,20 +105,6 @@ def grid_indices(num_classes: int, per_class: int) -> list[int]:
     """Return the sample indices of the grid, row by row: the first images of the first classes."""
     columns = range(min(MAX_COLUMNS, per_class))
     return [column * num_classes + row for row in range(min(MAX_ROWS, num_classes)) for column in columns]
-
-
-def _place() -> tuple[int, int]:
-    """Return (rank, number of processes) of this process."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _meet(world: int) -> None:
-    """Wait until every process is here."""
-    if world > 1:
-        torch.distributed.barrier()
 
 
 def _describe(times: list[ShardTimes], sizes: list[int]) -> StageOutput:

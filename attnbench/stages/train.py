@@ -34,7 +34,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     if finished is not None:
         return finished
     check_objective(case)
-    with together(case, workspace) as world:
+    with together(case, workspace, "train") as world:
         output = train_case(case, workspace, world)
     write_output(folder, output)
     previous_path(folder / CHECKPOINT).unlink(missing_ok=True)  # it is for going on only

@@ -1,4 +1,4 @@
-"""A process that trains with others: `python -m attnbench.stages.train_worker`, started by rank 0 only."""
+"""A process that works on a stage with others: `python -m attnbench.stages.worker`, started by rank 0."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import torch
 from attnbench.errors import AttnbenchError
 from attnbench.specs import Case
 from attnbench.stages.distributed import READY, World, joined
+from attnbench.stages.sample import draw_part
 from attnbench.stages.store import Workspace
 from attnbench.stages.train import train_case
+
+PARTS: dict[str, Callable[[Case, Workspace, World], object]] = {"train": train_case, "sample": draw_part}
 
 ORPHANED = 3
 
@@ -27,7 +31,7 @@ def end_with_parent() -> None:
 
 
 def serve(request: dict[str, Any]) -> None:
-    """Take part in one training."""
+    """Take part in one stage of one case."""
     torch.set_num_threads(request["threads"])
     case = Case.model_validate_json(json.dumps(request["case"]))
     device, world = torch.device(request["device"]), World(rank=request["rank"], size=request["size"])
@@ -35,7 +39,7 @@ def serve(request: dict[str, Any]) -> None:
     sys.stdout.write(READY + "\n")
     sys.stdout.flush()
     with joined(world, Path(request["store"]), device):
-        train_case(case, workspace, world)
+        PARTS[request["part"]](case, workspace, world)
 
 
 def main() -> None:
