@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,10 +17,12 @@ from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.evaluation.by_class import by_class, class_figure, write_csv
 from attnbench.evaluation.collection import ImageCollection
 from attnbench.evaluation.images import open_images
-from attnbench.evaluation.looks import class_names, draw_nearest, draw_tsne
+from attnbench.evaluation.looks import class_names, draw_nearest, draw_tsne, labels_as_in
 from attnbench.evaluation.reference import Reference, holds, save_reference
 from attnbench.evaluation.scorer import Scorer, make_scorer
 from attnbench.evaluation.self_test import Level, prove_golden, prove_maths, prove_network
+from attnbench.plugins import registry
+from attnbench.report.quantities import SPREAD
 from attnbench.report.tables import Cell, Column, Row, Table, text_cell
 from attnbench.results import Measurement, environment
 from attnbench.run_folders import STORE
@@ -54,11 +57,12 @@ def evaluate(request: Request, *, runs: Path, device: str, quiet: bool) -> None:
     with progress_bar("evaluate", quiet=quiet) as progress:
         cache = features_folder(runs / STORE)
         scorer = make_scorer(request.settings, cache, _device(device), progress)
-        images = open_images(_place(request.samples, runs), case=request.case)
+        sets, training = _sets(request, runs), _training(request)
         reference = scorer.open_reference(request.reference)
-        sets = [images, *(open_images(path, allow_jpeg=True) for path in request.also)]
+        for each in sets if request.tsne else sets[:1] if request.per_class else []:
+            labels_as_in(reference, each)  # to fail before hours of extraction
         scored = {each.name: scorer.measure(reference, each) for each in sets}
-        notes = _draw(request, scorer, reference, sets)
+        notes = _draw(request, scorer, reference, sets, training)
     print_table(_table(scorer, reference, scored, notes))
     if request.json_file is not None:
         write_json(request.json_file, _record(scorer, reference, scored) | {"notes": notes})
@@ -68,6 +72,8 @@ def build_reference(
     folder: Path, target: Path, settings: EvaluateSpec, *, runs: Path, device: str, quiet: bool
 ) -> Reference:
     """Make a reference file of a set of real images; raises UserInputError, StorageError."""
+    if target.exists() and folder.exists() and target.samefile(folder):
+        raise UserInputError(f"{target} holds the images themselves; give --to another name")
     if target.suffix != ".npz":
         raise UserInputError(f"a reference file ends in .npz, got {target}; give --to {target.stem}.npz")
     check_target(target)
@@ -98,9 +104,24 @@ def settings_from(**given: Any) -> EvaluateSpec:
 
 
 def check_target(path: Path | None) -> None:
-    """Raise UserInputError where a file cannot be written because its folder is missing."""
+    """Raise UserInputError where a file cannot be written: its folder is missing, or it is one itself."""
     if path is not None and not path.absolute().parent.is_dir():
         raise UserInputError(f"the folder {path.absolute().parent} does not exist; create it first")
+    if path is not None and path.is_dir():
+        raise UserInputError(f"{path} is a folder; name a file in it, such as {path / 'name'}")
+
+
+def _sets(request: Request, runs: Path) -> list[ImageCollection]:
+    """Open all sets to be scored, under names that differ: the path where a run's label comes twice."""
+    sets = [open_images(_place(request.samples, runs), case=request.case)]
+    for path in request.also:
+        images = open_images(path, allow_jpeg=True)
+        if images.name in (each.name for each in sets):
+            images = replace(images, name=str(path))
+        if images.name in (each.name for each in sets):
+            raise UserInputError(f"--also {path}: this set is named already; name each set once")
+        sets.append(images)
+    return sets
 
 
 def _place(samples: Path, runs: Path) -> Path:
@@ -117,7 +138,11 @@ def _device(name: str) -> torch.device:
 
 
 def _draw(
-    request: Request, scorer: Scorer, reference: Reference, sets: Sequence[ImageCollection]
+    request: Request,
+    scorer: Scorer,
+    reference: Reference,
+    sets: Sequence[ImageCollection],
+    training: ImageCollection | None,
 ) -> list[str]:
     """Write the pictures that were asked for; return what there is to say about them."""
     images, notes = sets[0], list[str]()
@@ -126,21 +151,26 @@ def _draw(
             reference.features.pooled,
             reference.labels,
             scorer.features(images).pooled,
-            images.labels,
+            labels_as_in(reference, images),
             class_names(reference),
             neighbours=request.settings.neighbours,
             at_least=max(10, request.settings.neighbours + 1),
         )
         write_csv(scores, request.per_class.with_suffix(".csv"))
         class_figure(scores, request.per_class.with_suffix(".png"), called=scorer.called, heading=images.name)
-    if request.nearest is not None:
-        notes.append(draw_nearest(request.nearest, scorer, images, _training(request)))
+    if request.nearest is not None and training is not None:
+        notes.append(draw_nearest(request.nearest, scorer, images, training))
     if request.tsne is not None:
         draw_tsne(request.tsne, scorer, sets, reference, request.classes)
     return notes
 
 
-def _training(request: Request) -> ImageCollection:
+def _training(request: Request) -> ImageCollection | None:
+    """Open the images that --nearest looks through; None where it is not asked for."""
+    if request.nearest is None:
+        if request.training is not None:
+            raise UserInputError("--training names what --nearest looks through; give --nearest, or neither")
+        return None
     if request.training is None and "meta" in holds(request.reference):
         raise UserInputError(
             f"--nearest shows training images, and {request.reference} holds features only; name the images "
@@ -154,7 +184,7 @@ def _table(
 ) -> Table:
     """Return one row per metric and one column per scored set, with the notes a reader needs."""
     first = next(iter(scored.values()))
-    rows = [(m, [_by_name(found, m.name) for found in scored.values()]) for m in first if _is_main(m)]
+    rows = [(m, [_cell(found, m.name) for found in scored.values()]) for m in first if _is_main(m)]
     notes = [f"{m.name}: {m.note}" for m in first if _is_main(m) and m.note]
     notes += [
         f"reference: {reference.name}, {len(reference):,} images"
@@ -171,28 +201,26 @@ def _table(
     return Table(
         title=f"{scorer.settings.extractor}, protocol {scorer.settings.protocol}",
         columns=(Column(title="metric", numeric=False), *columns),
-        rows=tuple(
-            Row(cells=(text_cell(_titled(metric)), *(_cell(m) for m in found))) for metric, found in rows
-        ),
+        rows=tuple(Row(cells=(text_cell(_titled(metric)), *found)) for metric, found in rows),
         notes=tuple(notes),
     )
 
 
 def _is_main(measurement: Measurement) -> bool:
-    return not measurement.name.endswith(" std")
+    return not measurement.name.endswith(SPREAD)
 
 
 def _titled(measurement: Measurement) -> str:
     return f"{measurement.name} {'↓' if measurement.better == 'lower' else '↑'}"
 
 
-def _by_name(found: Sequence[Measurement], name: str) -> Measurement:
-    return next(m for m in found if m.name == name)
-
-
-def _cell(measurement: Measurement) -> Cell:
-    half = 0.0 if measurement.interval is None else (measurement.interval[1] - measurement.interval[0]) / 2
-    return Cell(text=f"{measurement.value:.4g}", value=measurement.value, detail=f"± {half:.2g}")
+def _cell(found: Sequence[Measurement], name: str) -> Cell:
+    """Return a metric's value, half its interval and, where it has one, its spread over subsets or splits."""
+    by_name = {m.name: m for m in found}
+    value, (low, high) = by_name[name].value, by_name[name].interval or (math.nan, math.nan)
+    spread = by_name.get(name + SPREAD)
+    detail = f"± {(high - low) / 2:.2g}" + (f", std {spread.value:.2g}" if spread else "")
+    return Cell(text=f"{value:.4g}", value=value, detail=detail)
 
 
 def _record(scorer: Scorer, reference: Reference, scored: dict[str, list[Measurement]]) -> dict[str, Any]:
@@ -216,6 +244,7 @@ def self_test(settings: EvaluateSpec, golden: Path | None, *, runs: Path, device
     def make(settings: EvaluateSpec) -> Scorer:
         return make_scorer(settings, features_folder(runs / STORE), _device(device))
 
+    registry().extractor(settings.extractor)  # a wrong name is an error, not a proof that did not run
     proofs = [*prove_maths(), *prove_network(make, settings), *prove_golden(make, settings, golden)]
     rows = [
         (proof.level, proof.what, proof.status, _shown(proof.ours), _shown(proof.theirs), proof.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from attnbench.stages.store import STAGES, Stage, read_output
 # about 0.6 of the rate of a large one, and every block costs some fixed time in Python and kernel launches.
 MATMUL_EFFICIENCY = 0.6
 BLOCK_OVERHEAD_S = 5e-4
+LATENT_BYTES_PER_PIXEL = 0.5
+"""Moments of 4 channels, of an image and its mirror image, float16, at an eighth of the side."""
 NUM_CLASSES_GUESS = 100  # a folder that is not here yet: as many classes as Sub-IN
 
 
@@ -77,14 +80,29 @@ def closed_form(case: Case) -> MacCount:
 
 def disk_needed_bytes(case: Case, stages: Sequence[Stage] = STAGES) -> int:
     """Estimate what the stages will store: weights, average, two moments, and the samples."""
-    total = 0
+    total, classes = 0, num_classes(case)
+    if "prepare" in stages and case.model.input == "latent":
+        total += int(num_images(case) * LATENT_BYTES_PER_PIXEL * case.data.image_size**2)
     if "train" in stages:
-        total += (
-            5 * 4 * num_params(case.model, input_size(case.model, case.data.image_size), num_classes(case))
-        )
+        averages = 1 + len(case.train.extra_ema_decays)
+        kept = 2 * (3 + averages) + averages  # two checkpoints: weights, two moments, averages; then averages
+        side = input_size(case.model, case.data.image_size)
+        total += kept * 4 * num_params(case.model, side, classes)
     if "sample" in stages:
-        total += case.sample.per_class * num_classes(case) * 3 * case.data.image_size**2
+        total += case.sample.per_class * classes * 3 * case.data.image_size**2
     return total
+
+
+def num_images(case: Case) -> int:
+    """Training images of the user's data, without opening them; 0 for a folder that is not there yet."""
+    path = getattr(case.data, "path", None)
+    if path is None or not path.is_dir():
+        return 0
+    if isinstance(case.data, ImageFolderData):
+        return sum(len(files) for _, _, files in os.walk(path))
+    from attnbench.data import load_dataset
+
+    return len(load_dataset(case.data).train)
 
 
 def num_params(config: ModelConfig, side: int, classes: int) -> int:

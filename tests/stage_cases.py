@@ -115,12 +115,12 @@ def install(patch: Any, source: StubSource | None = None, poison: str = "") -> N
 
     held_out = ArrayImages(torch.arange(5 * SIDE * SIDE).view(5, SIDE, SIDE, 1).byte(), torch.arange(5) % 3)
     dataset = SimpleNamespace(num_classes=NUM_CLASSES, flip=True, held_out=held_out)
+    patch(train, "load_dataset", lambda spec: dataset)
     for stage in (train, sample):
-        patch(stage, "load_dataset", lambda spec: dataset)
         patch(stage, "build_model", build)
     patch(train, "training_source", lambda case, dataset, workspace: source)
     patch(sample, "fuse_for_inference", lambda model: model)
-    patch(sample, "decoder", lambda case, dataset, workspace: to_images)
+    patch(sample, "decoder", lambda case, workspace: to_images)
 
 
 def train_here(root: str, threads: int, settings: dict[str, Any]) -> None:

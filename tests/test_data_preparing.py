@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -82,6 +83,37 @@ def test_every_archive_gives_the_images_of_the_folder(archive, tmp_path):
     assert {n: b for n, b in first.items() if n != "card.json"} == {
         n: b for n, b in second.items() if n != "card.json"
     }
+
+
+@pytest.mark.parametrize("second", [picture(7), b"no image"], ids=["readable", "damaged"])
+def test_a_name_twice_in_an_archive_means_its_last_file(tmp_path, second):
+    """As when the archive is unpacked; counts and labels agree with the images."""
+    files = class_files()
+    one, other = tar_bytes(files), tar_bytes({"cat/00.png": second})
+    (tmp_path / "photos.tar").write_bytes(one.rstrip(b"\0") + b"\0" * (-len(one.rstrip(b"\0")) % 512) + other)
+    make(tmp_path / "photos.tar", tmp_path / "b", max_unreadable=0.1)
+    make(write_files(tmp_path / "photos", files | {"cat/00.png": second}), tmp_path / "a", max_unreadable=0.1)
+    assert read_card(tmp_path / "b").parts == read_card(tmp_path / "a").parts
+
+
+def test_links_that_lead_back_end(tmp_path):
+    """Linked files and folders count; a link to a folder around it does not, also by way of another link."""
+    source = write_files(tmp_path / "photos", class_files())
+    elsewhere = write_files(tmp_path / "elsewhere", {"fox/a.png": picture(5)})
+    (source / "fox").symlink_to(elsewhere / "fox")
+    for name in ("cat", "dog", "eel"):
+        (source / name / "up").symlink_to(source)
+    (source / "cat/side").symlink_to(source / "dog")
+    (source / "dog/side").symlink_to(source / "cat")
+    card = make(source, tmp_path / "set")
+    assert card.parts["train"].per_class == {"cat": 5, "dog": 5, "eel": 5, "fox": 1}
+    assert card.num_outside < 100  # cat/side/00.png and the like
+
+
+def test_the_present_folder_has_a_name(tmp_path, monkeypatch):
+    """A set of `.` says whose it is."""
+    monkeypatch.chdir(write_files(tmp_path / "photos", class_files()))
+    assert make(Path(), tmp_path / "set").source == "photos"
 
 
 def test_the_sources_own_test_part_is_held_out(tmp_path):

@@ -135,3 +135,19 @@ def test_dpm_solver_takes_up_to_999_distinct_timesteps():
     steps = list(dpm_solver_steps(lambda x, t: 0 * x, process, x, num_steps=999, clip=True))
     assert len({step.timestep for step in steps}) == 999
     assert steps[-1].x.isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", [ddpm_steps, ddim_steps, euler_steps, heun_steps])
+def test_no_step_asks_the_device_for_a_number(sampler, monkeypatch):
+    """Reading one value of a tensor on a GPU waits for everything before it: no step does."""
+    x = torch.zeros(2, 1, 4, 4, device="meta")  # it has no values: reading one is an error
+    process = GaussianDiffusion(learned_variance=False, device="meta")
+    if sampler in (euler_steps, heun_steps):
+        count = {"num_steps": 3} if sampler is euler_steps else {"num_evaluations": 3}
+        steps = sampler(lambda x, time: x, RectifiedFlow(), x, **count)
+    else:
+        noise = {"noise_at": lambda index: x} if sampler is ddpm_steps else {}
+        steps = sampler(lambda x, time: x, process, x, clip=False, **noise)
+    first = next(steps)
+    assert first.timestep == pytest.approx(999.9999 if sampler in (euler_steps, heun_steps) else 999)
+    assert next(steps).timestep < first.timestep

@@ -10,6 +10,8 @@ from command_line import attnbench, attnbench_here
 from PIL import Image
 from skimage import data as photographs
 
+from attnbench.specs import EvaluateSpec
+
 PHOTOS = ("coffee", "cat", "rocket")
 SCORE = ("evaluate", "samples", "--reference", "real")
 SMALL = ("--kd-subset-size", "20", "--kd-subsets", "5", "--device", "cpu", "--quiet")
@@ -41,6 +43,7 @@ def place(tmp_path_factory):
     write_classes(folder / "samples", 12, seed=1, noise=25)
     images = np.concatenate([patches(name, 12, 1, 25) for name in PHOTOS])
     np.savez(folder / "samples.npz", arr_0=images, arr_1=np.repeat(np.arange(3), 12))
+    np.savez(folder / "plain.npz", arr_0=images)
     return folder
 
 
@@ -129,6 +132,14 @@ def test_pictures(place):
         ((*SCORE, "--extractor", "dinov2", "--metrics", "fd"), "DINOV2_WEIGHTS"),
         (("evaluate", "--self-test", "--golden", "real"), "VIRTUAL_imagenet256_labeled.npz"),
         (("reference", "build", "real", "--to", "real.txt"), "--to real.npz"),
+        (("reference", "build", "samples.npz", "--to", "samples.npz"), "holds the images themselves"),
+        ((*SCORE, "--json", "real"), "real is a folder; name a file in it"),
+        ((*SCORE, "--also", "samples"), "this set is named already"),
+        ((*SCORE, "--training", "real"), "give --nearest, or neither"),
+        ((*SCORE, "--weights", "some.pth"), "takes no file, got some.pth"),
+        ((*SCORE, "--extractor", "digits-cnn", "--metrics", "fd"), "choose another with --extractor"),
+        (("evaluate", "samples", "--reference", "plain.npz", "--per-class", "x"), "plain.npz has no labels"),
+        (("evaluate", "--self-test", "--extractor", "inceptoin"), "unknown extractor 'inceptoin'"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_clear_sentence(place, words, message):
@@ -137,6 +148,62 @@ def test_wrong_input_is_one_clear_sentence(place, words, message):
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_classes_are_compared_by_name(place):
+    """Samples of two of three classes are scored against the reference's classes of the same names."""
+    for kept in (("coffee", "rocket"), ("rocket", "moon")):
+        folder = place / "-".join(kept)
+        for name in kept:
+            shutil.copytree(place / "samples" / ("cat" if name == "moon" else name), folder / name)
+    wanted = ("--reference", "real", "--metrics", "fd", "--per-class", "by-name.png", *SMALL)
+    done = attnbench_here("evaluate", "coffee-rocket", *wanted, cwd=place)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(",") for line in (place / "by-name.csv").read_text().splitlines()[1:]]
+    assert [line[:4] for line in lines] == [
+        ["0", "cat", "0", "16"], ["1", "coffee", "12", "16"], ["2", "rocket", "12", "16"]
+    ]  # fmt: skip
+    done = attnbench_here("evaluate", "rocket-moon", *wanted, cwd=place)
+    assert done.returncode == 2
+    assert "rocket-moon shows classes that real has not: moon" in done.stderr
+
+
+def test_a_reference_file_keeps_what_it_keeps(place):
+    """Another number of reference images than those in the file is refused, not silently ignored."""
+    built = attnbench_here(
+        "reference", "build", "real", "--to", "few.npz", "--reference-images", "20", "-q", "--device", "cpu",
+        cwd=place,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    wanted = ("evaluate", "samples", "--reference", "few.npz", "--metrics", "kd", "--reference-images")
+    assert attnbench_here(*wanted, "20", *SMALL, cwd=place).returncode == 0
+    done = attnbench_here(*wanted, "30", *SMALL, cwd=place)
+    assert done.returncode == 2
+    assert "keeps 20 images, 30 are asked for" in done.stderr
+
+
+def test_the_kernel_distance_stands_with_its_spread(place):
+    """Mean and standard deviation over the subsets are both on the screen."""
+    words = ("evaluate", "samples", "--reference", "real", "--metrics", "kd", "--json", "kd.json")
+    done = attnbench_here(*words, *SMALL, cwd=place)
+    assert f"std {values(place / 'kd.json')['KD-efflite0 std']:.2g}" in done.stdout
+
+
+def test_two_sets_of_one_name_both_stand_in_the_table(place, monkeypatch):
+    """Cells of one label in two runs: the second goes by its path, and neither is lost."""
+    from dataclasses import replace
+
+    from attnbench import evaluate_command
+
+    opened = evaluate_command.open_images
+    monkeypatch.setattr(
+        evaluate_command, "open_images", lambda *a, **k: replace(opened(*a, **k), name="softmax")
+    )
+    request = evaluate_command.Request(
+        samples=place / "samples", reference=place / "real", settings=EvaluateSpec(), also=(place / "real",)
+    )
+    sets = evaluate_command._sets(request, place / "runs")
+    assert [images.name for images in sets] == ["softmax", str(place / "real")]
 
 
 def test_a_reference_of_another_size_is_refused(place):
@@ -181,12 +248,36 @@ def test_self_test_proves_and_disproves(monkeypatch):
     assert all("Frechet" in what for what in wrong)
 
 
+def test_the_golden_numbers_are_those_of_adms_settings(place, tmp_path, monkeypatch):
+    """Whatever metrics and settings a user names, the proof has ADM's; a wrong number fails it."""
+    from types import SimpleNamespace
+
+    from attnbench.evaluation import self_test
+
+    for name in (self_test.ADM_REFERENCE, self_test.ADM_SAMPLES):
+        shutil.copy(place / "samples.npz", tmp_path / name)
+    made = []
+
+    def make(settings):
+        made.append(settings)
+        found = [SimpleNamespace(name=name, value=value) for name, (value, _) in self_test.GOLDEN.items()]
+        found[0].value += 0.1
+        return SimpleNamespace(open_reference=lambda path: path, measure=lambda reference, images: found)
+
+    asked = EvaluateSpec(metrics=["kd"], neighbours=9, reference_images=5, weights=place / "w.pth")
+    proofs = list(self_test.prove_golden(make, asked, tmp_path))
+    assert [proof.status for proof in proofs] == ["failed", "ok", "ok", "ok", "ok"]
+    (used,) = made
+    assert (used.neighbours, used.reference_images, used.is_order) == (3, 10_000, "given")
+    assert set(used.metrics) == {"fd", "sfd", "is", "precision", "recall"}
+    assert used.weights == place / "w.pth"
+
+
 def test_self_test_of_the_network_sees_a_wrong_resize(monkeypatch, tmp_path):
     """Features of EfficientNet-Lite0 agree with the stored ones, and not without antialias."""
     from attnbench.evaluation.scorer import make_scorer
     from attnbench.evaluation.self_test import prove_network
     from attnbench.metrics import efficientnet_lite0
-    from attnbench.specs import EvaluateSpec
 
     def make(settings):
         return make_scorer(settings, tmp_path, torch.device("cpu"))
@@ -195,4 +286,5 @@ def test_self_test_of_the_network_sees_a_wrong_resize(monkeypatch, tmp_path):
     scaled = efficientnet_lite0.scaled_input
     monkeypatch.setattr(efficientnet_lite0, "scaled_input", lambda *images: scaled(*images).roll(1, -1))
     assert {proof.status for proof in prove_network(make, EvaluateSpec())} == {"failed"}
-    assert [p.status for p in prove_network(make, EvaluateSpec(extractor="inception-tf"))] == ["not run"]
+    for other in ({"extractor": "inception-tf"}, {"protocol": "clean"}):
+        assert [p.status for p in prove_network(make, EvaluateSpec(**other))] == ["not run"]

@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stage_cases import make_case
 
+from attnbench.data import load_dataset
 from attnbench.errors import DataError, UnknownNameError, UserInputError
 from attnbench.evaluation.images import open_images
 from attnbench.results import Result, append_result, environment
+from attnbench.specs import ImageFolderData
 
 
 def pictures(count: int, *, height: int = 5, width: int = 4, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -70,16 +72,18 @@ def test_png_files_come_in_natural_order(tmp_path):
 
 
 def test_class_folders_become_labels(tmp_path):
-    """Sub-folders in natural order are classes 0, 1, ...; batches bring the labels along."""
+    """Classes have the numbers that a training set in these folders has; batches bring the labels along."""
     images = pictures(5)
     for index, name in enumerate(["class 10", "class 2", "class 2", "class 10", "class 10"]):
         save(tmp_path / name / f"{index}.PNG", images[index])
     collection = open_images(tmp_path)
-    assert collection.class_names == ("class 2", "class 10")
+    assert collection.class_names == ("class 10", "class 2")
+    trained_on = load_dataset(ImageFolderData(path=tmp_path, image_size=4, held_out_fraction=0))
+    assert collection.class_names == trained_on.class_names
     assert collection.num_classes == 2
-    assert collection.labels.tolist() == [0, 0, 1, 1, 1]
-    assert [labels.tolist() for _, labels in collection.batches(2)] == [[0, 0], [1, 1], [1]]
-    assert torch.equal(all_images(tmp_path), torch.from_numpy(images[[1, 2, 0, 3, 4]]))
+    assert collection.labels.tolist() == [0, 0, 0, 1, 1]
+    assert [labels.tolist() for _, labels in collection.batches(2)] == [[0, 0], [0, 1], [1]]
+    assert torch.equal(all_images(tmp_path), torch.from_numpy(images[[0, 3, 4, 1, 2]]))
 
 
 def test_a_wholly_grey_folder_has_one_channel(tmp_path):

@@ -140,8 +140,22 @@ def test_adms_statistics_of_another_network_are_refused(tmp_path):
     """A mean of another width is no Gaussian of these features."""
     path = tmp_path / "VIRTUAL.npz"
     np.savez(path, mu=np.zeros(7), sigma=np.eye(7), mu_s=np.zeros(7), sigma_s=np.eye(7))
-    with pytest.raises(DataError, match=r"mu is \[7\], the network gives \[48\]"):
+    with pytest.raises(DataError, match=r"mu and sigma are \[7\] and \[7, 7\], the network gives \[48\]"):
         with_adm_statistics(reference(), path)
+
+
+def test_adms_covariance_must_belong_to_its_mean(tmp_path):
+    """A right mean with a covariance of another width, and an array that is cut, are refused by name."""
+    path, ours = tmp_path / "VIRTUAL.npz", reference()
+    arrays = {"mu": np.zeros(48), "sigma": np.eye(7), "mu_s": np.zeros(48), "sigma_s": np.eye(48)}
+    np.savez(path, **arrays)
+    with pytest.raises(DataError, match=r"sigma are \[48\] and \[7, 7\]"):
+        with_adm_statistics(ours, path)
+    content = bytearray(path.read_bytes())
+    content[200] ^= 1  # inside mu, whose checksum is in the archive
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="its statistics cannot be read"):
+        with_adm_statistics(ours, path)
 
 
 def test_a_file_of_another_format_is_refused(stored):
@@ -165,6 +179,17 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     with pytest.raises(Exception, match="no space left"):
         save_reference(tmp_path / "real.npz", reference())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_npz_is_known_by_its_content(tmp_path):
+    """A renamed .npy file is refused, capitals in the suffix change nothing."""
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(DataError, match="is no whole npz file"):
+        holds(tmp_path / "one.npz")
+    np.savez(tmp_path / "two.npz", mu=np.zeros(3))
+    (tmp_path / "two.npz").rename(tmp_path / "TWO.NPZ")
+    assert holds(tmp_path / "TWO.NPZ") == {"mu"}
 
 
 def test_a_text_file_is_no_npz(tmp_path):

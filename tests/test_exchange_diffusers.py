@@ -445,3 +445,20 @@ def test_description_survives_beside_diffusers_files(tmp_path):
     write_diffusers(exported, tmp_path / "out")
     assert isinstance(from_diffusers(tmp_path / "out").config, ExportedConfig)
     assert from_diffusers(tmp_path / "out").config == exported.config
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x02}.", b"PK\x03\x04" + bytes(40), bytes(200)])
+def test_any_damaged_pickle_is_one_sentence(tmp_path, content):
+    """Whatever bytes stand in a .pt file, the error is ours and does not advise to run code in it."""
+    (tmp_path / "dit.pt").write_bytes(content)
+    with pytest.raises(DataError, match=r"dit\.pt") as caught:
+        from_original(tmp_path / "dit.pt")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_damaged_description_beside_diffusers_files(tmp_path):
+    """What stands beside the weights is read strictly: damage is named, not guessed around."""
+    write_diffusers(random_export(model_config()), tmp_path / "out")
+    (tmp_path / "out/attnbench.json").write_text("{}")
+    with pytest.raises(DataError, match=r"attnbench\.json is damaged .*remove the file"):
+        from_diffusers(tmp_path / "out")

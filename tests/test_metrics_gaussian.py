@@ -231,6 +231,18 @@ def test_influence_is_the_derivative_with_the_weights(kind):
     assert float(influence.mean()) == pytest.approx(0.0, abs=rounding(x, y))
 
 
+def test_directions_that_only_one_set_has_leave_the_influence_finite():
+    """Sets without a common direction: all eigenvalues are rounding, more of them than the rank allows."""
+    for seed in range(60):  # rounding decides: about every twentieth has one too many
+        turn = torch.linalg.qr(normal(12, 12, seed)).Q
+        x, y = normal(8, 6, seed + 100) @ turn[:6], normal(40, 6, seed + 200) @ turn[6:]
+        influence = frechet_influence(statistics(x), statistics(y), y)
+        centred, shift = y - y.mean(0), y.mean(0) - x.mean(0)
+        expected = 2 * centred @ shift + centred.square().sum(1) * 40 / 39 - y.var(0).sum()
+        # the root of rounding is all that the common part can be, and one image has at most n times its mean
+        torch.testing.assert_close(influence, expected, rtol=0, atol=40 * rounding(x, y))
+
+
 def half_width(value, influence):
     low, high = interval(value, influence)
     return (high - low) / 2 / 1.959964

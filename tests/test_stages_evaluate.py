@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from image_files import class_files, write_files
 from stage_cases import make_case, make_workspace
+from test_stages_prepare import save_codec
 
 from attnbench.contract import FeatureExtractor, Features
 from attnbench.data import load_dataset
@@ -13,8 +15,9 @@ from attnbench.errors import DataError, UnknownNameError, UnsupportedError, User
 from attnbench.metrics import classifier
 from attnbench.metrics.gaussian import frechet_distance, statistics
 from attnbench.plugins import Provided
-from attnbench.specs import DigitsData, EvaluateSpec
+from attnbench.specs import CodecSpec, DigitsData, EvaluateSpec, ImageFolderData
 from attnbench.stages import evaluate, features
+from attnbench.stages.codec import load_codec
 from attnbench.stages.store import StageOutput, read_output, write_output
 
 SETTINGS = {"extractor": "pixels", "kd_subsets": 4, "kd_subset_size": 20, "neighbours": 3}
@@ -222,6 +225,28 @@ def test_missing_samples(pixels, tmp_path):
     case = make_case().model_copy(update={"evaluate": EvaluateSpec(**SETTINGS)})
     with pytest.raises(UserInputError, match="run the stage `sample`"):
         evaluate.run(case, make_workspace(tmp_path))
+
+
+def test_reconstructions_come_in_shards(monkeypatch, tmp_path):
+    """Evenly spaced real images through the autoencoder, a shard in memory at a time, keys of their own."""
+    monkeypatch.setattr(evaluate, "SHARD_SIZE", 3)
+    save_codec(tmp_path / "vae")
+    spec = CodecSpec(path=tmp_path / "vae")
+    data = ImageFolderData(path=write_files(tmp_path / "real", class_files()), image_size=8, codec=spec)
+    case, workspace = make_case().model_copy(update={"data": data}), make_workspace(tmp_path)
+    dataset = load_dataset(data)
+    stage = evaluate.Evaluation(case=case, workspace=workspace, dataset=dataset, samples=None)
+    found = stage._reconstructions(spec, 7)
+    assert [shard.count for shard in found.shards] == [3, 3, 1]
+    assert len({shard.key for shard in found.shards}) == 3
+    chosen = torch.linspace(0, len(dataset.train) - 1, 7).round().long()
+    real = dataset.train.get(chosen)
+    codec = load_codec(spec, torch.device("cpu"))
+    expected = torch.cat([codec.reconstruct(image[None]) for image in real])
+    images = torch.cat([shard.load() for shard in found.shards])
+    # rounding to whole grey values may go either way where batches sum in another order
+    assert int((images.int() - expected.int()).abs().max()) <= 1
+    assert int((found.image(5).int() - expected[5].int()).abs().max()) <= 1
 
 
 def test_a_damaged_shard_is_named(digits, pixels, tmp_path):

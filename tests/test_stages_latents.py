@@ -75,6 +75,24 @@ def test_a_damaged_shard_is_noticed(encode, tmp_path, damage):
         latents.open_latents(tmp_path / "latents", spec, LABELS, 0)
 
 
+def test_opening_reads_no_shard_that_looks_as_when_it_was_written(encode, monkeypatch, tmp_path):
+    """Checksums are taken again only of a shard whose size or time of change is another."""
+    spec = encode(tmp_path / "latents")
+    read: list[str] = []
+    checksum = latents.file_sha256
+
+    def reading(path: Path) -> str:
+        read.append(path.name)
+        return checksum(path)
+
+    monkeypatch.setattr(latents, "file_sha256", reading)
+    latents.open_latents(tmp_path / "latents", spec, LABELS, 0)
+    assert read == []
+    os.utime(tmp_path / "latents" / "latents-00001.npy")
+    latents.open_latents(tmp_path / "latents", spec, LABELS, 0)
+    assert read == ["latents-00001.npy"]
+
+
 def test_encoding_again_repairs_what_is_damaged(encode, tmp_path):
     """From the first damaged shard on everything is encoded anew; what is whole before it is kept."""
     encode(tmp_path / "latents")

@@ -87,7 +87,7 @@ def test_pixels_need_no_preparation(tmp_path):
     assert torch.equal(batch[:1], to_model_space(dataset.train.images[5:6]))
     assert torch.equal(batch[1], batch[0].flip(-1))  # left to right, not upside down
     assert torch.equal(source.labels, dataset.train.labels)
-    assert torch.equal(prepare.decoder(case, dataset, workspace)(batch[:1]), dataset.train.images[5:6])
+    assert torch.equal(prepare.decoder(case, workspace)(batch[:1]), dataset.train.images[5:6])
 
 
 def test_kl_latents_are_draws_from_the_posterior(images, tmp_path):
@@ -141,7 +141,7 @@ def test_the_decoder_undoes_scale_and_shift(images, tmp_path, kind):
     case = latent_case(images, tmp_path / "vae", kind)
     scale, shift = (0.5, 0.25) if kind == "autoencoder-kl" else (1.0, 0.0)
     z = torch.randn(11, CHANNELS, 8, 8, generator=torch.Generator().manual_seed(0))  # more than one call
-    decode = prepare.decoder(case, load_dataset(case.data), make_workspace(tmp_path))
+    decode = prepare.decoder(case, make_workspace(tmp_path))
     with torch.no_grad():
         expected = to_images(network.decode(z).sample)
     found = decode(scale * (z - shift))
@@ -186,6 +186,45 @@ def test_another_autoencoder_in_the_same_folder_is_noticed(images, tmp_path):
     save_codec(tmp_path / "vae", seed=1)
     with pytest.raises(DataError, match=r"have codec .* changed since"):
         prepare.training_source(case, dataset, workspace)
+
+
+def test_other_images_in_the_same_folder_are_noticed(images, tmp_path):
+    """One more file, or one of another size, since the first results is an error; the old files go on."""
+    save_codec(tmp_path / "vae")
+    case, workspace = latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs")
+    prepare.run(case, workspace)
+    prepare.run(case, workspace)
+    moved = images / "class0/0.png"
+    (images / "class0/one-more.png").write_bytes(moved.read_bytes())
+    with pytest.raises(DataError, match=r"images in data\.path changed since.*another --runs folder"):
+        prepare.run(case, workspace)
+    (images / "class0/one-more.png").unlink()
+    old = moved.read_bytes()
+    moved.write_bytes(old + b"trailing")
+    with pytest.raises(DataError, match=r"images in data\.path changed since"):
+        prepare.run(case, workspace)
+    moved.write_bytes(old)
+    prepare.run(case, workspace)
+
+
+def test_another_autoencoder_is_noticed_before_anything_is_decoded_with_it(images, tmp_path):
+    """Weights that changed after `prepare` has finished stop the next cell on the same data."""
+    save_codec(tmp_path / "vae")
+    case, workspace = latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs")
+    prepare.run(case, workspace)
+    save_codec(tmp_path / "vae", seed=1)
+    with pytest.raises(DataError, match=r"autoencoder in data\.codec\.path changed since"):
+        prepare.run(case, workspace)
+
+
+def test_what_failed_before_it_began_binds_nobody(images, tmp_path):
+    """An autoencoder that could not be loaded may be replaced by one that can."""
+    save_codec(tmp_path / "vae", "autoencoder-tiny")
+    case, workspace = latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs")
+    with pytest.raises(DataError, match="but codec"):
+        prepare.run(case, workspace)
+    save_codec(tmp_path / "vae")
+    prepare.run(case, workspace)
 
 
 @pytest.mark.parametrize(("name", "value"), [("scale", 0.6), ("shift", 0.0), ("count", 9)])
@@ -241,9 +280,10 @@ def test_latent_models_need_a_codec(tmp_path):
     """A recipe on latents with digits says what to choose instead."""
     case, workspace = make_case(model={"input": "latent", "in_channels": 4}), make_workspace(tmp_path)
     dataset = load_dataset(case.data)
-    for ask in (prepare.training_source, prepare.decoder):
-        with pytest.raises(UserInputError, match="digits has no codec"):
-            ask(case, dataset, workspace)
+    with pytest.raises(UserInputError, match="digits has no codec"):
+        prepare.training_source(case, dataset, workspace)
+    with pytest.raises(UserInputError, match="digits has no codec"):
+        prepare.decoder(case, workspace)
 
 
 def test_channels_of_model_and_data_must_agree(tmp_path):

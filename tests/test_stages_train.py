@@ -21,7 +21,7 @@ from attnbench.specs import AttentionSpec, TrainSpec
 from attnbench.stages import train
 from attnbench.stages import trainer as engine
 from attnbench.stages.batches import BatchSchedule, Part, cut_batch
-from attnbench.stages.checkpoint import ModelInput, load_checkpoint
+from attnbench.stages.checkpoint import ModelInput, load_checkpoint, previous_path
 from attnbench.stages.ema import WeightAverage
 from attnbench.stages.store import read_output
 from attnbench.stages.training_loss import TrainingLoss
@@ -100,6 +100,9 @@ def test_kill_in_the_middle_of_a_checkpoint_changes_no_byte(stubs, tmp_path):
     assert (killed.folder("train", case) / engine.CHECKPOINT).exists()
     train.run(case, killed)
     assert_same_training(tmp_path / "whole", tmp_path / "killed", case)
+    assert not list(killed.folder("train", case).glob(".*")), (
+        "each kill would leave a checkpoint's size behind"
+    )
 
 
 @pytest.mark.slow
@@ -156,7 +159,7 @@ def test_full_disk_is_one_error_and_the_old_checkpoint_stays(stubs, tmp_path):
     _, errors = child.communicate()
     assert child.returncode == 1
     assert "StorageError: cannot write" in errors
-    assert "finished stages are kept" in errors
+    assert "what is finished is kept" in errors
     folder = make_workspace(tmp_path / "full").folder("train", case)
     assert load_checkpoint(folder / engine.CHECKPOINT, case.key("train")).progress.step == 3
     assert not list(folder.glob(".*part"))
@@ -177,6 +180,10 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_used(stubs, tmp_path)
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(data)
+    for kill_at in (5, 8):  # before and after the next checkpoint, which must not push out the whole one
+        start_training(tmp_path / "hurt", kill_at=kill_at).communicate()
+        assert load_checkpoint(previous_path(path), case.key("train")).progress.step == 3
+    path.unlink()  # as if killed between moving the old file away and the new one in
     output = train.run(case, workspace)
     note = "checkpoint.safetensors could not be used; training went on from the checkpoint before it, step 3"
     assert note in told

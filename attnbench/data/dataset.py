@@ -28,7 +28,8 @@ class Dataset:
     """Images to train on, images kept out of training, and what a reader must know about them.
 
     `flip` says whether a mirrored image still belongs to its class. `unreadable` names the files
-    that failed to open, relative to the dataset's folder.
+    that failed to open, relative to the dataset's folder. `fingerprint` is another one where the user's
+    files are others: of all checksums of a prepared set, of the names and sizes in a folder of images.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Dataset:
     licence: str
     source: str
     unreadable: tuple[str, ...] = ()
+    fingerprint: str = ""
 
     @property
     def num_classes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,15 @@ def load(spec: ImageFolderData) -> Dataset:
         licence=ROW.licence,
         source=str(spec.path),
         unreadable=tuple(unreadable),
+        fingerprint=_fingerprint(spec.path, [name for name, _ in (*train, *held_out)]),
     )
+
+
+def _fingerprint(root: Path, names: list[str]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        digest.update(f"{(root / name).stat().st_size} {name}\0".encode())
+    return digest.hexdigest()[:16]
 
 
 def _class_folders(path: Path) -> list[Path]:

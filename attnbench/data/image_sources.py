@@ -41,15 +41,26 @@ class FolderSource:
     def entries(self) -> Iterator[Entry]:
         """Yield every file below the folder; links are followed, names that start with a dot are not.
 
-        Raises DataError for a folder that cannot be listed.
+        A link to a folder around it is left out: it leads to files that are there already. Raises
+        DataError for a folder that cannot be listed.
         """
         for folder, inner, files in os.walk(self.root, followlinks=True, onerror=_refuse):
-            inner[:] = [name for name in inner if not name.startswith(".")]
+            inner[:] = [
+                name
+                for name in inner
+                if not name.startswith(".") and not self._leads_back(Path(folder, name))
+            ]
             for name in files:
                 path = Path(folder, name)
                 if not name.startswith("."):
                     size = path.stat().st_size if path.exists() else 0  # a broken link fails when decoded
                     yield Entry(path.relative_to(self.root).parts, size)
+
+    def _leads_back(self, path: Path) -> bool:
+        if not path.is_symlink():
+            return False
+        around = path.relative_to(self.root).parents  # on the way here, links of their own included
+        return any((self.root / above).resolve().is_relative_to(path.resolve()) for above in around)
 
     def read(self, entry: Entry) -> bytes:
         """Return a file's content; raises OSError."""

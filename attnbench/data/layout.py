@@ -38,9 +38,10 @@ class Layout:
 def arrange(entries: Iterable[Entry], source: str) -> Layout:
     """Sort files into parts and classes; a single folder around everything is looked through.
 
-    Files at other depths are counted as outside. Raises DataError when there is no class at all.
+    Files at other depths are counted as outside. Of a name that an archive holds twice the last file is
+    meant, as when it is unpacked. Raises DataError when there is no class at all.
     """
-    files = sorted(entries, key=lambda entry: entry.parts)
+    files = sorted({entry.parts: entry for entry in entries}.values(), key=lambda entry: entry.parts)
     skip = _depth_of_wrapping(files)
     named = any(len(f.parts) == skip + 3 and f.parts[skip] == TRAIN for f in files)
     parts: dict[str, dict[str, list[Entry]]] = {}

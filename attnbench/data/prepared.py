@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from attnbench.data.dataset import Dataset, DatasetRow
 from attnbench.errors import DataError
-from attnbench.specs import PreparedData
+from attnbench.specs import PreparedData, content_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,6 +80,7 @@ def load(spec: PreparedData) -> Dataset:
         licence=card.licence,
         source=f"{card.source}; classes: {card.class_rule}; held out: {card.held_out_rule}",
         unreadable=tuple(card.unreadable()),
+        fingerprint=content_hash([card.classes, *((file.name, file.sha256) for file in card.files())]),
     )
 
 
@@ -102,12 +103,14 @@ def _open(folder: Path, card: Card, name: PartName) -> PreparedImages:
     import numpy as np
     import torch
 
+    from attnbench.data.mapped import map_array
+
     part = card.parts[name]
     shape = (card.image_size, card.image_size, 3)
     shards = []
     try:
         for shard in part.shards:
-            images = np.load(folder / shard.name, mmap_mode="r" if shard.num_images else None)
+            images = map_array(folder / shard.name)
             if images.shape != (shard.num_images, *shape) or images.dtype != np.uint8:
                 raise ValueError(f"{shard.name} is {images.dtype} {list(images.shape)}")
             shards.append(images)

@@ -180,7 +180,7 @@ def _card(
     }
     return Card(
         request=identity,
-        source=request.source.name,
+        source=request.source_name,
         licence=request.licence,
         image_size=request.image_size,
         crop=CROP,

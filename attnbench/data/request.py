@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,11 @@ class Request:
     workers: int = 1
     """Threads that decode; changes no byte."""
 
+    @property
+    def source_name(self) -> str:
+        """Name of the source's file or folder; also of `.`."""
+        return Path(os.path.abspath(self.source)).name  # a link keeps its own name
+
 
 def claim(request: Request) -> Path:
     """Make the folder, refuse one that is in use for something else, return where unfinished work lies."""
@@ -61,7 +67,7 @@ def claim(request: Request) -> Path:
 
 def identity_of(request: Request, selected: Selected) -> str:
     """Return the SHA-256 of everything that the set's bytes depend on."""
-    settings = [request.source.name, request.image_size, request.licence, FILES_PER_SHARD]
+    settings = [request.source_name, request.image_size, request.licence, FILES_PER_SHARD]
     versions = [version("attnbench"), PIL.__version__, np.__version__]
     rules = [selected.classes, selected.class_rule, selected.held_out_rule]
     digest = hashlib.sha256(json.dumps([settings, versions, rules]).encode())

@@ -66,7 +66,8 @@ class GaussianDiffusion:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        kept = torch.tensor(list(timesteps))
+        self.timestep_list = list(timesteps)  # for the host: reading one from the device waits for it
+        kept = torch.tensor(self.timestep_list)
         alphas_cumprod = torch.cumprod(1 - linear_betas(), dim=0)[kept]
         previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
         betas = 1 - alphas_cumprod / previous  # of the respaced chain

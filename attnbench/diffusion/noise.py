@@ -42,7 +42,10 @@ class KeyedNoise:
             # The lowest of the four counter words advances while drawing; the others name the stream.
             stream = np.random.Philox(key=key, counter=[0, int(index), step, 0])
             np.random.Generator(stream).standard_normal(dtype=np.float32, out=row)
-        return torch.from_numpy(drawn).to(self.device)
+        noise = torch.from_numpy(drawn)
+        if self.device.type != "cuda":
+            return noise.to(self.device)
+        return noise.pin_memory().to(self.device, non_blocking=True)  # or it waits for what the GPU has to do
 
 
 def keyed_labels(seed: int, indices: Sequence[int], num_classes: int) -> torch.Tensor:

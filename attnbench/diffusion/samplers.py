@@ -33,24 +33,24 @@ def ddpm_steps(
 
     Source: arXiv:2006.11239, algorithm 2, respaced as in arXiv:2102.09672 (section 4).
     """
-    for index, step, time in _descend(process, x):
-        predicted = process.posterior(denoiser(x, time), x, step, clip)
+    for index, step, timestep in _descend(process, x):
+        predicted = process.posterior(denoiser(x, process.time_of(step)), x, step, clip)
         x = predicted.mean
         if index < process.num_steps - 1:
             x = x + torch.exp(0.5 * predicted.log_variance) * noise_at(index)
-        yield SamplerStep(index=index, timestep=float(time[0]), x=x, x0=predicted.x0)
+        yield SamplerStep(index=index, timestep=timestep, x=x, x0=predicted.x0)
 
 
 def ddim_steps(
     denoiser: Denoiser, process: GaussianDiffusion, x: torch.Tensor, *, clip: bool
 ) -> Iterator[SamplerStep]:
     """Deterministic sampling (eta = 0). Source: arXiv:2010.02502, eq. 12."""
-    for index, step, time in _descend(process, x):
-        x0 = process.posterior(denoiser(x, time), x, step, clip).x0
+    for index, step, timestep in _descend(process, x):
+        x0 = process.posterior(denoiser(x, process.time_of(step)), x, step, clip).x0
         noise = process.noise_from_x0(x, step, x0)  # again from x0, which may have been clipped
         kept = process.alphas_cumprod_prev[step].view(-1, 1, 1, 1)
         x = kept.sqrt() * x0 + (1 - kept).sqrt() * noise
-        yield SamplerStep(index=index, timestep=float(time[0]), x=x, x0=x0)
+        yield SamplerStep(index=index, timestep=timestep, x=x, x0=x0)
 
 
 def dpm_solver_steps(
@@ -124,12 +124,13 @@ def _velocity(
     denoiser: Denoiser, process: RectifiedFlow, x: torch.Tensor, now: float
 ) -> tuple[torch.Tensor, float]:
     """Return the model's velocity at time `now`, and the time that it saw."""
-    time = process.time_of(torch.full((len(x),), now, dtype=x.dtype, device=x.device))
-    return process.velocity(denoiser(x, time), x), float(time[0])
+    seen = process.time_of(torch.tensor(now, dtype=x.dtype)).item()  # asking the device would wait for it
+    time = torch.full((len(x),), seen, dtype=x.dtype, device=x.device)
+    return process.velocity(denoiser(x, time), x), seen
 
 
-def _descend(process: GaussianDiffusion, x: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield (index, process step [B], time the model sees [B]) from the noisiest step to the last."""
+def _descend(process: GaussianDiffusion, x: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, float]]:
+    """Yield (index, process step [B], time the model sees) from the noisiest step to the last."""
     for index in range(process.num_steps):
-        step = torch.full((len(x),), process.num_steps - 1 - index, device=x.device)
-        yield index, step, process.time_of(step)
+        step = process.num_steps - 1 - index
+        yield index, torch.full((len(x),), step, device=x.device), float(process.timestep_list[step])

@@ -53,13 +53,12 @@ class ExtractedFeatures:
         )
 
     def canonical_order(self) -> torch.Tensor:
-        """Return int64 [N], the rows sorted by digest; equal digests are equal images."""
+        """Return int64 [N], the rows sorted by digest: no seeded result depends on the images' order.
+
+        Equal digests are equal images.
+        """
         high, low = np.ascontiguousarray(self.digests.numpy()).view(">u8").T
         return torch.from_numpy(np.lexsort((low, high)))
-
-    def canonical(self) -> ExtractedFeatures:
-        """Return the same rows sorted by digest: no seeded result depends on the order of the images."""
-        return self.select(self.canonical_order())
 
 
 @dataclass(frozen=True, kw_only=True)

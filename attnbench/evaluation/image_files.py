@@ -36,8 +36,9 @@ _REMEDY = {  # by colour type of the PNG header
 
 
 def open_image_folder(path: Path, *, allow_jpeg: bool = False) -> ImageCollection:
-    """Open a folder of PNG files in natural order; sub-folders are classes.
+    """Open a folder of PNG files in natural order; sub-folders are classes, numbered by name.
 
+    The numbers are those that a training set in folders has: `10` before `2`, as torchvision's ImageFolder.
     Headers are read here (size, colour type, depth, end), pixels later. Raises DataError.
     """
     warnings: list[str] = []
@@ -63,7 +64,7 @@ def open_image_folder(path: Path, *, allow_jpeg: bool = False) -> ImageCollectio
 def _by_class(path: Path, allow_jpeg: bool, warnings: list[str]) -> dict[str | None, list[Path]]:
     """Return the images of each class, or all of them under None; raises DataError."""
     files = _images_in(path, allow_jpeg, warnings)
-    folders = sorted((entry for entry in path.iterdir() if _is_class(entry)), key=_natural)
+    folders = sorted(entry for entry in path.iterdir() if _is_class(entry))
     if files and folders:
         raise DataError(
             f"{path} holds images beside sub-folders ({listed(folder.name for folder in folders)}); "

@@ -11,7 +11,7 @@ import torch
 
 from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.class_choice import choose_classes, named_classes
-from attnbench.evaluation.collection import ImageCollection
+from attnbench.evaluation.collection import ImageCollection, listed
 from attnbench.evaluation.memorisation import memorisation
 from attnbench.evaluation.nearest import identical_images, nearest, nearest_figure
 from attnbench.evaluation.reference import Reference
@@ -66,13 +66,9 @@ def draw_tsne(
 
     Classes are chosen by the reference, so that no model has a say in it. Raises DataError without labels.
     """
-    if reference.labels is None:
-        raise DataError(
-            f"t-SNE shows classes, and the reference {reference.name} has no labels; give real images in one "
-            "folder per class"
-        )
-    names = class_names(reference)
-    real = reference.features.pooled
+    labels = {images.name: labels_as_in(reference, images) for images in sets}
+    names, real = class_names(reference), reference.features.pooled
+    assert reference.labels is not None  # or there would be no labels as in it
     choice = _CHOICE.match(classes)
     if choice:
         how: Literal["close", "random"] = "close" if choice["how"] == "close" else "random"
@@ -80,7 +76,7 @@ def draw_tsne(
     else:
         chosen = named_classes([name.strip() for name in classes.split(",")], names)
     panels: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {
-        images.name: (scorer.features(images).pooled, images.labels) for images in sets
+        images.name: (scorer.features(images).pooled, labels[images.name]) for images in sets
     }
     panels[f"real: {reference.name}"] = (real, reference.labels)
     shown = sum(
@@ -96,6 +92,29 @@ def draw_tsne(
         per_class=PER_CLASS,
         perplexity=min(PERPLEXITY, max(1.0, shown / 3)),  # of fewer images every one would be a neighbour
     )
+
+
+def labels_as_in(reference: Reference, images: ImageCollection) -> torch.Tensor:
+    """Return the labels of images, int64 [N], in a reference's numbering: one name, one class.
+
+    Where one of them has no names, equal numbers are equal classes. Raises DataError where one of them has no
+    labels, or the images show a class that the reference has not.
+    """
+    for name, known in ((reference.name, reference.labels), (images.name, images.labels)):
+        if known is None:
+            raise DataError(
+                f"{name} has no labels, and this needs the class of every image; give images in one folder "
+                "per class, or a file with labels"
+            )
+    assert images.labels is not None
+    if images.class_names is None or reference.class_names is None:
+        return images.labels
+    if unknown := [name for name in images.class_names if name not in reference.class_names]:
+        raise DataError(
+            f"{images.name} shows classes that {reference.name} has not: {listed(unknown)}; call equal "
+            "classes alike, or take real images of all of them"
+        )
+    return torch.tensor(named_classes(images.class_names, reference.class_names))[images.labels]
 
 
 def class_names(reference: Reference) -> tuple[str, ...]:

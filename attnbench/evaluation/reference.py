@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from attnbench.atomic import atomic_path
 from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.features import ExtractedFeatures
-from attnbench.metrics.gaussian import Statistics, statistics
+from attnbench.metrics.gaussian import CHUNK, RunningStatistics, Statistics
 from attnbench.results import Record, environment
 
 FORMAT = 1
@@ -115,12 +115,20 @@ def reference_of(
         name=name,
         provenance=provenance,
         features=features.select(kept),
-        pooled=statistics(features.pooled[order]),
-        spatial=None if features.spatial is None else statistics(features.spatial[order]),
+        pooled=_statistics(features.pooled, order),
+        spatial=None if features.spatial is None else _statistics(features.spatial, order),
         labels=None if labels is None else labels[kept],
         class_names=class_names,
         gaussian_note="" if len(kept) == len(features) else f"the Gaussian of all {len(features):,} images",
     )
+
+
+def _statistics(features: torch.Tensor, order: torch.Tensor) -> Statistics:
+    """Return the statistics of features [N, F] in an order [N], without a second copy of them."""
+    running = RunningStatistics(features.shape[1], features.device)
+    for rows in order.split(CHUNK):
+        running.update(features[rows])
+    return running.statistics()
 
 
 def save_reference(path: Path, reference: Reference) -> None:
@@ -158,11 +166,11 @@ def _arrays(reference: Reference) -> dict[str, np.ndarray[Any, Any]]:
 
 def holds(path: Path) -> set[str]:
     """Return the names of the arrays in an npz file; empty where it is none."""
-    if path.suffix != ".npz" or not path.is_file():
+    if path.suffix.lower() != ".npz" or not path.is_file():
         return set()
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return set(arrays.files)
+        with zipfile.ZipFile(path) as archive:  # numpy would take a renamed .npy, too
+            return {name.removesuffix(".npy") for name in archive.namelist()}
     except _DAMAGED as error:
         raise DataError(f"{path} is no whole npz file ({error}); copy or build it again") from error
 
@@ -202,12 +210,16 @@ def with_adm_statistics(reference: Reference, path: Path) -> Reference:
     They describe the whole training set, of which the batch holds 10,000 images for precision and recall;
     the file does not say how many images that is. Raises DataError where the arrays do not fit.
     """
-    with np.load(path, allow_pickle=False) as stored:
-        tensors = {name: torch.from_numpy(stored[name]).double() for name in ADM_ARRAYS}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            tensors = {name: torch.from_numpy(stored[name]).double() for name in ADM_ARRAYS}
+    except (*_DAMAGED, TypeError) as error:
+        raise DataError(f"{path}: its statistics cannot be read ({error}); fetch the file again") from error
     for suffix, ours in (("", reference.pooled), ("_s", reference.spatial)):
-        if ours is None or tensors["mu" + suffix].shape != ours.mean.shape:
+        found = [list(tensors[name + suffix].shape) for name in ("mu", "sigma")]
+        if ours is None or found != [list(ours.mean.shape), list(ours.covariance.shape)]:
             raise DataError(
-                f"{path}: mu{suffix} is {list(tensors['mu' + suffix].shape)}, the network gives "
+                f"{path}: mu{suffix} and sigma{suffix} are {found[0]} and {found[1]}, the network gives "
                 f"{None if ours is None else list(ours.mean.shape)}; ADM's statistics are of inception-tf"
             )
     return replace(

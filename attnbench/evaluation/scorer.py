@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from attnbench.contract import ExtractorInputs
+from attnbench.errors import UserInputError
 from attnbench.evaluation.collection import ImageCollection
 from attnbench.evaluation.features import ExtractedFeatures, FeatureCache
 from attnbench.evaluation.images import open_images
@@ -91,7 +92,7 @@ class Scorer:
         """Read a reference file, one of ADM's batches, or any set of images; raises DataError."""
         arrays = holds(path)
         if "meta" in arrays:
-            return load_reference(path)
+            return self._loaded(path)
         reference = self.reference_from(open_images(path, allow_jpeg=True))
         if not set(ADM_ARRAYS) <= arrays:
             return reference
@@ -101,6 +102,16 @@ class Scorer:
             f"{path.name} holds statistics of Inception features, which are of no use to "
             f"{self.settings.extractor}: the reference is its {len(reference):,} images alone"
         )
+        return reference
+
+    def _loaded(self, path: Path) -> Reference:
+        """Read a reference file; raises UserInputError where another number of its images is asked for."""
+        reference, asked = load_reference(path), self.settings.reference_images
+        if "reference_images" in self.settings.model_fields_set and asked != len(reference):
+            raise UserInputError(
+                f"{path} keeps {len(reference):,} images, {asked:,} are asked for; leave --reference-images "
+                "out, or build the reference again with it"
+            )
         return reference
 
     def measure(self, reference: Reference, images: ImageCollection) -> list[Measurement]:

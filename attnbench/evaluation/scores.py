@@ -87,15 +87,15 @@ class _Scores:
     """The metrics of one set of samples; what several of them share is computed once."""
 
     def __init__(self, settings: EvaluateSpec, reference: Reference, samples: ExtractedFeatures) -> None:
-        self.settings, self.reference, self.given = settings, reference, samples
-        self.samples = samples.select(samples.canonical_order())
+        self.settings, self.reference, self.samples = settings, reference, samples
+        self.order = samples.canonical_order()
 
     def of(self, metric: Metric) -> Score:
         by_name: dict[Metric, Callable[[], Score]] = {
-            "fd": lambda: self._frechet(self.reference.pooled, self.samples.pooled),
+            "fd": lambda: self._frechet(self.reference.pooled, self._pooled),
             "sfd": lambda: self._frechet(self._spatial_reference, self._spatial),
             "kd": lambda: self._kernel(self._pairs, self.samples.pooled.shape[1]),
-            "skd": lambda: self._kernel(self._spatial_pairs, self._spatial.shape[1]),
+            "skd": lambda: self._kernel(self._spatial_pairs, self._spatial_reference.mean.shape[0]),
             "is": self._inception,
             "precision": lambda: self._manifold(self._pairs.sample_inside, "samples"),
             "recall": lambda: self._manifold(self._pairs.reference_inside, "reference images"),
@@ -123,14 +123,17 @@ class _Scores:
         )
 
     def _inception(self) -> Score:
-        permuted = self.settings.is_order == "permuted"
-        logits = self.samples.logits if permuted else self.given.logits
+        permuted, logits = self.settings.is_order == "permuted", self.samples.logits
         if logits is None:
             raise UnsupportedError(
                 f"extractor {self.settings.extractor!r} gives no logits, so there is no inception score; "
                 "remove `is` from the metrics or choose another extractor"
             )
-        found = inception_score(logits, split_size=SPLIT_SIZE, shuffle_seed=0 if permuted else None)
+        found = inception_score(
+            logits[self.order] if permuted else logits,
+            split_size=SPLIT_SIZE,
+            shuffle_seed=0 if permuted else None,
+        )
         order = "after a seeded permutation" if permuted else "in the order given (as ADM's code)"
         several = len(logits) > SPLIT_SIZE  # one split has no spread
         return Score(
@@ -153,7 +156,7 @@ class _Scores:
         wanted = set(self.settings.metrics)
         return pairwise(
             self.reference.features.pooled,
-            self.samples.pooled,
+            self._pooled,
             neighbours=self.settings.neighbours if set(MANIFOLD) & wanted else None,
             subsets=self.settings.kd_subsets if "kd" in wanted else None,
             subset_size=self.settings.kd_subset_size,
@@ -172,10 +175,16 @@ class _Scores:
         )
 
     @property
+    def _pooled(self) -> torch.Tensor:
+        """Pooled features in canonical order: a copy, made anew so that no two stay in memory."""
+        return self.samples.pooled[self.order]
+
+    @property
     def _spatial(self) -> torch.Tensor:
+        """Spatial features in canonical order, as `_pooled`."""
         if self.samples.spatial is None:
             raise self._no_maps()
-        return self.samples.spatial
+        return self.samples.spatial[self.order]
 
     @property
     def _spatial_reference(self) -> Statistics:

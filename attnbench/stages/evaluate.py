@@ -10,7 +10,7 @@ import torch
 
 from attnbench.data import Dataset, load_dataset
 from attnbench.evaluation.by_class import by_class, class_figure, write_csv
-from attnbench.evaluation.collection import ImageCollection, ImageShard
+from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard
 from attnbench.evaluation.dataset_images import dataset_images
 from attnbench.evaluation.reference import Reference, load_reference, save_reference
 from attnbench.evaluation.scorer import SEED, Scorer
@@ -155,21 +155,23 @@ class Evaluation:
         real, known = part_of(self.dataset, part), dataset_key(self.case, self.dataset)
         chosen = torch.linspace(0, len(real) - 1, count).round().long()
 
-        @functools.cache
-        def through_codec() -> torch.Tensor:
-            codec = load_codec(spec, self.workspace.device)
-            return torch.cat([codec.reconstruct(real.get(part)) for part in chosen.split(16)])
+        codec = functools.cache(lambda: load_codec(spec, self.workspace.device))
 
-        shard = ImageShard(
-            count=count,
-            find_key=lambda: content_hash([known, part, count, "codec", fingerprint(spec)]),
-            load=through_codec,
-            load_one=lambda index: through_codec()[index],
-        )
+        def shard(rows: torch.Tensor) -> ImageShard:
+            def through_codec(wanted: torch.Tensor) -> torch.Tensor:
+                return torch.cat([codec().reconstruct(real.get(few)) for few in wanted.split(16)])
+
+            return ImageShard(
+                count=len(rows),
+                find_key=lambda: content_hash([known, part, rows.tolist(), "codec", fingerprint(spec)]),
+                load=lambda: through_codec(rows),
+                load_one=lambda index: through_codec(rows[index : index + 1])[0],
+            )
+
         side = self.dataset.image_size
         return ImageCollection(
             name=f"{self.dataset.name} ({part}) through the autoencoder",
-            shards=(shard,),
+            shards=tuple(shard(rows) for rows in chosen.split(SHARD_SIZE)),
             height=side,
             width=side,
             channels=self.dataset.channels,

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from attnbench.atomic import atomic_path, atomic_write, storage_errors
 from attnbench.data import ImageSet
+from attnbench.data.mapped import map_array
 from attnbench.diffusion.noise import KeyedNoise
 from attnbench.errors import DataError, NonFiniteError
 from attnbench.results import Record
@@ -19,7 +20,7 @@ from attnbench.stages.codec import BATCH_SIZE, Codec, file_sha256, fingerprint, 
 from attnbench.stages.store import Workspace, read_record
 
 SHARD_SIZE = 512  # images; a killed run loses at most this many
-INDEX = "latents.json"
+INDEX, CHECKED = "latents.json", "checked.json"
 
 
 class LatentIndex(Record):
@@ -38,6 +39,12 @@ class LatentIndex(Record):
     def made_like(self, other: LatentIndex) -> bool:
         """Say whether both are of the same autoencoder and number of images, whatever is finished."""
         return self.model_copy(update={"sha256": []}) == other.model_copy(update={"sha256": []})
+
+
+class CheckedShards(Record):
+    """Size in bytes and time of change in ns of shards whose checksums are known to be right, by name."""
+
+    seen: dict[str, tuple[int, int]] = Field(default_factory=dict)
 
 
 def encode_all(images: ImageSet, spec: CodecSpec, side: int, folder: Path, workspace: Workspace) -> None:
@@ -67,6 +74,9 @@ def encode_all(images: ImageSet, spec: CodecSpec, side: int, folder: Path, works
             _write_index(folder, index)
         workspace.report("prepare", int(indices[-1]) + 1, len(images), "encoding images")
     _write_index(folder, index)
+    names = [_shard_name(number) for number in range(len(index.sha256))]
+    checked = CheckedShards(seen={name: _seen(folder / name) for name in names})
+    atomic_write(folder / CHECKED, checked.model_dump_json().encode())
 
 
 def _resumed(folder: Path, fresh: LatentIndex) -> LatentIndex:
@@ -142,10 +152,12 @@ class LatentSource:
 
 
 def open_latents(folder: Path, spec: CodecSpec, labels: torch.Tensor, seed: int) -> LatentSource:
-    """Open a folder of latents, after reading every shard once to check it.
+    """Open a folder of latents, after checking that every shard is as it was written.
 
-    Raises DataError when they were made by another autoencoder, with other scale and shift, or of
-    another number of images than `labels` [N], and when a shard is missing, cut short or altered.
+    A shard is read for that only where its size or time of change is not that of then: the 39 GiB of
+    ImageNet take most of a minute. Raises DataError when they were made by another autoencoder, with
+    other scale and shift, or of another number of images than `labels` [N], and when a shard is
+    missing, cut short or altered.
     """
     index = read_record(folder / INDEX, LatentIndex)
     if index is None:
@@ -163,18 +175,29 @@ def open_latents(folder: Path, spec: CodecSpec, labels: torch.Tensor, seed: int)
             f"{folder} holds {len(index.sha256)} of {num_shards} shards of latents; remove its done.json and "
             "run the same command again to make the rest"
         )
-    shards = tuple(_open_shard(folder / _shard_name(i), wanted) for i, wanted in enumerate(index.sha256))
+    checked = read_record(folder / CHECKED, CheckedShards) or CheckedShards()
+    shards = tuple(
+        _open_shard(folder / _shard_name(number), wanted, checked)
+        for number, wanted in enumerate(index.sha256)
+    )
     return LatentSource(shards, labels, index.scale, index.shift, spec.kind == "autoencoder-kl", seed)
 
 
-def _open_shard(path: Path, wanted: str) -> np.ndarray:
-    problem = "is missing" if not path.exists() else "was cut short or altered since it was written"
-    if not path.exists() or file_sha256(path) != wanted:
-        raise DataError(
-            f"the latents {path} {problem}; remove the folder {path.parent} and run the same command again"
-        )
-    shard: np.ndarray = np.load(path, mmap_mode="r")
-    return shard
+def _open_shard(path: Path, wanted: str, checked: CheckedShards) -> np.ndarray:
+    if not path.exists():
+        problem = "is missing"
+    elif checked.seen.get(path.name) == _seen(path) or file_sha256(path) == wanted:
+        return map_array(path)
+    else:
+        problem = "was cut short or altered since it was written"
+    raise DataError(
+        f"the latents {path} {problem}; remove the folder {path.parent} and run the same command again"
+    )
+
+
+def _seen(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def _index_of(spec: CodecSpec, count: int) -> LatentIndex:

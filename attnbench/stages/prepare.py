@@ -4,23 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from attnbench.atomic import atomic_write
 from attnbench.data import Dataset, load_dataset
 from attnbench.data.pixels import to_images, to_model_space
-from attnbench.errors import UserInputError
+from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.scores import check_sizes
-from attnbench.results import Measurement
+from attnbench.results import Measurement, Record
 from attnbench.specs import Case, CodecSpec, UserImages
-from attnbench.stages.codec import load_codec
-from attnbench.stages.latents import encode_all, open_latents
-from attnbench.stages.store import StageOutput, Workspace, read_output, write_output
+from attnbench.stages.codec import fingerprint, load_codec
+from attnbench.stages.latents import INDEX, encode_all, open_latents
+from attnbench.stages.store import (
+    DONE,
+    StageOutput,
+    Workspace,
+    read_output,
+    read_record,
+    write_output,
+)
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]  # float [B, C, h, w] -> uint8 [B, H, W, C]
 
+MADE_FROM = "made_from.json"
 NAMED = 20  # files named one by one in a report; the rest are counted
+
+
+class MadeFrom(Record):
+    """What the user's folders held when a stage read them first: their paths alone are in its key."""
+
+    data: str
+    codec: str
 
 
 class TrainingSource(Protocol):
@@ -74,13 +91,14 @@ class PixelSource:
 def run(case: Case, workspace: Workspace) -> StageOutput:
     """Encode the training images where the data names an autoencoder; other data needs nothing.
 
-    Raises DataError when images or autoencoder cannot be used.
+    Raises DataError when images or autoencoder cannot be used, or are others than in an earlier run.
     """
     dataset, codec = load_dataset(case.data), codec_of(case)
     reference = dataset.train if case.evaluate.reference == "train" else dataset.held_out
     # here, because finding out after the training would waste it
     check_sizes(case.evaluate, case.sample.per_class * dataset.num_classes, len(reference))
     folder = workspace.folder("prepare", case)
+    _check_unchanged(folder, MadeFrom(data=dataset.fingerprint, codec=fingerprint(codec) if codec else ""))
     finished = read_output(folder)
     if finished is not None:
         return finished
@@ -89,6 +107,21 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     output = StageOutput(measurements=_left_out(dataset))
     write_output(folder, output)
     return output
+
+
+def _check_unchanged(folder: Path, now: MadeFrom) -> None:
+    """Note what this stage works on; raises DataError where the note of an earlier run says otherwise."""
+    before = read_record(folder / MADE_FROM, MadeFrom)
+    begun = any((folder / name).exists() for name in (DONE, INDEX))
+    if before is None or not begun:
+        atomic_write(folder / MADE_FROM, now.model_dump_json().encode())
+    elif before != now:
+        what = "images in data.path" if before.data != now.data else "autoencoder in data.codec.path"
+        raise DataError(
+            f"the {what} changed since results were made with them: the settings name the same folder, but "
+            f"its files are others; choose another --runs folder, or restore the files (noted in "
+            f"{folder / MADE_FROM})"
+        )
 
 
 def _left_out(dataset: Dataset) -> list[Measurement]:
@@ -117,7 +150,7 @@ def training_source(case: Case, dataset: Dataset, workspace: Workspace) -> Train
     return source
 
 
-def decoder(case: Case, dataset: Dataset, workspace: Workspace) -> Decoder:
+def decoder(case: Case, workspace: Workspace) -> Decoder:
     """Return the function from the model's space, float [B, C, h, w], to uint8 [B, H, W, C]."""
     if case.model.input == "pixel":
         return to_images

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from torch import nn
 
-from attnbench.data import load_dataset
 from attnbench.models import build_model, fuse_for_inference
 from attnbench.results import Measurement
 from attnbench.specs import Case
@@ -97,8 +96,7 @@ def load_sampler(case: Case, workspace: Workspace) -> Sampler:
     fused = fuse_for_inference(model.to(workspace.device).eval())
     if case.sample.compile:
         fused.compile()  # in place: its weights keep their names
-    decode = decoder(case, load_dataset(case.data), workspace)
-    return Sampler(case, workspace, fused, model_input, decode)
+    return Sampler(case, workspace, fused, model_input, decoder(case, workspace))
 
 
 def grid_indices(num_classes: int, per_class: int) -> list[int]:

@@ -32,6 +32,7 @@ from attnbench.stages.checkpoint import (
     load_newest,
     restore_optimizer,
     save_checkpoint,
+    set_aside,
 )
 from attnbench.stages.distributed import ALONE, World, device_of
 from attnbench.stages.ema import WeightAverage
@@ -121,6 +122,9 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the newest whole checkpoint, if there is one; raises CheckpointError."""
+        if self.world.is_first:
+            for left_over in self.checkpoint_path.parent.glob(".*.part"):  # of a killed run: gigabytes each
+                left_over.unlink(missing_ok=True)
         found = load_newest(self.checkpoint_path, self.case.key("train"))
         if found is not None:
             checkpoint, note = found
@@ -130,6 +134,8 @@ class Trainer:
                 average.load_state_dict(checkpoint.groups[self._group(decay)])
             self.progress = checkpoint.progress
             if note:
+                if self.world.is_first:
+                    set_aside(self.checkpoint_path)
                 notes = [*self.progress.notes, note]
                 self.progress = self.progress.model_copy(update={"notes": notes})
                 self.workspace.report("train", self.progress.step, self.settings.steps, note)
