@@ -273,6 +273,8 @@ def evaluate(
         is_order=is_order,
         reference_images=reference_images,
     )
+    if golden is not None and not self_test:
+        raise UserInputError("--golden goes with --self-test: it is what the self-test compares with")
     if self_test:
         raise typer.Exit(evaluate_command.self_test(settings, golden, runs=runs, device=device))
     if samples is None or reference is None:

@@ -22,12 +22,12 @@ from attnbench.exchange import (
     write_diffusers,
     write_exported,
 )
-from attnbench.exchange.exported import CONFIG
-from attnbench.exchange.initial import is_exported
+from attnbench.exchange.exported import is_exported
 from attnbench.exchange.transfer import grouped
 from attnbench.models.recipes import resolve
 from attnbench.run_folders import run_folder
 from attnbench.specs import ModelConfig
+from attnbench.stages.initial import CONFIG
 from attnbench.stages.prepare import codec_of
 
 
@@ -102,7 +102,10 @@ def transfer_weights(
     target, report = transferred(exported, _target(exported, model, attention, options), seed=seed)
     write_exported(target, to, force=force)
     print_report(report, exported, target)
-    typer.echo(f"{to}: written; it is not trained as it stands")
+    heads = exported.config.model.num_heads, target.config.model.num_heads
+    if heads[0] != heads[1]:
+        typer.echo(f"note: q, k and v are cut into {heads[1]} heads here, {heads[0]} in the source")
+    typer.echo(f"{to}: written; train it from there with -o train.init_from={to}")
 
 
 def _target(exported: Exported, model: str | None, attention: str | None, options: str | None) -> ModelConfig:

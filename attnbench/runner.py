@@ -112,7 +112,7 @@ def _for(case: Case, listener: Listener) -> Callable[[str, int, int, str], None]
 def check_inputs(cases: Sequence[Case]) -> None:
     """Refuse a run whose files are not there, before the first cell is trained."""
     for case in cases:
-        wanted = [("evaluate.weights", case.evaluate.weights)]
+        wanted = [("evaluate.weights", case.evaluate.weights), ("train.init_from", case.train.init_from)]
         if isinstance(case.data, UserImages):
             wanted.append(("data.path", case.data.path))
             if case.data.codec is not None:

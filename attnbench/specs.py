@@ -236,6 +236,9 @@ DataSpec = Annotated[
 class TrainSpec(Spec):
     """How every cell is trained; AdamW with betas (0.9, 0.999)."""
 
+    init_from: Path | None = Field(default=None, strict=False)
+    """Start from these weights: a folder of `attnbench export`, `import` or `transfer`; null: random."""
+
     objective: Literal["ddpm", "flow"] = "ddpm"
     """`ddpm`: epsilon (and learned range variance), as in DiT; `flow`: rectified flow velocity."""
     steps: PositiveInt = 100_000
@@ -254,7 +257,9 @@ class TrainSpec(Spec):
     grad_clip: float | None = Field(default=None, gt=0)
     """Clip the gradient's global norm; null: off, as in DiT."""
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
-    """Decay of the weight average that is sampled from (buffers too); at step s at most (1+s)/(10+s)."""
+    """Decay of the weight average that is sampled from (buffers too)."""
+    ema_warmup: bool = False
+    """Average with decay (1+s)/(10+s) at step s while that is less: for trainings of a few hundred steps."""
     extra_ema_decays: list[Annotated[float, Field(ge=0, lt=1)]] = []
     """Further averages of the same training, each kept in `ema-DECAY.safetensors` beside `ema.safetensors`;
     nothing is sampled from them."""
@@ -384,6 +389,8 @@ class Case(Spec):
     seed: int
     code: dict[str, str] = {}
     """Fingerprints of the attention backends' sources: results of changed code are not reused."""
+    initial: str = ""
+    """Fingerprint of the weights in train.init_from: a training from other weights is another training."""
     model: ModelConfig
     data: DataSpec
     train: TrainSpec
@@ -402,8 +409,15 @@ class Case(Spec):
         content: list[Any] = [FORMAT, self.data.model_dump(mode="json")]
         if stage == "prepare":
             return content_hash(content)
-        not_content = {"checkpoint_every", "checkpoint_minutes", "activation_checkpointing", "log"}
-        content += [self.seed, model, self.code, self.train.model_dump(mode="json", exclude=not_content)]
+        not_content = {
+            "checkpoint_every",
+            "checkpoint_minutes",
+            "activation_checkpointing",
+            "log",
+            "init_from",
+        }
+        content += [self.seed, self.initial, model, self.code]
+        content.append(self.train.model_dump(mode="json", exclude=not_content))
         if stage == "train":
             return content_hash(content)
         content.append(self.sample.model_dump(mode="json", exclude={"batch_size"}))

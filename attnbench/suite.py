@@ -26,6 +26,7 @@ from attnbench.specs import (
     TrainSpec,
     content_hash,
 )
+from attnbench.stages.initial import initial_fingerprint
 from attnbench.suite_checks import case_problems, name_problems, with_all_options
 from attnbench.suite_exceptions import apply_exceptions, read_exceptions
 from attnbench.suite_files import find_suite, list_suites, shipped_folder
@@ -49,7 +50,12 @@ __all__ = [
     "suite_json_schema",
 ]
 
-PATH_SETTINGS: tuple[KeyPath, ...] = (("data", "path"), ("data", "codec", "path"), ("evaluate", "weights"))
+PATH_SETTINGS: tuple[KeyPath, ...] = (
+    ("data", "path"),
+    ("data", "codec", "path"),
+    ("train", "init_from"),
+    ("evaluate", "weights"),
+)
 """Paths; relative ones start from the suite's folder, in an override from the working directory."""
 
 
@@ -226,6 +232,11 @@ def _resolve(cell: Cell, findings: _Findings) -> Case | None:
     return case
 
 
+def _initial(folder: Path | None) -> str:
+    """Return the fingerprint of the weights to start from; empty for a folder that is not there (yet)."""
+    return initial_fingerprint(folder) if folder is not None and folder.exists() else ""
+
+
 def _case(cell: Cell, spec: SuiteSpec, model: ModelConfig, registry: plugins.Registry) -> Case:
     return Case(
         suite=spec.name,
@@ -235,6 +246,7 @@ def _case(cell: Cell, spec: SuiteSpec, model: ModelConfig, registry: plugins.Reg
         exceptions=tuple(_excuse(spec.exceptions[index]) for index in cell.exceptions),
         seed=cell.data.get("seed", 0),  # a list of seeds has become an axis
         code={name: registry.backends[name].code for name in sorted(model.attention_names())},
+        initial=_initial(spec.train.init_from),
         model=model,
         data=spec.data,
         train=spec.train,

@@ -396,7 +396,8 @@ def test_labels_must_fit(tmp_path):
     refused(npz(tmp_path, arr_0=pictures(3), labels=np.eye(3)), "float64 [3, 3]")
     refused(npz(tmp_path, arr_0=pictures(3), labels=np.array([0, -1, 1])), "label -1")
     refused(npz(tmp_path, arr_0=pictures(3), labels=np.array([0, 1, 9])), "3 images for 10 classes")
-    refused(npz(tmp_path, arr_0=pictures(3), labels=np.array([0, 2, 0])), "no image of 1")
+    few = open_images(npz(tmp_path, arr_0=pictures(3), labels=np.array([0, 2, 0])))
+    assert few.warnings == [f"{few.name}: no image of class 1 of 3"]  # random labels leave classes out
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])

@@ -19,7 +19,7 @@ from attnbench.evaluation.reference import (
     with_adm_statistics,
 )
 
-PROVENANCE = Provenance(extractor="pixels", protocol="adm", identity="1", height=4, width=4)
+PROVENANCE = Provenance(extractor="pixels", protocol="adm", identity="1", height=4, width=4, channels=3)
 
 
 def features(count=30, seed=0):
@@ -103,6 +103,7 @@ def test_a_cut_file_is_refused(stored):
         ),
         ({"protocol": "clean"}, "score with --protocol clean"),
         ({"identity": "2"}, "weights are another file"),
+        ({"channels": 1}, "both to grey, or both to RGB"),
         ({"height": 8}, "height 8, the samples have 4; bring both to one size"),
     ],
 )

@@ -11,7 +11,7 @@ from attnbench.evaluation.reference import Provenance, reference_of
 from attnbench.evaluation.scores import check_sizes, measure
 from attnbench.specs import EvaluateSpec
 
-PROVENANCE = Provenance(extractor="some", protocol="adm", identity="", height=1, width=1)
+PROVENANCE = Provenance(extractor="some", protocol="adm", identity="", height=1, width=1, channels=3)
 SETTINGS = EvaluateSpec(kd_subsets=4, kd_subset_size=20)
 
 

@@ -21,17 +21,13 @@ from attnbench.exchange import (
     ExportedConfig,
     from_diffusers,
     from_original,
-    initial_weights,
     instantiate,
     use_dit_timesteps,
-    weights_fingerprint,
     write_diffusers,
-    write_exported,
 )
 from attnbench.exchange.exported import CodecInfo
 from attnbench.models.embeddings import sincos_position_embedding
 from attnbench.specs import CodecSpec
-from attnbench.stages.checkpoint import ModelInput
 from attnbench.stages.codec import fingerprint
 
 diffusers = pytest.importorskip("diffusers")
@@ -408,35 +404,6 @@ def test_released_checkpoints_that_are_none(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="cannot be read as weights"):
         from_original(path, num_heads=2)
-
-
-def test_initial_weights_from_every_layout(tmp_path):
-    """Both kinds of folder give the same weights to the same model, or an error that lists what differs."""
-    exported = random_export(model_config())
-    write_exported(exported, tmp_path / "ours")
-    write_diffusers(exported, tmp_path / "theirs")
-    for name in ("ours", "theirs"):
-        weights = initial_weights(tmp_path / name, model_config(class_dropout=0.2), exported.config.input)
-        assert all(torch.equal(weights[key], tensor) for key, tensor in exported.weights.items())
-    with pytest.raises(UserInputError, match=r"attention .*elu.*attnbench transfer"):
-        initial_weights(tmp_path / "ours", model_config(attention="elu"), exported.config.input)
-    with pytest.raises(UserInputError, match=r"5 classes \(here 7\)"):
-        initial_weights(tmp_path / "ours", model_config(), ModelInput(shape=(4, 8, 8), num_classes=7))
-    with pytest.raises(UserInputError, match=r"input \[4, 8, 8\] \(here \[4, 16, 16\]\)"):
-        initial_weights(tmp_path / "ours", model_config(), ModelInput(shape=(4, 16, 16), num_classes=5))
-
-
-def test_fingerprint_follows_the_weights(tmp_path):
-    """The fingerprint is the same for the same weights and another for others, in every layout."""
-    first, second = random_export(model_config()), random_export(model_config(dim=16))
-    for name, exported in (("a", first), ("b", first), ("c", second)):
-        write_exported(exported, tmp_path / name)
-        write_diffusers(exported, tmp_path / f"d{name}")
-    for prefix in ("", "d"):
-        a, b, c = (weights_fingerprint(tmp_path / f"{prefix}{name}") for name in "abc")
-        assert a == b != c
-    with pytest.raises(DataError, match="no weights"):
-        weights_fingerprint(tmp_path)
 
 
 def test_description_survives_beside_diffusers_files(tmp_path):

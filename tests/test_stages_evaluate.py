@@ -273,3 +273,14 @@ def test_progress_covers_all_images(digits, pixels, tmp_path):
         totals[note] = (done, total)
     finished = [done for done, total in totals.values() if done == total]
     assert sorted(finished) == sorted([60, len(digits.train), len(digits.held_out)])
+
+
+def test_a_damaged_reference_is_built_again_and_told(digits, pixels, tmp_path):
+    """Half a reference file in the store costs its computation, not the evaluation, and is no secret."""
+    workspace = make_workspace(tmp_path)
+    first = evaluate.run(case_with_samples(workspace, *noisy(digits)), workspace)
+    (path,) = (tmp_path / "features").glob("*/reference.npz")
+    path.write_bytes(path.read_bytes()[:1000])
+    again = by_name(evaluate.run(case_with_samples(workspace, *noisy(digits), seed=1), workspace))
+    assert again["FD-px"].value == by_name(first)["FD-px"].value
+    assert "reference.npz" in again["evaluation_warnings"].note

@@ -455,16 +455,17 @@ def test_batches_do_not_depend_on_what_was_asked_before():
     assert not BatchSchedule(num_examples=5, batch_size=12, seed=3, flip=False).at(0).flips.any()
 
 
-def test_average_follows_the_formula_and_buffers():
-    """Averages equal a loop in fp64 with the warmed-up decay; BatchNorm statistics are averaged too."""
+@pytest.mark.parametrize("warmup", [False, True])
+def test_average_follows_the_formula_and_buffers(warmup):
+    """Averages equal a loop in fp64 (DiT's constant decay, or warmed up); BatchNorm statistics do, too."""
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
-    average = WeightAverage(model, decay=0.4)
+    average = WeightAverage(model, decay=0.4, warmup=warmup)
     expected = {n: t.double().clone() for n, t in model.state_dict().items()}
     for step in range(12):
         model(torch.randn(4, 1, 3, 3))
         torch.nn.init.normal_(model[0].weight)
         average.update(step)
-        decay = min(0.4, (1 + step) / (10 + step))
+        decay = min(0.4, (1 + step) / (10 + step)) if warmup else 0.4
         for name, live in model.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * live.double()
     state = average.state_dict()
@@ -477,7 +478,7 @@ def test_average_sees_buffers_that_a_module_replaces():
     """A module that assigns a new tensor to its buffer is averaged like one that writes in place."""
     model = torch.nn.Module()
     model.register_buffer("statistic", torch.zeros(1))
-    average = WeightAverage(model, decay=0.0)
+    average = WeightAverage(model, decay=0.0, warmup=False)
     model.statistic = torch.ones(1)
     average.update(1000)
     assert average.state_dict()["statistic"] == 1

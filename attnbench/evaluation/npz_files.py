@@ -235,8 +235,8 @@ def _collection(
                 f"{path} and {paths[0].name}: only one of them has labels; store them in all, or none"
             )
     joined = None if first_labels is None else torch.cat([own for own in labels if own is not None])
-    if joined is not None:
-        check_labels(name, joined, sum(images.shape[0] for images, _ in opened))
+    total = sum(images.shape[0] for images, _ in opened)
+    warning = "" if joined is None else check_labels(name, joined, total)
     _, height, width, channels = first.shape
     return ImageCollection(
         name=name,
@@ -245,4 +245,5 @@ def _collection(
         width=width,
         channels=channels,
         labels=joined,
+        warnings=[warning] if warning else [],
     )

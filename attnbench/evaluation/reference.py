@@ -38,6 +38,7 @@ class Provenance(Record):
     """What the extractor depends on beside its code, such as the hash of its weights."""
     height: int
     width: int
+    channels: int
 
     def check(self, other: Provenance, what: str) -> None:
         """Raise DataError where `other` (of `what`) was made otherwise."""
@@ -47,6 +48,7 @@ class Provenance(Record):
             "identity": "its weights are another file; build the reference again",
             "height": "bring both to one size before scoring",
             "width": "bring both to one size before scoring",
+            "channels": "bring both to grey, or both to RGB, before scoring",
         }
         for name, remedy in remedies.items():
             mine, theirs = getattr(self, name), getattr(other, name)

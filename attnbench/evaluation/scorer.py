@@ -75,6 +75,7 @@ class Scorer:
             identity=self.cache.identity,
             height=images.height,
             width=images.width,
+            channels=images.channels,
         )
 
     def reference_from(self, images: ImageCollection) -> Reference:

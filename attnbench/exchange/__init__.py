@@ -7,7 +7,6 @@ from attnbench.exchange.diffusers_format import (
     write_diffusers,
 )
 from attnbench.exchange.exported import Exported, ExportedConfig, read_exported, write_exported
-from attnbench.exchange.initial import initial_weights, weights_fingerprint
 from attnbench.exchange.loading import instantiate, open_model
 from attnbench.exchange.original_dit import from_original
 from attnbench.exchange.trained import find_case, trained_model
@@ -21,7 +20,6 @@ __all__ = [
     "find_case",
     "from_diffusers",
     "from_original",
-    "initial_weights",
     "instantiate",
     "open_model",
     "read_exported",
@@ -29,7 +27,6 @@ __all__ = [
     "transfer",
     "transferred",
     "use_dit_timesteps",
-    "weights_fingerprint",
     "write_diffusers",
     "write_exported",
 ]

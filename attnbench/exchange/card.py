@@ -49,7 +49,8 @@ def _history(config: ExportedConfig) -> str:
         origin = config.transferred_from
         return (
             f"**Not trained as it stands.** {origin.copied} tensors were copied from a {origin.recipe} with "
-            f"{', '.join(origin.attention)} attention, {origin.missing} are as initialised: train it first."
+            f"{', '.join(origin.attention)} attention, {origin.missing} are as initialised: train it "
+            "(`train.init_from`)."
         )
     if config.imported_from:
         return f"Imported from {config.imported_from}; not trained by attnbench."

@@ -20,9 +20,10 @@ from attnbench.exchange.folders import new_folder, read_bytes, writing
 from attnbench.results import Record, environment
 from attnbench.specs import ModelConfig
 from attnbench.stages.checkpoint import ModelInput
+from attnbench.stages.initial import CONFIG, EXPORT_FORMAT, WEIGHTS
 
-FORMAT: Literal["attnbench-export-1"] = "attnbench-export-1"
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+FORMAT: Literal["attnbench-export-1"] = EXPORT_FORMAT
+CARD = "README.md"
 
 
 class BackendOrigin(Record):
@@ -155,3 +156,11 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def is_exported(source: Path) -> bool:
+    """Return whether a folder was written by `attnbench export`, `import` or `transfer`."""
+    try:
+        return read_config(source).format == FORMAT
+    except DataError:
+        return False

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from attnbench.errors import DataError, UserInputError
-from attnbench.exchange.exported import CONFIG, Exported, ExportedConfig, read_exported
+from attnbench.exchange.exported import Exported, ExportedConfig, read_exported
 from attnbench.exchange.trained import find_case, trained_model
 from attnbench.models.skeleton import DiffusionTransformer, build_model, fuse_for_inference
 from attnbench.plugins import registry
 from attnbench.run_folders import RESULTS, store_of
+from attnbench.stages.initial import CONFIG
 
 
 def open_model(source: Path, case: str | None = None) -> Exported:

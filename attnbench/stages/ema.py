@@ -12,12 +12,12 @@ class WeightAverage:
     """Exponential moving average of a model's parameters and floating buffers.
 
     BatchNorm statistics are averaged like weights: they must belong to the averaged weights. Buffers
-    of other types are copied. The effective decay is `min(decay, (1 + step) / (10 + step))`, so that
-    a short training is not averaged with its own initialisation.
+    of other types are copied. With `warmup` the effective decay is `min(decay, (1 + step) / (10 + step))`,
+    so that a short training is not averaged with its own initialisation; DiT has none.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, model: nn.Module, decay: float, *, warmup: bool) -> None:
+        self.decay, self.warmup = decay, warmup
         # Modules may replace a buffer by a new tensor, so tensors are looked up by owner each time.
         self._owners = {name: _owner(model, name) for name in model.state_dict()}
         self._average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -27,7 +27,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the live weights after optimizer step `step` (0 for the first)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         live = [self._live(name) for name in self._floating]
         torch._foreach_lerp_(self._average_floats, live, 1 - decay)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from attnbench.data import Dataset, load_dataset
+from attnbench.errors import DataError
 from attnbench.evaluation.by_class import by_class, class_figure, write_csv
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard
 from attnbench.evaluation.dataset_images import dataset_images
@@ -96,9 +97,13 @@ class Evaluation:
         settings = self.case.evaluate
         what = ["reference", settings.reference, settings.reference_images, self.scorer.cache.key]
         path = cache_folder(self.case, self.dataset, self.workspace, *what) / "reference.npz"
-        if not path.exists():
-            real = dataset_images(self.dataset, settings.reference)
-            save_reference(path, self.scorer.reference_from(real))
+        if path.exists():
+            try:
+                return load_reference(path)
+            except DataError as error:  # cut by a crash of the machine, or of another attnbench
+                self.scorer.warn(f"{error}; done")
+        real = dataset_images(self.dataset, settings.reference)
+        save_reference(path, self.scorer.reference_from(real))
         return load_reference(path)
 
     @functools.cached_property

@@ -11,10 +11,11 @@ from attnbench.data import load_dataset
 from attnbench.errors import UserInputError
 from attnbench.models import build_model
 from attnbench.specs import Case
-from attnbench.stages.checkpoint import ModelInput, previous_path, save_averaged
+from attnbench.stages.checkpoint import ModelInput, load_into, previous_path, save_averaged
 from attnbench.stages.compatibility import check_objective
 from attnbench.stages.distributed import World, device_of, together
 from attnbench.stages.held_out_loss import HeldOutImages, held_out_images
+from attnbench.stages.initial import initial_weights
 from attnbench.stages.loss_curve import describe_training
 from attnbench.stages.prepare import training_source
 from attnbench.stages.store import StageOutput, Workspace, read_output, write_output
@@ -51,6 +52,8 @@ def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     held_out = held_out_images(case, dataset, workspace) if world.is_first else HeldOutImages()
     with fork_rng(device):
         model = initial_model(case, model_input, device)
+        if case.train.init_from is not None:
+            load_into(model, initial_weights(case.train.init_from, case.model), case.train.init_from)
         trainer = Trainer(case, workspace, model, source, flip, held_out=held_out, world=world)
         trainer.resume()
         trainer.train_until(case.train.steps)

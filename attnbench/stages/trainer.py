@@ -76,7 +76,9 @@ class Trainer:
             fused=self.device.type in ("cpu", "cuda"),
         )
         decays = [self.settings.ema_decay, *self.settings.extra_ema_decays]
-        self.averages = {decay: WeightAverage(self.model, decay) for decay in decays}
+        self.averages = {
+            decay: WeightAverage(self.model, decay, warmup=self.settings.ema_warmup) for decay in decays
+        }
         objective = build_objective(
             case.train, learned_variance=case.model.learned_variance, device=self.device
         )
