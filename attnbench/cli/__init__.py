@@ -1,0 +1,45 @@
+"""The command line: parse, call, print. Heavy imports happen inside the commands.
+
+One module per kind of command; importing it registers its commands, in the order of `attnbench --help`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NoReturn
+
+import typer
+
+from attnbench.cli.app import app
+from attnbench.errors import AttnbenchError, UserInputError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+COMMANDS = ("suites", "images", "models", "things")  # in the order of --help
+
+for _module in COMMANDS:
+    importlib.import_module(f"attnbench.cli.{_module}")
+
+
+def main() -> NoReturn:
+    """Run the command line; exit codes 0 fine, 1 a cell failed, 2 the input was wrong."""
+    try:
+        app(prog_name="attnbench")
+    except UserInputError as error:
+        _fail(error, 2)
+    except AttnbenchError as error:
+        _fail(error, 1)
+    except SystemExit as stop:  # typer turns Ctrl-C into exit code 130 without a word
+        if hasattr(stop, "message"):  # a training that was stopped in good order
+            typer.echo(stop.message, err=True)
+        elif stop.code == INTERRUPTED:
+            typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
+        raise
+    sys.exit(0)
+
+
+def _fail(error: AttnbenchError, code: int) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    sys.exit(code)

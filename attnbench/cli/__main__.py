@@ -1,0 +1,5 @@
+"""`python -m attnbench.cli`."""
+
+from attnbench.cli import main
+
+main()

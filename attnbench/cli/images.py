@@ -1,0 +1,193 @@
+"""Commands around images: samples, evaluate, reference, weights, data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attnbench import data_command
+from attnbench.cli.app import RUNS, Device, Quiet, Runs, app
+from attnbench.errors import UserInputError
+
+app.add_typer(data_command.app)
+
+reference_app = typer.Typer(help="Reference files: real images as `attnbench evaluate` compares with them.")
+app.add_typer(reference_app, name="reference")
+
+samples = typer.Typer(
+    help="Use the sampled images of a suite that has run.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(samples, name="samples")
+
+
+@samples.callback()
+def samples_group() -> None:
+    """Use the sampled images of a suite that has run."""
+
+
+@samples.command("export")
+def samples_export(
+    suite: Annotated[str, typer.Argument(help="A suite's name, or its folder below the runs folder.")],
+    npz: Annotated[
+        Path | None, typer.Option("--npz", metavar="FILE", help="One file as ADM's evaluator reads it.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", metavar="FOLDER", help="One PNG per image; run again to go on.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option("--case", metavar="LABEL", help="The cell, where there are several.")
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", help="The first so many images; all.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Write a finished cell's images to a folder of PNG files or to one npz file, or both.
+
+    The npz holds arr_0, uint8 [N, H, W, 3] (grey images: their channel three times), and arr_1, their
+    classes, int64 [N].
+    """
+    from attnbench import samples_command
+    from attnbench.run_folders import run_folder
+
+    samples_command.export(run_folder(suite, runs), npz=npz, png=png, label=label, count=count)
+
+
+@app.command()
+def evaluate(
+    samples: Annotated[
+        Path | None,
+        typer.Argument(help="A folder of PNGs, an npz with arr_0, or a suite's run folder (see --case)."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Real images, a file of `reference build`, or one of ADM's reference npz."),
+    ] = None,
+    case: Annotated[str | None, typer.Option(help="A run's cell, by label.")] = None,
+    extractor: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet-lite0",
+    protocol: Annotated[str, typer.Option(help="adm: the network's resize; clean: clean-fid's.")] = "adm",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", "--inception-weights", help="The network's weights file.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="fd,sfd,kd,skd,is,precision,recall")] = None,
+    kd_subset_size: Annotated[int | None, typer.Option(help="Images per subset (default 1000).")] = None,
+    kd_subsets: Annotated[int | None, typer.Option(help="Subsets of the kernel distance (100).")] = None,
+    neighbours: Annotated[int | None, typer.Option(help="k of precision and recall (3).")] = None,
+    is_order: Annotated[str | None, typer.Option(help="permuted, or given: as ADM's code.")] = None,
+    reference_images: Annotated[
+        int | None, typer.Option(help="Real images for kernel distance, precision, recall (10000).")
+    ] = None,
+    also: Annotated[list[Path] | None, typer.Option(help="Another set for the same table; repeat.")] = None,
+    per_class: Annotated[Path | None, typer.Option(help="Scores by class: a .png, and a .csv.")] = None,
+    nearest: Annotated[
+        Path | None, typer.Option(help="Samples beside nearest training images, .png.")
+    ] = None,
+    training: Annotated[Path | None, typer.Option(help="Training images, if not the reference.")] = None,
+    tsne: Annotated[Path | None, typer.Option(help="t-SNE of some classes of every set, .png.")] = None,
+    classes: Annotated[str, typer.Option(help="For --tsne: close:N, random:N or names.")] = "close:5",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything here, too.")] = None,
+    self_test: Annotated[bool, typer.Option("--self-test", help="Prove the metrics' maths.")] = False,
+    golden: Annotated[Path | None, typer.Option(help="With --self-test: folder of ADM's npz files.")] = None,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Score SAMPLES against real images: Frechet and kernel distances, inception score, precision, recall.
+
+    Features are kept by content below the runs folder: a second metric costs no second pass.
+    """
+    from attnbench import evaluate_command
+
+    settings = evaluate_command.settings_from(
+        extractor=extractor,
+        protocol=protocol,
+        weights=weights,
+        metrics=metrics,
+        kd_subset_size=kd_subset_size,
+        kd_subsets=kd_subsets,
+        neighbours=neighbours,
+        is_order=is_order,
+        reference_images=reference_images,
+    )
+    if golden is not None and not self_test:
+        raise UserInputError("--golden goes with --self-test: it is what the self-test compares with")
+    if self_test:
+        raise typer.Exit(evaluate_command.self_test(settings, golden, runs=runs, device=device))
+    if samples is None or reference is None:
+        raise UserInputError(
+            "attnbench evaluate needs SAMPLES and --reference: attnbench evaluate samples/ --reference real/ "
+            "(or --self-test alone)"
+        )
+    request = evaluate_command.Request(
+        samples=samples,
+        reference=reference,
+        settings=settings,
+        case=case,
+        also=tuple(also or ()),
+        training=training,
+        json_file=json_file,
+        per_class=per_class,
+        nearest=nearest,
+        tsne=tsne,
+        classes=classes,
+    )
+    evaluate_command.evaluate(request, runs=runs, device=device, quiet=quiet)
+
+
+@reference_app.command("build")
+def reference_build(
+    folder: Annotated[Path, typer.Argument(help="Real images: a folder (one per class) or an npz.")],
+    to: Annotated[Path, typer.Option("--to", help="The reference file, .npz.")],
+    extractor: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet-lite0",
+    protocol: Annotated[str, typer.Option(help="adm: the network's resize; clean: clean-fid's.")] = "adm",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", "--inception-weights", help="The network's weights file.")
+    ] = None,
+    reference_images: Annotated[
+        int | None, typer.Option(help="Images whose features are kept (10000); the Gaussian is of all.")
+    ] = None,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Make a reference file of FOLDER: statistics and features, checked whenever it is read."""
+    from attnbench import evaluate_command
+
+    settings = evaluate_command.settings_from(
+        extractor=extractor, protocol=protocol, weights=weights, reference_images=reference_images
+    )
+    reference = evaluate_command.build_reference(folder, to, settings, runs=runs, device=device, quiet=quiet)
+    typer.echo(f"{to}: {len(reference):,} images of {reference.name}, {extractor}, protocol {protocol}")
+
+
+weights_app = typer.Typer(
+    help="Show or fetch the weights files that some feature extractors need.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(weights_app, name="weights")
+
+
+@weights_app.command("list")
+def weights_list() -> None:
+    """Show which extractors need a weights file, where it was looked for, and whether it is the right one."""
+    from attnbench import weights_command
+
+    weights_command.print_list()
+
+
+@weights_app.command("fetch")
+def weights_fetch(
+    name: Annotated[str, typer.Argument(help="The extractor, e.g. inception-tf.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Fetch without asking.")] = False,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FOLDER", help="Where to; by default the cache folder.")
+    ] = None,
+) -> None:
+    """Download the weights file of extractor NAME after asking, and check its SHA-256."""
+    from attnbench import weights_command
+
+    path = weights_command.fetch(name, to, yes=yes)
+    typer.echo(f"{path}: there, SHA-256 as expected")
+    if to is not None:
+        typer.echo("it is used where `evaluate.weights` or the extractor's environment variable names it")
