@@ -44,6 +44,10 @@ class RunningStatistics:
             raise UserInputError(
                 f"features of width {features.shape[1]} do not join those of {len(self.mean)}"
             )
+        self.add_checked(features)
+
+    def add_checked(self, features: torch.Tensor) -> None:
+        """Add vectors [B, F] that are known to be finite and of the right width."""
         for chunk in features.split(CHUNK):
             if len(chunk):
                 self._add(chunk.double())
@@ -91,7 +95,7 @@ def statistics(features: torch.Tensor) -> Statistics:
     """
     check_features(features, at_least=2)
     running = RunningStatistics(features.shape[1], features.device)
-    running.update(features)
+    running.add_checked(features)
     return running.statistics()
 
 
