@@ -20,6 +20,7 @@ from attnbench.evaluation.images import open_images
 from attnbench.evaluation.looks import class_names, draw_nearest, draw_tsne, labels_as_in
 from attnbench.evaluation.reference import Reference, holds, save_reference
 from attnbench.evaluation.scorer import Scorer, make_scorer
+from attnbench.evaluation.scores import check_sizes
 from attnbench.evaluation.self_test import Level, prove_golden, prove_maths, prove_network
 from attnbench.plugins import registry
 from attnbench.report.quantities import SPREAD
@@ -58,14 +59,25 @@ def evaluate(request: Request, *, runs: Path, device: str, quiet: bool) -> None:
         cache = features_folder(runs / STORE)
         scorer = make_scorer(request.settings, cache, _device(device), progress)
         sets, training = _sets(request, runs), _training(request)
+        _check_early(request, sets)
         reference = scorer.open_reference(request.reference)
         for each in sets if request.tsne else sets[:1] if request.per_class else []:
             labels_as_in(reference, each)  # to fail before hours of extraction
         scored = {each.name: scorer.measure(reference, each) for each in sets}
         notes = _draw(request, scorer, reference, sets, training)
-    print_table(_table(scorer, reference, scored, notes))
     if request.json_file is not None:
         write_json(request.json_file, _record(scorer, reference, scored) | {"notes": notes})
+        notes.append(f"written: {request.json_file}")
+    print_table(_table(scorer, reference, scored, notes))
+
+
+def _check_early(request: Request, sets: Sequence[ImageCollection]) -> None:
+    """Raise UserInputError for settings that do not fit the numbers of images, before any extraction."""
+    if "meta" in holds(request.reference):
+        return  # a reference file says its number at once
+    real = len(open_images(request.reference, allow_jpeg=True))
+    for images in sets:
+        check_sizes(request.settings, len(images), min(real, request.settings.reference_images))
 
 
 def build_reference(
@@ -158,10 +170,13 @@ def _draw(
         )
         write_csv(scores, request.per_class.with_suffix(".csv"))
         class_figure(scores, request.per_class.with_suffix(".png"), called=scorer.called, heading=images.name)
+        notes.append(f"written: {request.per_class.with_suffix('.png')} and .csv, of {images.name}")
     if request.nearest is not None and training is not None:
         notes.append(draw_nearest(request.nearest, scorer, images, training))
+        notes.append(f"written: {request.nearest}; images are counted from 0 in their order of opening")
     if request.tsne is not None:
         draw_tsne(request.tsne, scorer, sets, reference, request.classes)
+        notes.append(f"written: {request.tsne}, with .csv and .json beside it")
     return notes
 
 

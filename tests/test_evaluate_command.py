@@ -136,9 +136,12 @@ def test_pictures(place):
         ((*SCORE, "--json", "real"), "real is a folder; name a file in it"),
         ((*SCORE, "--also", "samples"), "this set is named already"),
         ((*SCORE, "--training", "real"), "give --nearest, or neither"),
-        ((*SCORE, "--weights", "some.pth"), "takes no file, got some.pth"),
+        ((*SCORE, "--kd-subset-size", "20", "--weights", "some.pth"), "takes no file, got some.pth"),
         ((*SCORE, "--extractor", "digits-cnn", "--metrics", "fd"), "choose another with --extractor"),
-        (("evaluate", "samples", "--reference", "plain.npz", "--per-class", "x"), "plain.npz has no labels"),
+        (
+            ("evaluate", "samples", "--reference", "plain.npz", "--metrics", "fd", "--per-class", "x"),
+            "plain.npz has no labels",
+        ),
         (("evaluate", "--self-test", "--extractor", "inceptoin"), "unknown extractor 'inceptoin'"),
     ],
 )  # fmt: skip

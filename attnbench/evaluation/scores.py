@@ -46,7 +46,7 @@ def check_sizes(settings: EvaluateSpec, num_samples: int, num_reference: int) ->
     if {"kd", "skd"} & set(settings.metrics) and not 2 <= settings.kd_subset_size <= smaller:
         raise UserInputError(
             f"kd_subset_size is {settings.kd_subset_size}, but {sizes}; "
-            f"set it to 2 ... {smaller}, or give or draw more images"
+            f"set it (--kd-subset-size) to 2 ... {smaller}, or give or draw more images"
         )
     if set(MANIFOLD) & set(settings.metrics) and settings.neighbours >= smaller:
         raise UserInputError(
