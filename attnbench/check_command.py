@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import os
 import sys
 from collections import Counter
@@ -16,6 +15,7 @@ from attnbench import console
 from attnbench.contract import AttentionBackend
 from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.plugins import registry
+from attnbench.problems import json_object
 from attnbench.testing import CheckResult, run_checks
 from attnbench.testing.conformance import Progress
 
@@ -27,7 +27,7 @@ def check(names: Sequence[str], options: Sequence[str], json_file: Path | None, 
 
     Raises UserInputError on names, imports and options that cannot be used; nothing was checked then.
     """
-    mappings = [_mapping(text) for text in options] or None
+    mappings = [json_object(text) for text in options] or None
     records = [record for name in names for record in find(name)] if names else built_ins()
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserInputError(
@@ -113,18 +113,6 @@ def _candidates(module: Any) -> list[str]:
         for name, value in vars(module).items()
         if isinstance(value, AttentionBackend) or name == "attnbench_backends"
     ]
-
-
-def _mapping(text: str) -> Mapping[str, Any]:
-    try:
-        options = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserInputError(
-            f"--options takes a JSON object, got {text!r} ({error}); e.g. '{{\"num_agents\": 4}}'"
-        ) from error
-    if not isinstance(options, dict):
-        raise UserInputError(f"--options takes a JSON object, got {text!r}; e.g. '{{\"num_agents\": 4}}'")
-    return options
 
 
 def print_report(report: Report) -> None:

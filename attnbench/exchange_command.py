@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from attnbench.exchange import (
 from attnbench.exchange.exported import is_exported
 from attnbench.exchange.transfer import grouped
 from attnbench.models.recipes import resolve
+from attnbench.problems import json_object
 from attnbench.run_folders import run_folder
 from attnbench.specs import ModelConfig
 from attnbench.stages.initial import CONFIG
@@ -113,23 +113,11 @@ def _target(exported: Exported, model: str | None, attention: str | None, option
         raise UserInputError("--options are those of --attention; name it, too")
     overrides: dict[str, Any] = {}
     if attention is not None:
-        overrides["attention"] = {"name": attention, "options": _mapping(options)}
+        overrides["attention"] = {"name": attention, "options": json_object(options or "{}")}
     if model is not None:
         return resolve(model, overrides)
     own = exported.config.model.model_dump(mode="json")
     return ModelConfig.model_validate({**own, **overrides, "published": {}})
-
-
-def _mapping(text: str | None) -> dict[str, Any]:
-    try:
-        options = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise UserInputError(
-            f"--options takes a JSON object, got {text!r} ({error}); e.g. '{{\"num_agents\": 4}}'"
-        ) from error
-    if not isinstance(options, dict):
-        raise UserInputError(f"--options takes a JSON object, got {text!r}; e.g. '{{\"num_agents\": 4}}'")
-    return options
 
 
 def print_report(report: TransferReport, source: Exported, target: Exported) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from attnbench.errors import did_you_mean
+from attnbench.errors import UserInputError, did_you_mean
 from attnbench.specs import ModelConfig
 from attnbench.yaml_source import KeyPath, show_value
 
@@ -157,3 +158,16 @@ def _names(schema: type[BaseModel], path: KeyPath) -> list[str]:
         if isinstance(part, str):
             annotation = annotation.model_fields[part].annotation
     return [model.model_fields["name"].default for model in models_in(annotation)]
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return what `--options` says: a JSON object; raises UserInputError for anything else."""
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserInputError(
+            f"--options takes a JSON object, got {text!r} ({error}); e.g. '{{\"num_agents\": 4}}'"
+        ) from error
+    if not isinstance(options, dict):
+        raise UserInputError(f"--options takes a JSON object, got {text!r}; e.g. '{{\"num_agents\": 4}}'")
+    return options

@@ -14,7 +14,6 @@ from attnbench.metrics.gaussian import (
     Statistics,
     frechet,
     frechet_distance,
-    frechet_influence,
     statistics,
 )
 from attnbench.metrics.uncertainty import interval
@@ -227,7 +226,7 @@ def test_influence_is_the_derivative_with_the_weights(kind):
         # the difference is off by (N step)^2 ~ 1e-6 of the third derivative, rounding by eps / step ~ 1e-11
         difference = float(up - down) / (2 * step)
         assert float(influence[i]) == pytest.approx(difference, abs=2e-6 * float(influence.abs().max()))
-    assert torch.equal(influence, frechet_influence(statistics(x), statistics(y), y))
+    assert torch.equal(influence, frechet(statistics(x), statistics(y), y)[1])
     assert float(influence.mean()) == pytest.approx(0.0, abs=rounding(x, y))
 
 
@@ -236,7 +235,7 @@ def test_directions_that_only_one_set_has_leave_the_influence_finite():
     for seed in range(60):  # rounding decides: about every twentieth has one too many
         turn = torch.linalg.qr(normal(12, 12, seed)).Q
         x, y = normal(8, 6, seed + 100) @ turn[:6], normal(40, 6, seed + 200) @ turn[6:]
-        influence = frechet_influence(statistics(x), statistics(y), y)
+        influence = frechet(statistics(x), statistics(y), y)[1]
         centred, shift = y - y.mean(0), y.mean(0) - x.mean(0)
         expected = 2 * centred @ shift + centred.square().sum(1) * 40 / 39 - y.var(0).sum()
         # the root of rounding is all that the common part can be, and one image has at most n times its mean

@@ -292,7 +292,7 @@ def test_features_that_are_not_finite_are_named(bad):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, runs where torch sees one")
 def test_cuda_gives_the_same():
     """On a GPU the same images are inside and the kernel distances agree to rounding."""
     x, y = normal(300, 40, 0), normal(200, 40, 1)

@@ -135,11 +135,6 @@ def frechet(reference: Statistics, samples: Statistics, features: torch.Tensor) 
     return _distance(reference, samples, trace), influence
 
 
-def frechet_influence(reference: Statistics, samples: Statistics, features: torch.Tensor) -> torch.Tensor:
-    """Return the second value of `frechet`, [N]."""
-    return frechet(reference, samples, features)[1]
-
-
 def _roots(a: Statistics, b: Statistics, values: torch.Tensor) -> torch.Tensor:
     """Return the roots of the eigenvalues, ascending, of a product that shares them with S1 S2."""
     # No more than this many are not zero; the root of the rest would turn rounding eps into eps^1/2.
