@@ -46,6 +46,20 @@ def prepare(
             "of that name (val, validation, test). By default the only such part there is, else nothing.",
         ),
     ] = None,
+    held_out_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Hold out the images of a second folder or archive: one folder per class, named as in "
+            "SOURCE, or any folders with --labels. Images of classes that are not taken are left out."
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Classes of the images of --held-out-from: ILSVRC2012_devkit_t12.tar.gz, Kaggle's "
+            "LOC_val_solution.csv, or lines of `file name,class folder` (comma, tab or space)."
+        ),
+    ] = None,
     max_unreadable: Annotated[
         float, typer.Option(min=0, max=1, help="Share of files that may fail to decode; all are listed.")
     ] = 0.001,
@@ -57,11 +71,18 @@ def prepare(
 ) -> None:
     """Make a training set of SOURCE: centre-cropped as DiT does, uint8 RGB, in memory-mapped shards.
 
-    SOURCE has one folder per class, or train/ (and val/ or test/) with one folder per class in each.
-    ImageNet's ILSVRC2012_img_train.tar is read as it is; its validation tar names no classes and is not
-    supported. Names that start with a dot are left out. Sub-IN of arXiv:2601.13683 is --classes 100; its list
-    of classes is not published, so that yours is another draw. A killed run goes on when the same command is
-    run again; the same command gives the same bytes with any number of workers.
+    SOURCE has one folder per class, or train/ (and val/ or test/) with one folder per class in each. Names
+    that start with a dot are left out. Sub-IN of arXiv:2601.13683 is --classes 100; its list of classes is
+    not published, so that yours is another draw. A killed run goes on when the same command is run again; the
+    same command gives the same bytes with any number of workers.
+
+    ImageNet's archives are read as they are, and so is Kaggle's copy of it:
+
+    \b
+      attnbench data prepare ILSVRC2012_img_train.tar --to in256 \\
+        --held-out-from ILSVRC2012_img_val.tar --labels ILSVRC2012_devkit_t12.tar.gz
+      attnbench data prepare ILSVRC/Data/CLS-LOC --to in256 \\
+        --held-out-from ILSVRC/Data/CLS-LOC/val --labels LOC_val_solution.csv
     """
     from attnbench import console
     from attnbench.data.preparing import prepare as make
@@ -72,6 +93,8 @@ def prepare(
         folder=to,
         image_size=image_size,
         selection=_selection(classes, class_seed, class_list, held_out),
+        held_out_from=held_out_from,
+        labels=labels,
         max_unreadable=max_unreadable,
         workers=workers or len(os.sched_getaffinity(0)),
         **({} if licence is None else {"licence": licence}),
@@ -137,6 +160,8 @@ def _summary(folder: Path, card: Card) -> Table:
         ("class rule", card.class_rule),
         ("held out", card.held_out_rule),
     ]
+    if card.held_out_labels:
+        rows.append(("labels", f"{card.held_out_labels.name}, SHA-256 {card.held_out_labels.sha256}"))
     for name, part in card.parts.items():
         counts = part.per_class.values()
         rows.append((name, f"{part.num_images} images, {min(counts)} to {max(counts)} of a class"))

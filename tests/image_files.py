@@ -8,6 +8,12 @@ import tarfile
 import numpy as np
 import PIL.Image
 
+from attnbench.data.preparing import prepare
+from attnbench.data.request import Request
+from attnbench.data.selection import Selection
+
+SIDE = 16  # pixels of the sets that `make` makes
+
 
 def picture(seed=0, size=(40, 30), mode="RGB", kind="png"):
     """Return the bytes of a noise image."""
@@ -53,8 +59,22 @@ def tar_bytes(files, mode="w"):
     return file.getvalue()
 
 
+def tar_of_tars(files):
+    """Return an archive with one archive per class, as ILSVRC2012_img_train.tar."""
+    classes = sorted({name.split("/")[0] for name in files})
+    inner = {c: {n.split("/")[1]: b for n, b in files.items() if n.startswith(f"{c}/")} for c in classes}
+    return tar_bytes({f"{name}.tar": tar_bytes(content) for name, content in inner.items()})
+
+
 def folder_bytes(folder):
     """Return every file below a folder: relative name -> bytes."""
     return {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
     }
+
+
+def make(source, folder, *, progress=lambda done, total, note: None, **settings):
+    """Prepare a training set; settings are those of Request and of Selection together."""
+    choice = {key: settings.pop(key) for key in ("count", "seed", "listed", "held_out") if key in settings}
+    request = {"image_size": SIDE, "selection": Selection(**choice), "workers": 2} | settings
+    return prepare(Request(source=source, folder=folder, **request), progress)

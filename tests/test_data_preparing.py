@@ -12,22 +12,21 @@ import numpy as np
 import PIL.Image
 import pytest
 from command_line import ROOT, attnbench
-from image_files import class_files, deep_picture, folder_bytes, picture, tar_bytes, write_files
+from image_files import (
+    SIDE,
+    class_files,
+    deep_picture,
+    folder_bytes,
+    make,
+    picture,
+    tar_bytes,
+    tar_of_tars,
+    write_files,
+)
 
 from attnbench.data.card import read_card, verify
 from attnbench.data.decoding import centre_crop
-from attnbench.data.preparing import prepare
-from attnbench.data.request import Request
-from attnbench.data.selection import Selection
 from attnbench.errors import DataError, StorageError, UserInputError
-
-SIDE = 16
-
-
-def make(source, folder, *, progress=lambda done, total, note: None, **settings):
-    choice = {key: settings.pop(key) for key in ("count", "seed", "listed", "held_out") if key in settings}
-    request = {"image_size": SIDE, "selection": Selection(**choice), "workers": 2} | settings
-    return prepare(Request(source=source, folder=folder, **request), progress)
 
 
 def images_of(folder, part="train"):
@@ -48,13 +47,6 @@ def test_images_are_centre_crops_in_order_of_class_and_name(tmp_path):
     assert not (tmp_path / "set/unfinished").exists()
 
 
-def nested(files):
-    """One tar per class in a tar, as ILSVRC2012_img_train.tar."""
-    classes = sorted({name.split("/")[0] for name in files})
-    inner = {c: {n.split("/")[1]: b for n, b in files.items() if n.startswith(f"{c}/")} for c in classes}
-    return tar_bytes({f"{name}.tar": tar_bytes(content) for name, content in inner.items()})
-
-
 def shuffled(files):
     return dict(sorted(files.items(), key=lambda item: item[1]))
 
@@ -69,7 +61,7 @@ def shuffled(files):
         lambda files: tar_bytes({f"./{name}": content for name, content in files.items()}),
         lambda files: tar_bytes({f"all/of/{name}": c for name, c in files.items()} | {"all/README": b"x"}),
         lambda files: tar_bytes({f"train/{name}": content for name, content in files.items()}),
-        nested,
+        tar_of_tars,
     ],
     ids=["plain", "xz", "gz", "bz2", "dot", "wrapped", "train", "imagenet"],
 )
@@ -137,6 +129,18 @@ def test_two_parts_to_hold_out_want_a_choice(tmp_path):
         make(source, tmp_path / "set")
     card = make(source, tmp_path / "set", held_out="val")
     assert (card.parts["held-out"].num_images, card.unused_parts) == (15, {"test": 15})
+
+
+def test_a_part_with_a_class_that_train_lacks_is_refused(tmp_path):
+    """Its images have no label; a class that merely is not taken is left out."""
+    files = {f"{part}/{n}": b for part in ("train", "val") for n, b in class_files().items()}
+    source = write_files(tmp_path / "photos", files)
+    assert make(source, tmp_path / "set", listed=("cat", "eel")).parts["held-out"].num_images == 10
+    write_files(source, {"val/fox/a.png": picture()})
+    with pytest.raises(
+        DataError, match=r"no training images for 1 of 4 .* \(the source's part val\), such as 'fox'"
+    ):
+        make(source, tmp_path / "other")
 
 
 def test_held_out_images_depend_on_names_alone(tmp_path):
@@ -244,7 +248,7 @@ def test_a_class_without_readable_images_is_an_error(tmp_path):
     [
         (tar_bytes(class_files())[:9000], "cannot be read as a tar archive"),
         (tar_bytes({"cat/1.png": b"x" * 512})[:1024], "no end of archive"),
-        (nested(class_files())[:12_000], "cannot be read as a tar archive"),
+        (tar_of_tars(class_files())[:12_000], "cannot be read as a tar archive"),
         (tar_bytes(class_files(), "w:xz")[:-100], "cannot be unpacked: Compressed file ended"),
         (tar_bytes(class_files(), "w:gz")[:-100], "cannot be unpacked: Compressed file ended"),
         (b"PK\x03\x04 a zip", "neither a folder nor a tar archive"),

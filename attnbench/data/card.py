@@ -31,12 +31,24 @@ class StoredFile(Described):
     sha256: str
 
 
+class LabelFile(Described):
+    """The file that says the classes of the held-out images."""
+
+    name: str
+    sha256: str
+
+
 class Shard(StoredFile):
     """Images of consecutive source files, uint8 [num_images, side, side, 3], without the unreadable ones."""
 
     num_images: int
     unreadable: dict[str, str] = {}
     """Source files without an image here, with the reason."""
+
+    def faults(self, above: str | None = None) -> list[str]:
+        """Return one line per unreadable file, its name below that of a source where one is given."""
+        start = f"{above}/" if above else ""
+        return [f"{start}{name}: {reason}" for name, reason in self.unreadable.items()]
 
 
 class Part(Described):
@@ -65,6 +77,10 @@ class Card(Described):
     class_rule: str
     class_seed: int | None
     held_out_rule: str
+    held_out_source: str | None = None
+    """Where the held-out images come from, if not from `source`."""
+    held_out_labels: LabelFile | None = None
+    """Where their classes come from, if not from folders."""
     parts: dict[PartName, Part]
     num_unreadable: int
     unused_parts: dict[str, int]
@@ -78,8 +94,11 @@ class Card(Described):
 
     def unreadable(self) -> list[str]:
         """Return one line per source file that failed to decode: its name and the reason."""
-        shards = [shard for part in self.parts.values() for shard in part.shards]
-        return [f"{name}: {reason}" for shard in shards for name, reason in shard.unreadable.items()]
+        lines = []
+        for name, part in self.parts.items():
+            above = self.held_out_source if name == "held-out" else None
+            lines += [line for shard in part.shards for line in shard.faults(above)]
+        return lines
 
     def files(self) -> Iterator[StoredFile]:
         """Yield every file the set consists of, beside the card."""

@@ -13,7 +13,7 @@ import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -66,6 +66,11 @@ class FolderSource:
         """Return a file's content; raises OSError."""
         return self.root.joinpath(*entry.parts).read_bytes()
 
+    def locations(self, entries: Iterable[Entry]) -> Iterator[str]:
+        """Yield where on the disk each file lies, the same for sources that share it."""
+        root = os.path.realpath(self.root)
+        return (os.path.join(root, *entry.parts) for entry in entries)
+
 
 @dataclass(frozen=True)
 class TarSource:
@@ -90,6 +95,11 @@ class TarSource:
         if len(content) < entry.size:
             raise OSError("the archive ends inside this file")
         return content
+
+    def locations(self, entries: Iterable[Entry]) -> Iterator[str]:
+        """Yield the archive's place and each file's name in it."""
+        archive = os.path.realpath(self.path)
+        return (os.path.join(archive, *entry.parts) for entry in entries)
 
     def _walk(self, archive: tarfile.TarFile, above: tuple[str, ...], start: int) -> Iterator[Entry]:
         """Yield the files of an archive whose first byte lies at `start`."""
@@ -134,11 +144,26 @@ def open_source(path: Path, scratch: Path) -> Iterator[Source]:
         raise DataError(f"{path} cannot be read: {error.strerror}; change its permissions") from error
 
 
-def _plain(path: Path, scratch: Path) -> Path:
-    """Return an uncompressed archive: the given one, or its content in `scratch`."""
+def name_of(path: Path) -> str:
+    """Return the name of a file or folder, also of `.`; a link keeps its own."""
+    return Path(os.path.abspath(path)).name
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether a file is a tar archive or compressed; raises OSError."""
+    return _opener(path) is not None or tarfile.is_tarfile(path)
+
+
+def _opener(path: Path) -> Any:
+    """Return what opens a compressed file, None for a plain one."""
     with path.open("rb") as file:
         magic = file.read(6)
-    opener = next((opener for start, opener in COMPRESSED.items() if magic.startswith(start)), None)
+    return next((opener for start, opener in COMPRESSED.items() if magic.startswith(start)), None)
+
+
+def _plain(path: Path, scratch: Path) -> Path:
+    """Return an uncompressed archive: the given one, or its content in `scratch`."""
+    opener = _opener(path)
     if opener is None:
         if not tarfile.is_tarfile(path):
             raise DataError(

@@ -41,8 +41,8 @@ def arrange(entries: Iterable[Entry], source: str) -> Layout:
     Files at other depths are counted as outside. Of a name that an archive holds twice the last file is
     meant, as when it is unpacked. Raises DataError when there is no class at all.
     """
-    files = sorted({entry.parts: entry for entry in entries}.values(), key=lambda entry: entry.parts)
-    skip = _depth_of_wrapping(files)
+    files = last_of_each_name(entries)
+    skip = _depth_of_wrapping(files, stop=(TRAIN, *HELD_OUT_NAMES))
     named = any(len(f.parts) == skip + 3 and f.parts[skip] == TRAIN for f in files)
     parts: dict[str, dict[str, list[Entry]]] = {}
     outside = []
@@ -56,19 +56,44 @@ def arrange(entries: Iterable[Entry], source: str) -> Layout:
     if TRAIN not in parts:
         raise DataError(
             f"{source} has no images in class folders ({_first(outside)}); expected <class>/<image> or "
-            "train/<class>/<image>. ImageNet's validation tar has no classes in it and is not supported: "
-            "sort its images into class folders first"
+            "train/<class>/<image>: name the folder that holds them. ImageNet's validation tar has no "
+            "classes in it: give it with --held-out-from and --labels, beside the training images"
         )
     return Layout(parts=parts, num_outside=len(outside), outside=tuple(outside[:SHOWN]))
 
 
-def _depth_of_wrapping(files: list[Entry]) -> int:
-    """Return how many folders lie around everything."""
+def arrange_one_part(entries: Iterable[Entry], source: str) -> Layout:
+    """Sort the files of a source that is one part as a whole into classes; that part is called train here.
+
+    Folders around everything are looked through, val/ as well. Raises DataError when there is no class.
+    """
+    files = last_of_each_name(entries)
+    skip = _depth_of_wrapping(files, stop=())
+    classes: dict[str, list[Entry]] = {}
+    for file in files:
+        if len(file.parts) == skip + 2:
+            classes.setdefault(file.parts[skip], []).append(file)
+    outside = [file.name for file in files if len(file.parts) != skip + 2]
+    if not classes:
+        raise DataError(
+            f"{source} has no images in class folders ({_first(outside)}); name the folder that holds the "
+            "class folders, or give the classes of images in no folder with --labels"
+        )
+    return Layout(parts={TRAIN: classes}, num_outside=len(outside), outside=tuple(outside[:SHOWN]))
+
+
+def last_of_each_name(entries: Iterable[Entry]) -> list[Entry]:
+    """Return files in order of name; of a name that comes twice the last one."""
+    return sorted({entry.parts: entry for entry in entries}.values(), key=lambda entry: entry.parts)
+
+
+def _depth_of_wrapping(files: list[Entry], stop: tuple[str, ...]) -> int:
+    """Return how many folders lie around everything; one whose name is in `stop` is not looked through."""
     skip = 0
     while files:
         around = {f.parts[skip] for f in files if len(f.parts) > skip + 1}
         deeper = sum(len(f.parts) > skip + 2 for f in files)
-        if len(around) != 1 or around <= {TRAIN, *HELD_OUT_NAMES} or 2 * deeper <= len(files):
+        if len(around) != 1 or around <= set(stop) or 2 * deeper <= len(files):
             break
         skip += 1
     return skip

@@ -31,6 +31,7 @@ from attnbench.data.card import (
     StoredFile,
     file_sha256,
 )
+from attnbench.data.held_out import HeldOutSource, check_apart, open_held_out
 from attnbench.data.image_sources import Source, open_source
 from attnbench.data.layout import TRAIN, Layout, arrange
 from attnbench.data.request import FILES_PER_SHARD, Request, claim, finished, identity_of
@@ -51,12 +52,20 @@ class _Work:
 
     request: Request
     source: Source
+    elsewhere: HeldOutSource | None
+    """Where held-out images come from, if not from `source`."""
     selected: Selected
     progress: Progress
 
     @property
     def total(self) -> int:
         return len(self.selected.train) + len(self.selected.held_out)
+
+    def of_part(self, part: PartName) -> tuple[Source, str | None]:
+        """Return what a part is read from, and its name where that is not the one source of all."""
+        if part == TRAIN or self.elsewhere is None:
+            return self.source, None
+        return self.elsewhere.source, self.elsewhere.name
 
 
 def prepare(request: Request, progress: Progress) -> Card:
@@ -67,15 +76,23 @@ def prepare(request: Request, progress: Progress) -> Card:
     """
     scratch = claim(request)
     progress(0, 0, "listing the source")
-    with open_source(request.source, scratch) as source:
+    with (
+        open_held_out(request.held_out_from, request.labels, scratch) as elsewhere,
+        open_source(request.source, scratch) as source,
+    ):
         layout = arrange(source.entries(), str(request.source))
-        selected = select(layout, request.selection)
-        identity = identity_of(request, selected)
+        selected = select(layout, request.selection, elsewhere)
+        if elsewhere is not None:
+            train, held_out = ((f.entry for f in files) for files in (selected.train, selected.held_out))
+            check_apart(source, train, elsewhere, held_out)
+        identity = identity_of(request, selected, elsewhere)
         card = finished(request.folder, identity)
         if card is None:
-            work = _Work(request=request, source=source, selected=selected, progress=progress)
+            work = _Work(
+                request=request, source=source, elsewhere=elsewhere, selected=selected, progress=progress
+            )
             parts = _write_parts(work)
-            card = _card(request, layout, selected, identity, parts)
+            card = _card(work, layout, identity, parts)
             atomic_write(request.folder / CARD, (card.model_dump_json(indent=1) + "\n").encode())
     shutil.rmtree(scratch)
     return card
@@ -85,14 +102,14 @@ def _write_parts(work: _Work) -> dict[PartName, Part]:
     _check_space(work)
     parts: dict[PartName, Part] = {}
     with ThreadPoolExecutor(work.request.workers) as pool:
-        unreadable: dict[str, str] = {}
+        unreadable: list[str] = []
         done = 0
         for name, files in zip(PARTS, (work.selected.train, work.selected.held_out), strict=True):
             shards = []
             for number, start in enumerate(range(0, len(files), FILES_PER_SHARD)):
                 chunk = files[start : start + FILES_PER_SHARD]
                 shards.append(_write_shard(work, name, number, chunk, pool))
-                unreadable |= shards[-1].unreadable
+                unreadable += shards[-1].faults(work.of_part(name)[1])
                 _check_unreadable(unreadable, work)
                 done += len(chunk)
                 note = f"{len(unreadable)} unreadable" if unreadable else ""
@@ -121,7 +138,7 @@ def _write_shard(
     record = folder / UNFINISHED / f"{part}-{number:05d}.json"
     shard = _recorded(folder, record)
     if shard is None:
-        images, unreadable = decode_all(work.source, files, work.request.image_size, pool)
+        images, unreadable = decode_all(work.of_part(part)[0], files, work.request.image_size, pool)
         stored = _save(folder, name, images)
         shard = Shard(**stored.model_dump(), num_images=len(images), unreadable=unreadable)
         atomic_write(record, shard.model_dump_json().encode())
@@ -137,11 +154,11 @@ def _recorded(folder: Path, record: Path) -> Shard | None:
         return None
 
 
-def _check_unreadable(unreadable: dict[str, str], work: _Work) -> None:
+def _check_unreadable(unreadable: list[str], work: _Work) -> None:
     allowed = work.request.max_unreadable * work.total
     if len(unreadable) <= allowed:
         return
-    first = "; ".join(f"{name}: {reason}" for name, reason in list(unreadable.items())[:NAMED])
+    first = "; ".join(unreadable[:NAMED])
     raise DataError(
         f"{len(unreadable)} of {work.total} files cannot be read as images so far, more than "
         f"--max-unreadable {work.request.max_unreadable:g} allows: {first}"
@@ -170,14 +187,9 @@ def _save(folder: Path, name: str, array: np.ndarray[Any, Any]) -> StoredFile:
     return StoredFile(name=name, num_bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
-def _card(
-    request: Request, layout: Layout, selected: Selected, identity: str, parts: dict[PartName, Part]
-) -> Card:
-    used = {file.entry.parts for file in (*selected.train, *selected.held_out)}
-    unused = {
-        part: sum(entry.parts not in used for name in selected.classes for entry in classes.get(name, []))
-        for part, classes in layout.parts.items()
-    }
+def _card(work: _Work, layout: Layout, identity: str, parts: dict[PartName, Part]) -> Card:
+    request, selected, elsewhere = work.request, work.selected, work.elsewhere
+    outside = [f"{elsewhere.name}/{name}" for name in elsewhere.outside] if elsewhere else []
     return Card(
         request=identity,
         source=request.source_name,
@@ -189,12 +201,26 @@ def _card(
         class_rule=selected.class_rule,
         class_seed=request.selection.seed if request.selection.count is not None else None,
         held_out_rule=selected.held_out_rule,
+        held_out_source=elsewhere.name if elsewhere else None,
+        held_out_labels=elsewhere.labels if elsewhere else None,
         parts=parts,
         num_unreadable=sum(len(shard.unreadable) for p in parts.values() for shard in p.shards),
-        unused_parts={part: count for part, count in unused.items() if count},
-        num_outside=layout.num_outside,
-        outside=list(layout.outside),
+        unused_parts=_unused(work, layout),
+        num_outside=layout.num_outside + (elsewhere.num_outside if elsewhere else 0),
+        outside=[*layout.outside, *outside],
         attnbench=version("attnbench"),
         pillow=PIL.__version__,
         numpy=np.__version__,
     )
+
+
+def _unused(work: _Work, layout: Layout) -> dict[str, int]:
+    """Count the images of chosen classes that the source has and the set does not, by part of the source."""
+    selected = work.selected
+    files = (*selected.train, *(selected.held_out if work.elsewhere is None else ()))
+    used = {file.entry.parts for file in files}
+    unused = {
+        part: sum(entry.parts not in used for name in selected.classes for entry in classes.get(name, []))
+        for part, classes in layout.parts.items()
+    }
+    return {part: count for part, count in unused.items() if count}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,8 @@ import PIL
 
 from attnbench.atomic import atomic_write, storage_errors
 from attnbench.data.card import CARD, PARTS, UNFINISHED, Card, check_sizes, read_card
+from attnbench.data.held_out import HeldOutSource
+from attnbench.data.image_sources import name_of
 from attnbench.data.selection import Selected, Selection
 from attnbench.errors import DataError, UserInputError
 
@@ -28,29 +29,51 @@ class Request:
     folder: Path
     image_size: int = 256
     selection: Selection = field(default_factory=Selection)
+    held_out_from: Path | None = None
+    """A second source, all of whose images of the chosen classes are held out."""
+    labels: Path | None = None
+    """The file with the classes of a `held_out_from` that has no class folders."""
     max_unreadable: float = 0.001
     """Largest share of files that may fail to decode."""
     licence: str = "not stated; that of the source"
     workers: int = 1
     """Threads that decode; changes no byte."""
 
+    def __post_init__(self) -> None:
+        """Refuse two answers to one question, and labels of nothing."""
+        if self.held_out_from is not None and self.selection.held_out is not None:
+            raise UserInputError("--held-out and --held-out-from both choose held-out images; give one")
+        if self.labels is not None and self.held_out_from is None:
+            raise UserInputError("--labels says the classes of --held-out-from's images; give that as well")
+
     @property
     def source_name(self) -> str:
         """Name of the source's file or folder; also of `.`."""
-        return Path(os.path.abspath(self.source)).name  # a link keeps its own name
+        return name_of(self.source)
+
+
+def _check_sources(request: Request) -> None:
+    what = "a folder with one sub-folder per class, or its tar"
+    if not request.source.exists():
+        raise DataError(f"{request.source} does not exist; SOURCE is {what}")
+    if request.held_out_from is not None and not request.held_out_from.exists():
+        raise DataError(
+            f"--held-out-from {request.held_out_from} does not exist; it is {what}, or images with --labels"
+        )
+    if request.labels is not None and not request.labels.is_file():
+        raise DataError(
+            f"--labels {request.labels} is no file; give ILSVRC2012_devkit_t12.tar.gz, LOC_val_solution.csv, "
+            "or lines of `file name,class folder`"
+        )
+    folder = request.folder.resolve()
+    for path in filter(None, (request.source, request.held_out_from)):
+        if folder.is_relative_to(path.resolve()) or path.resolve().is_relative_to(folder):
+            raise UserInputError(f"--to {request.folder} and {path} lie in each other; name another folder")
 
 
 def claim(request: Request) -> Path:
     """Make the folder, refuse one that is in use for something else, return where unfinished work lies."""
-    if not request.source.exists():
-        raise DataError(
-            f"{request.source} does not exist; SOURCE is a folder with one sub-folder per class, or its tar"
-        )
-    folder, source = request.folder.resolve(), request.source.resolve()
-    if folder.is_relative_to(source) or source.is_relative_to(folder):
-        raise UserInputError(
-            f"--to {request.folder} and {request.source} lie in each other; name another folder"
-        )
+    _check_sources(request)
     scratch = request.folder / UNFINISHED
     if request.folder.exists() and not request.folder.is_dir():
         raise UserInputError(f"--to {request.folder} is a file; name a folder")
@@ -65,12 +88,13 @@ def claim(request: Request) -> Path:
     return scratch
 
 
-def identity_of(request: Request, selected: Selected) -> str:
+def identity_of(request: Request, selected: Selected, elsewhere: HeldOutSource | None = None) -> str:
     """Return the SHA-256 of everything that the set's bytes depend on."""
     settings = [request.source_name, request.image_size, request.licence, FILES_PER_SHARD]
     versions = [version("attnbench"), PIL.__version__, np.__version__]
     rules = [selected.classes, selected.class_rule, selected.held_out_rule]
-    digest = hashlib.sha256(json.dumps([settings, versions, rules]).encode())
+    labels = [elsewhere.labels.sha256] if elsewhere and elsewhere.labels else []
+    digest = hashlib.sha256(json.dumps([settings, versions, rules, *labels]).encode())
     for files in (selected.train, selected.held_out):
         for file in files:
             digest.update(f"{file.label} {file.entry.size} {file.entry.name}\0".encode())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from attnbench.data.hashing import hash_order
+from attnbench.data.held_out import HeldOutSource
 from attnbench.data.layout import TRAIN, Entry, Layout
 from attnbench.errors import DataError, UserInputError, did_you_mean
 
@@ -45,21 +46,27 @@ class Selected:
     held_out_rule: str
 
 
-def select(layout: Layout, wanted: Selection) -> Selected:
-    """Choose classes and the held-out part; raises DataError for what the source does not have."""
-    classes, class_rule = _classes(sorted(layout.parts[TRAIN]), wanted)
-    taken = {part: {c: files[c] for c in classes if c in files} for part, files in layout.parts.items()}
-    held_out, rule = _held_out(taken, wanted.held_out)
-    kept_out = {entry for files in held_out.values() for entry in files}
-    train = {name: [e for e in files if e not in kept_out] for name, files in taken[TRAIN].items()}
-    if empty := [name for name, files in train.items() if not files]:
-        raise UserInputError(
-            f"--held-out {wanted.held_out} leaves no training image in class {empty[0]}; hold out fewer"
-        )
+def select(layout: Layout, wanted: Selection, elsewhere: HeldOutSource | None = None) -> Selected:
+    """Choose classes and the held-out part, of the source or from `elsewhere`.
+
+    Raises DataError for what the source does not have and for held-out classes that are not trained on.
+    """
+    available = sorted(layout.parts[TRAIN])
+    classes, class_rule = _classes(available, wanted)
+    train = {name: layout.parts[TRAIN][name] for name in classes}
+    if elsewhere is None:
+        held_out, rule = _held_out(layout, train, wanted.held_out)
+        train = _without(train, held_out, wanted.held_out)
+    else:
+        held_out, rule = elsewhere.classes, elsewhere.rule
+    _check_known(held_out, available, rule)
+    files = _in_order(classes, held_out)
+    if elsewhere is not None and not files:
+        raise DataError(f"--held-out-from {elsewhere.name} has no image of the chosen classes; choose others")
     return Selected(
         classes=tuple(classes),
         train=_in_order(classes, train),
-        held_out=_in_order(classes, held_out),
+        held_out=files,
         class_rule=class_rule,
         held_out_rule=rule,
     )
@@ -104,24 +111,42 @@ def _classes(available: Sequence[str], wanted: Selection) -> tuple[list[str], st
 
 
 def _held_out(
-    parts: dict[str, dict[str, list[Entry]]], wanted: str | None
+    layout: Layout, train: dict[str, list[Entry]], wanted: str | None
 ) -> tuple[dict[str, list[Entry]], str]:
-    """Return the held-out files by class, and the rule in words."""
-    others = sorted(part for part in parts if part != TRAIN)
+    """Return the held-out files by class, a part of the source or some of `train`, and the rule in words."""
+    others = sorted(part for part in layout.parts if part != TRAIN)
     if wanted is None and len(others) > 1:
         raise UserInputError(f"the source has {' and '.join(others)}; choose with --held-out {others[0]}")
     if wanted is None and not others:
         return {}, "nothing"
     part = others[0] if wanted is None else wanted
     if part in others:
-        strange = sorted(set(parts[part]) - set(parts[TRAIN]))
-        if strange:
-            raise DataError(f"class {strange[0]} lies in {part} and not in train; remove it from {part}")
-        return parts[part], f"the source's part {part}"
+        return layout.parts[part], f"the source's part {part}"
     amount = _amount(part, others)
-    held_out = {name: _smallest_hashes(files, amount) for name, files in parts[TRAIN].items()}
+    held_out = {name: _smallest_hashes(files, amount) for name, files in train.items()}
     what = f"{part} of each class" if amount < 1 else f"{int(amount)} images of each class"
     return held_out, f"{what}: those with the smallest SHA-256 of '<class>/<file>'"
+
+
+def _without(
+    train: dict[str, list[Entry]], held_out: dict[str, list[Entry]], wanted: str | None
+) -> dict[str, list[Entry]]:
+    kept_out = {entry for files in held_out.values() for entry in files}
+    left = {name: [entry for entry in files if entry not in kept_out] for name, files in train.items()}
+    if empty := [name for name, files in left.items() if not files]:
+        raise UserInputError(
+            f"--held-out {wanted} leaves no training image in class {empty[0]}; hold out fewer"
+        )
+    return left
+
+
+def _check_known(held_out: Collection[str], available: Sequence[str], rule: str) -> None:
+    strange = sorted(set(held_out) - set(available))
+    if strange:
+        raise DataError(
+            f"no training images for {len(strange)} of {len(held_out)} classes to be held out ({rule}), "
+            f"such as {strange[0]!r}{did_you_mean(strange[0], available)}; name them as in training"
+        )
 
 
 def _amount(text: str, others: Sequence[str]) -> float:
