@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from attnbench import console
+from attnbench import console, hub
 from attnbench.errors import UserInputError
 from attnbench.exchange import (
     Exported,
@@ -26,9 +27,12 @@ from attnbench.exchange.transfer import grouped
 from attnbench.models.recipes import resolve
 from attnbench.problems import json_object
 from attnbench.run_folders import run_folder
-from attnbench.specs import ModelConfig
+from attnbench.specs import HUB_NAME, HUB_PART, ModelConfig
+from attnbench.stages.codec import on_hub
 from attnbench.stages.initial import CONFIG
 from attnbench.stages.prepare import codec_of
+
+ON_HUB = "hub:"  # before OWNER/NAME: a path that does not exist is not taken for a repository
 
 
 def export(
@@ -61,14 +65,21 @@ def _vae_of(place: Path, case: str | None) -> Path | None:
     if (place / CONFIG).is_file():
         return None
     codec = codec_of(find_case(place, case))
+    model = None if codec is None else on_hub(codec)
+    if model is not None:
+        snapshot = hub.cached(model)
+        return None if snapshot is None else snapshot.folder
     return None if codec is None else codec.path
 
 
 def import_weights(source: Path, to: Path, *, num_heads: int | None, force: bool) -> None:
-    """Write an exported folder from a folder of diffusers or a checkpoint of facebookresearch/DiT."""
+    """Write an exported folder from a DiT of diffusers, here or on the hub, or a checkpoint of DiT's code."""
+    snapshot = _fetched(str(source)) if str(source).startswith(ON_HUB) else None
+    origin, source = str(source), source if snapshot is None else snapshot.folder
     if not source.exists():
+        hint = f", or {ON_HUB}{source} for the repository on the hub" if HUB_NAME.fullmatch(origin) else ""
         raise UserInputError(
-            f"{source} does not exist; name a folder of diffusers or a .pt file of DiT's code"
+            f"{source} does not exist; name a folder of diffusers or a .pt file of DiT's code{hint}"
         )
     if source.is_dir() and num_heads is not None:
         raise UserInputError("--num-heads is for .pt files alone: a folder of diffusers states its heads")
@@ -77,12 +88,26 @@ def import_weights(source: Path, to: Path, *, num_heads: int | None, force: bool
             f"{source} is an exported model already; attnbench.load_model({str(source)!r}) opens it"
         )
     exported = from_diffusers(source) if source.is_dir() else from_original(source, num_heads=num_heads)
+    if snapshot is not None:
+        told = {"imported_from": f"{origin} (commit {snapshot.commit})"}
+        exported = dataclasses.replace(exported, config=exported.config.model_copy(update=told))
     written = write_exported(exported, to, force=force)
     model = written.model
     typer.echo(
         f"{to}: a DiT of {model.depth} blocks, width {model.dim}, {model.num_heads} heads, "
         f"{written.input.num_classes} classes; attnbench.load_model({str(to)!r}) opens it"
     )
+
+
+def _fetched(source: str) -> hub.Snapshot:
+    """Return the transformer of `hub:OWNER/NAME` or `hub:OWNER/NAME@REVISION` in the hub's cache."""
+    name, _, revision = source.removeprefix(ON_HUB).partition("@")
+    if not HUB_NAME.fullmatch(name) or not (revision == "" or HUB_PART.fullmatch(revision)):
+        raise UserInputError(
+            f"{source} names no repository on the hub; write {ON_HUB}OWNER/NAME, or with @REVISION behind it"
+        )
+    model = hub.HubModel(name=name, subfolder="transformer", revision=revision or None)
+    return hub.fetch(model, lambda done, total, note: typer.echo(f"{note} ({done} of {total})", err=True))
 
 
 def transfer_weights(

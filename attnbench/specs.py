@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -29,6 +32,8 @@ Protocol = Literal["adm", "clean"]
 
 
 ORIGINS = ("paper", "public code", "inferred", "ours")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # OWNER/NAME
+HUB_PART = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # a branch, a tag, a folder: never `..`
 
 
 class Spec(BaseModel):
@@ -188,13 +193,41 @@ class PhotoPatchesData(Spec):
 
 
 class CodecSpec(Spec):
-    """A latent autoencoder of diffusers' format in a folder of the user's."""
+    """A latent autoencoder of diffusers' format: in a folder (`path`) or on the Hugging Face hub (`hub`)."""
 
     kind: Literal["autoencoder-kl", "autoencoder-tiny"] = "autoencoder-kl"
     """Class in diffusers: AutoencoderKL or AutoencoderTiny."""
-    path: Path = Field(strict=False)
+    path: Path | None = Field(default=None, strict=False)
     """Folder with config.json and weights (save_pretrained), or, for autoencoder-tiny, with TAESD's released
     taesd_encoder.safetensors and taesd_decoder.safetensors."""
+    hub: str | None = None
+    """Repository on the hub, OWNER/NAME; the stage `prepare` fetches it into the hub's cache, once."""
+    subfolder: str | None = None
+    """Folder inside that repository, such as `vae`; null: its top."""
+    revision: str | None = None
+    """Branch, tag or commit of that repository; null: main, as it was when it was fetched."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CodecSpec:
+        if (self.path is None) == (self.hub is None):
+            got = "neither" if self.path is None else "both"
+            raise ValueError(
+                f"takes either path (a folder) or hub (OWNER/NAME on the Hugging Face hub), got {got}"
+            )
+        if self.hub is not None and not HUB_NAME.fullmatch(self.hub):
+            raise ValueError(f"hub must be a repository on the hub, OWNER/NAME, got {self.hub!r}")
+        for name in ("subfolder", "revision"):
+            value = getattr(self, name)
+            if value is not None and self.hub is None:
+                raise ValueError(f"{name} is for hub alone, got path, too; remove it")
+            if value is not None and not HUB_PART.fullmatch(value):
+                raise ValueError(f"{name} must be plain names, with / between them, got {value!r}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is null, so that the content of a codec in a folder is its kind and path alone."""
+        return {name: value for name, value in written(self).items() if value is not None}
 
 
 class UserImages(Spec):
@@ -273,6 +306,9 @@ class TrainSpec(Spec):
     """torch.compile of the model in training; worth its minute on a GPU, rarely on a CPU."""
     activation_checkpointing: bool = False
     """Compute each block's activations twice instead of keeping them: less memory, the same numbers."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """With several processes: `none`: each holds all weights (DDP); `fsdp2`: weights, gradients, averages and
+    optimizer state are cut over them, for models that outgrow a GPU. Changes no number beyond rounding."""
     checkpoint_every: PositiveInt = 5000
     """Steps between checkpoints; a killed run resumes from the last one."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
@@ -413,6 +449,7 @@ class Case(Spec):
             "checkpoint_every",
             "checkpoint_minutes",
             "activation_checkpointing",
+            "sharding",
             "log",
             "init_from",
         }

@@ -185,6 +185,7 @@ def _override(settings: Settings, overrides: Sequence[str]) -> None:
         matrix.expand_shorthand(settings.data)
         path, value, origin = parse_override(text, index)
         settings.assign(path, value, origin)
+        _take_back(settings, path)
         assigned.append((path, origin))
     varied = settings.data.get("matrix")
     for path, origin in assigned:
@@ -201,6 +202,14 @@ def _override(settings: Settings, overrides: Sequence[str]) -> None:
                     f"{origin.where}: the suite's exceptions set {show_path(target)} for some cells; "
                     "give them too, as in -o exceptions=[] for none"
                 )
+
+
+def _take_back(settings: Settings, path: KeyPath) -> None:
+    """Remove the other place of the autoencoder that a suite's file names; two overrides remain an error."""
+    others = {"path": ("hub", "subfolder", "revision"), "hub": ("path",)}
+    for other in others.get(str(path[-1]), ()) if path[:-1] == ("data", "codec") else ():
+        if settings.origin((*path[:-1], other)).position[0] == 0:  # written in the file
+            settings.data["data"]["codec"].pop(other, None)
 
 
 def _excepted(settings: Settings) -> list[KeyPath]:

@@ -103,7 +103,7 @@ def _input_problems(case: Case) -> Iterator[Problem]:
                 "(tiny-dit, tiny-dit-rgb), or data: prepared or image-folder with a codec",
             )
         elif codec is None:
-            advice = "set data.codec.path, or model.input: pixel with model.in_channels: 3"
+            advice = "set data.codec.path or data.codec.hub, or model.input: pixel with model.in_channels: 3"
             yield Problem(("data", "codec"), f"is missing: {model.name} works on latents; {advice}")
         return
     if codec is not None:

@@ -34,8 +34,8 @@ def _facts(config: ExportedConfig) -> list[str]:
     if config.codec is not None:
         codec = config.codec
         facts.append(
-            f"- latents of an {codec.kind} (fingerprint {codec.fingerprint}): scale {codec.scale}, "
-            f"shift {codec.shift}"
+            f"- latents of an {codec.kind} (fingerprint {codec.fingerprint}"
+            f"{', on the hub: ' + codec.hub if codec.hub else ''}): scale {codec.scale}, shift {codec.shift}"
         )
     if config.class_names is not None:
         facts.append(f"- class names: {', '.join(config.class_names)}")

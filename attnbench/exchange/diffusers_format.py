@@ -19,8 +19,9 @@ from attnbench.exchange.exported import Exported, ExportedConfig
 from attnbench.exchange.folders import new_folder, read_bytes, writing
 from attnbench.exchange.layouts import diffusers_layout, not_a_dit, qkv_bias_of, rename_from, rename_to
 from attnbench.exchange.weight_files import read_weights
+from attnbench.hub import model_files
 from attnbench.specs import CodecSpec, ModelConfig
-from attnbench.stages.codec import fingerprint
+from attnbench.stages.codec import digest_of, fingerprint
 
 DESCRIPTION = "attnbench.json"
 NULL_CLASS = 1000  # DiTPipeline's, whatever the number of classes
@@ -134,10 +135,11 @@ def _why_no_vae(config: ExportedConfig, vae: Path | None) -> str:
     if vae is None or not (vae / "config.json").is_file():
         where = "none was named" if vae is None else f"there is none in {vae}"
         return f"a DiTPipeline needs a VAE, and {where}; name the folder of an AutoencoderKL with --vae"
-    found = fingerprint(CodecSpec(kind="autoencoder-kl", path=vae))
-    if config.codec is not None and config.codec.fingerprint != found:
+    # of all files, as of an autoencoder in a folder, and of those that are loaded, as of one from the hub
+    found = fingerprint(CodecSpec(kind="autoencoder-kl", path=vae)), digest_of(model_files(vae))
+    if config.codec is not None and config.codec.fingerprint not in found:
         raise DataError(
-            f"{vae} is not the autoencoder the model was trained with (fingerprint {found}, then "
+            f"{vae} is not the autoencoder the model was trained with (fingerprint {found[0]}, then "
             f"{config.codec.fingerprint}); name the right one with --vae"
         )
     kind = json.loads(read_bytes(vae / "config.json")).get("_class_name")

@@ -42,6 +42,8 @@ class CodecInfo(Record):
     scale: float
     shift: float
     fingerprint: str
+    hub: str = ""
+    """Repository on the Hugging Face hub, folder in it and commit, where it is from there."""
 
 
 class TransferOrigin(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from attnbench.data import load_dataset
@@ -11,7 +12,9 @@ from attnbench.plugins import registry
 from attnbench.run_folders import case_of, choose_result
 from attnbench.specs import Case, UserImages
 from attnbench.stages.checkpoint import ModelInput, load_averaged
+from attnbench.stages.codec import on_hub
 from attnbench.stages.latents import INDEX, LatentIndex
+from attnbench.stages.prepare import MADE_FROM, MadeFrom, codec_of
 from attnbench.stages.store import read_output, read_record
 from attnbench.stages.train import AVERAGED
 
@@ -86,8 +89,17 @@ def _codec(case: Case, store: Path) -> CodecInfo | None:
     """Return what `prepare` noted about the autoencoder when it made the latents."""
     if case.model.input != "latent":
         return None
-    path = store / "prepare" / case.key("prepare") / INDEX
-    index = read_record(path, LatentIndex)
+    folder = store / "prepare" / case.key("prepare")
+    index, made_from = read_record(folder / INDEX, LatentIndex), read_record(folder / MADE_FROM, MadeFrom)
     if index is None:
-        raise DataError(f"{path} is missing or damaged; run the suite {case.suite} again")
-    return CodecInfo(kind=index.kind, scale=index.scale, shift=index.shift, fingerprint=index.codec)
+        raise DataError(f"{folder / INDEX} is missing or damaged; run the suite {case.suite} again")
+    codec = codec_of(case)
+    model = on_hub(codec) if codec is not None else None
+    commit = made_from.commit if made_from is not None else ""
+    return CodecInfo(
+        kind=index.kind,
+        scale=index.scale,
+        shift=index.shift,
+        fingerprint=index.codec,
+        hub=dataclasses.replace(model, revision=commit or model.revision).title if model else "",
+    )

@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from attnbench.errors import DataError
+from attnbench.hub import WEIGHTS
 
-SAFETENSORS, PICKLED = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
+SAFETENSORS, PICKLED = WEIGHTS
 
 
 def weights_path(home: Path) -> Path:

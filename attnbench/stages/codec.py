@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from attnbench import hub
 from attnbench.data.pixels import to_images, to_model_space
 from attnbench.errors import DataError
 from attnbench.specs import CodecSpec
@@ -84,39 +86,59 @@ class Codec:
         return torch.cat(parts)
 
 
+def on_hub(spec: CodecSpec) -> hub.HubModel | None:
+    """Return where on the hub an autoencoder lies; None for one in a folder."""
+    if spec.hub is None:
+        return None
+    return hub.HubModel(name=spec.hub, subfolder=spec.subfolder, revision=spec.revision)
+
+
+def folder_of(spec: CodecSpec) -> Path:
+    """Return the folder of an autoencoder's files on this machine, without the network.
+
+    That of one on the hub is in the hub's cache; raises DataError where `prepare` has not fetched it.
+    """
+    model = on_hub(spec)
+    if model is not None:
+        return hub.open_cached(model).folder
+    assert spec.path is not None  # one of the two: CodecSpec sees to it
+    return spec.path
+
+
 def load_codec(spec: CodecSpec, device: torch.device) -> Codec:
-    """Load an autoencoder from the user's folder, never from the network; raises DataError."""
-    network = load_taesd(spec.path) if is_taesd(spec) else _load_diffusers(spec)
+    """Load an autoencoder from its folder or the hub's cache, never from the network; raises DataError."""
+    folder = folder_of(spec)
+    network = load_taesd(folder) if is_taesd(spec.kind, folder) else _load_diffusers(spec, folder)
     return Codec(network.eval().requires_grad_(False).to(device), spec.kind)
 
 
-def _load_diffusers(spec: CodecSpec) -> Any:
+def _load_diffusers(spec: CodecSpec, folder: Path) -> Any:
     define_missing_ops()  # diffusers' autoencoders import torchvision
     import diffusers
 
     kinds = {"autoencoder-kl": diffusers.AutoencoderKL, "autoencoder-tiny": diffusers.AutoencoderTiny}
     wanted = kinds[spec.kind].__name__
-    written_by = _config(spec).get("_class_name")
+    written_by = _config(spec, folder).get("_class_name")
     if written_by != wanted:
         raise DataError(
-            f"{spec.path} holds an {written_by}, but codec.kind is {spec.kind!r}; "
+            f"{spec.hub or folder} holds an {written_by}, but codec.kind is {spec.kind!r}; "
             f"kinds are {', '.join(kinds)}: choose the one that fits"
         )
     try:
-        return kinds[spec.kind].from_pretrained(spec.path, local_files_only=True)
+        return kinds[spec.kind].from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"cannot load the autoencoder in {spec.path}: {error}") from error
+        raise DataError(f"cannot load the autoencoder in {folder}: {error}") from error
 
 
-def _config(spec: CodecSpec) -> dict[str, Any]:
+def _config(spec: CodecSpec, folder: Path) -> dict[str, Any]:
     """Read an autoencoder's config.json."""
     try:
-        config: dict[str, Any] = json.loads((spec.path / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((folder / hub.CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         kind = "KL" if spec.kind == "autoencoder-kl" else "Tiny"
         taesd = "" if kind == "KL" else f", or with TAESD's {' and '.join(TAESD_FILES)}"
         raise DataError(
-            f"no autoencoder in {spec.path}: config.json cannot be read; `codec.path` names a folder written "
+            f"no autoencoder in {folder}: config.json cannot be read; `codec.path` names a folder written "
             f"by diffusers' Autoencoder{kind}.save_pretrained{taesd}"
         ) from error
     return config
@@ -124,16 +146,27 @@ def _config(spec: CodecSpec) -> dict[str, Any]:
 
 def scaling(spec: CodecSpec) -> tuple[float, float]:
     """Return scale and shift of an autoencoder's latents, without loading it; raises DataError."""
-    config = {"scaling_factor": 1.0} if is_taesd(spec) else _config(spec)
+    folder = folder_of(spec)
+    config = {"scaling_factor": 1.0} if is_taesd(spec.kind, folder) else _config(spec, folder)
     return float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
 
 
 def fingerprint(spec: CodecSpec) -> str:
-    """Return 16 hex digits over the config and weights files of an autoencoder's folder."""
+    """Return 16 hex digits over the config and weights files of an autoencoder.
+
+    Of one in the hub's cache, over the two that are loaded: other programs put files beside them.
+    """
+    folder = folder_of(spec)
+    if spec.hub is not None:
+        return digest_of(hub.model_files(folder))
+    return digest_of(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors", ".bin"))
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Return 16 hex digits over the names and contents of files."""
     digest = hashlib.sha256()
-    for path in sorted(spec.path.glob("*")):
-        if path.suffix in (".json", ".safetensors", ".bin"):
-            digest.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
+    for path in sorted(files):
+        digest.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()[:16]
 
 

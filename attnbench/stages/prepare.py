@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 
+from attnbench import hub
 from attnbench.atomic import atomic_write
 from attnbench.data import Dataset, load_dataset
 from attnbench.data.pixels import to_images, to_model_space
@@ -16,7 +18,7 @@ from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.scores import check_sizes
 from attnbench.results import Measurement, Record
 from attnbench.specs import Case, CodecSpec, UserImages
-from attnbench.stages.codec import fingerprint, load_codec
+from attnbench.stages.codec import fingerprint, load_codec, on_hub
 from attnbench.stages.latents import INDEX, encode_all, open_latents
 from attnbench.stages.store import (
     DONE,
@@ -34,10 +36,16 @@ NAMED = 20  # files named one by one in a report; the rest are counted
 
 
 class MadeFrom(Record):
-    """What the user's folders held when a stage read them first: their paths alone are in its key."""
+    """What the user's files held when a stage read them first: their places alone are in its key."""
 
     data: str
     codec: str
+    commit: str = ""
+    """Commit of an autoencoder on the hub; a later one with the same files makes no difference."""
+
+    def of_same_files(self, other: MadeFrom) -> bool:
+        """Say whether both are of the same content."""
+        return (self.data, self.codec) == (other.data, other.codec)
 
 
 class TrainingSource(Protocol):
@@ -91,37 +99,55 @@ class PixelSource:
 def run(case: Case, workspace: Workspace) -> StageOutput:
     """Encode the training images where the data names an autoencoder; other data needs nothing.
 
-    Raises DataError when images or autoencoder cannot be used, or are others than in an earlier run.
+    Raises DataError when images or autoencoder cannot be had or used, or are others than in an earlier run.
     """
     dataset, codec = load_dataset(case.data), codec_of(case)
     reference = dataset.train if case.evaluate.reference == "train" else dataset.held_out
     # here, because finding out after the training would waste it
     check_sizes(case.evaluate, case.sample.per_class * dataset.num_classes, len(reference))
     folder = workspace.folder("prepare", case)
-    _check_unchanged(folder, MadeFrom(data=dataset.fingerprint, codec=fingerprint(codec) if codec else ""))
-    finished = read_output(folder)
-    if finished is not None:
-        return finished
-    if codec is not None:
-        encode_all(dataset.train, codec, dataset.image_size, folder, workspace)
-    output = StageOutput(measurements=_left_out(dataset))
-    write_output(folder, output)
-    return output
+    with workspace.holding(folder):
+        _check_unchanged(case, folder, _made_from(dataset, codec, workspace))
+        finished = read_output(folder)
+        if finished is not None:
+            return finished
+        if codec is not None:
+            encode_all(dataset.train, codec, dataset.image_size, folder, workspace)
+        output = StageOutput(measurements=_left_out(dataset))
+        write_output(folder, output)
+        return output
 
 
-def _check_unchanged(folder: Path, now: MadeFrom) -> None:
+def _made_from(dataset: Dataset, codec: CodecSpec | None, workspace: Workspace) -> MadeFrom:
+    """Return what this stage works on; an autoencoder on the hub is fetched, here and nowhere else."""
+    if codec is None:
+        return MadeFrom(data=dataset.fingerprint, codec="")
+    model = on_hub(codec)
+    commit = hub.fetch(model, functools.partial(workspace.report, "prepare")).commit if model else ""
+    return MadeFrom(data=dataset.fingerprint, codec=fingerprint(codec), commit=commit)
+
+
+def _check_unchanged(case: Case, folder: Path, now: MadeFrom) -> None:
     """Note what this stage works on; raises DataError where the note of an earlier run says otherwise."""
     before = read_record(folder / MADE_FROM, MadeFrom)
     begun = any((folder / name).exists() for name in (DONE, INDEX))
     if before is None or not begun:
         atomic_write(folder / MADE_FROM, now.model_dump_json().encode())
-    elif before != now:
-        what = "images in data.path" if before.data != now.data else "autoencoder in data.codec.path"
-        raise DataError(
-            f"the {what} changed since results were made with them: the settings name the same folder, but "
-            f"its files are others; choose another --runs folder, or restore the files (noted in "
-            f"{folder / MADE_FROM})"
-        )
+    elif not before.of_same_files(now):
+        _refuse_changed("images in data.path" if before.data != now.data else _which_codec(case), folder)
+
+
+def _which_codec(case: Case) -> str:
+    codec = codec_of(case)
+    return f"autoencoder in data.codec.{'hub' if codec is not None and codec.hub else 'path'}"
+
+
+def _refuse_changed(what: str, folder: Path) -> NoReturn:
+    raise DataError(
+        f"the {what} changed since results were made with them: the settings name the same place, but its "
+        "files are others; choose another --runs folder, or restore the files (noted in "
+        f"{folder / MADE_FROM})"
+    )
 
 
 def _left_out(dataset: Dataset) -> list[Measurement]:
@@ -154,7 +180,11 @@ def decoder(case: Case, workspace: Workspace) -> Decoder:
     """Return the function from the model's space, float [B, C, h, w], to uint8 [B, H, W, C]."""
     if case.model.input == "pixel":
         return to_images
-    return load_codec(_needed_codec(case), workspace.device).decode
+    codec, folder = _needed_codec(case), workspace.folder("prepare", case)
+    before = read_record(folder / MADE_FROM, MadeFrom)
+    if before is not None and before.codec != fingerprint(codec):  # days may lie between training and here
+        _refuse_changed(_which_codec(case), folder)
+    return load_codec(codec, workspace.device).decode
 
 
 def codec_of(case: Case) -> CodecSpec | None:

@@ -1,12 +1,14 @@
 """Content-addressed folders of finished stages.
 
 Layout: `<root>/<stage>/<key>/`, finished when `done.json` stands in it. A stage that was killed has
-no `done.json`; running it again continues from what its folder holds.
+no `done.json`; running it again continues from what its folder holds. One process at a time works in it:
+whoever else needs the stage waits, and then reads what the first has finished or goes on where it ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from attnbench.atomic import atomic_write, storage_errors
+from attnbench.locks import alone_in
 from attnbench.results import Measurement, Record
 from attnbench.specs import Case
 
@@ -23,9 +26,10 @@ if TYPE_CHECKING:
 Stage = Literal["prepare", "train", "sample", "evaluate"]
 STAGES: tuple[Stage, ...] = ("prepare", "train", "sample", "evaluate")
 DONE = "done.json"
+NOTICE = "notice"  # in place of a stage in a report: its note is to be shown even where no progress is
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
-ProgressSink = Callable[[str, int, int, str], None]  # stage, done, total, note
+ProgressSink = Callable[[str, int, int, str], None]  # stage or NOTICE, done, total, note
 
 
 class StageOutput(Record):
@@ -53,6 +57,19 @@ class Workspace:
         with storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         return path
+
+    @contextmanager
+    def holding(self, folder: Path) -> Iterator[None]:
+        """Keep other processes from working on a stage while the block runs; waits for one that does.
+
+        Look inside the block for what is finished. A finished stage needs no lock: nobody changes it, and it
+        may lie where this user cannot write. For the process that started the others, not for those.
+        """
+        if read_output(folder) is not None:
+            yield
+            return
+        with alone_in(folder, lambda text: self.report(NOTICE, 0, 0, text)):
+            yield
 
     def report(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Tell whoever listens how far a stage has come."""

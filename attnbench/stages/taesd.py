@@ -8,17 +8,16 @@ from typing import Any
 import torch
 
 from attnbench.errors import DataError
-from attnbench.specs import CodecSpec
 from attnbench.torchvision_ops import define_missing_ops
 
 TAESD_FILES = ("taesd_encoder.safetensors", "taesd_decoder.safetensors")
 
 
-def is_taesd(spec: CodecSpec) -> bool:
-    """Say whether a codec's folder holds TAESD's own files and nothing of diffusers."""
-    if spec.kind != "autoencoder-tiny" or (spec.path / "config.json").exists():
+def is_taesd(kind: str, folder: Path) -> bool:
+    """Say whether the folder of a codec of that kind holds TAESD's own files and nothing of diffusers."""
+    if kind != "autoencoder-tiny" or (folder / "config.json").exists():
         return False
-    return all((spec.path / name).is_file() for name in TAESD_FILES)
+    return all((folder / name).is_file() for name in TAESD_FILES)
 
 
 def load_taesd(folder: Path) -> Any:
