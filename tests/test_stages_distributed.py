@@ -14,56 +14,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from process_cases import assert_same_but_for_rounding, digits_case, trained
 from torch import nn
 
-from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
+from attnbench.errors import AttnbenchError, UserInputError
 from attnbench.executors import LAUNCHER_VARIABLES, take_over_launcher
-from attnbench.models.recipes import recipe
 from attnbench.results import latest, read_results
-from attnbench.specs import (
-    AttentionSpec,
-    Case,
-    DigitsData,
-    EvaluateSpec,
-    ProfileSpec,
-    SampleSpec,
-    TrainSpec,
-)
+from attnbench.specs import SampleSpec
 from attnbench.stages import distributed, sample, train
 from attnbench.stages.batches import cut_batch
 from attnbench.stages.global_batch_norm import use_global_batch_norm, use_local_batch_norm
 from attnbench.stages.store import Workspace, read_output
-
-# Adam divides each gradient by its own size: where a gradient is rounding noise alone, so is its sign, and
-# two trainings may then differ by up to twice the rate per step. Elsewhere they differ by fp32 rounding.
-EPS, STEPS, LR = torch.finfo(torch.float32).eps, 6, 1e-3
-
-
-def digits_case(attention: str = "softmax", **settings) -> Case:
-    """Return a case of six steps on the digits, of a model of two blocks."""
-    options = {"options": {"balance_weight": 0.01}} if settings.pop("aux", False) else {}
-    sizes = {"depth": 2, "dim": 16, "num_heads": 2, "attention": AttentionSpec(name=attention, **options)}
-    defaults = {"objective": "flow", "steps": STEPS, "batch_size": 8, "lr": LR, "log_every": 2}
-    return Case(
-        suite="test",
-        label="cell",
-        seed=0,
-        model=recipe("tiny-dit").model_copy(update=sizes),
-        data=DigitsData(),
-        train=TrainSpec(**(defaults | settings)),
-        sample=SampleSpec(sampler="euler", num_steps=2),
-        evaluate=EvaluateSpec(kd_subset_size=2, neighbours=1),
-        profile=ProfileSpec(),
-    )
-
-
-def trained(root: Path, case: Case, processes: int) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """Train and return the final weights and losses."""
-    workspace = Workspace(root=root, device=torch.device("cpu"), processes=processes)
-    output = train.run(case, workspace)
-    weights = load_file(workspace.folder("train", case) / "checkpoint.safetensors")
-    return weights, [loss for _, loss in output.curves["loss"]]
 
 
 @pytest.mark.parametrize(
@@ -78,13 +39,8 @@ def trained(root: Path, case: Case, processes: int) -> tuple[dict[str, torch.Ten
 def test_two_processes_train_what_one_trains(tmp_path, attention, settings):
     """Losses and weights of two processes are those of one; the second case has BatchNorm and routers."""
     case = digits_case(attention, **settings)
-    one, losses_one = trained(tmp_path / "one", case, 1)
-    two, losses_two = trained(tmp_path / "two", case, 2)
-    assert losses_two == pytest.approx(losses_one, rel=1e3 * EPS)  # means of 8 losses of 64 pixels, six steps
-    assert one.keys() == two.keys()
-    apart = torch.cat([(one[n] - two[n]).abs().double().flatten() for n in one if n.startswith("model/")])
-    assert apart.max() <= 2 * LR * STEPS
-    assert (apart > 1e3 * EPS).double().mean() < 0.01
+    one, two = trained(tmp_path / "one", case, 1), trained(tmp_path / "two", case, 2)
+    assert_same_but_for_rounding(one, two)
 
 
 def test_one_example_more_or_less_would_be_seen(tmp_path):
@@ -111,14 +67,6 @@ def test_processes_that_do_not_divide_the_batch_are_refused(tmp_path):
     workspace = Workspace(root=tmp_path, device=torch.device("cpu"), processes=3)
     with pytest.raises(UserInputError, match=r"batch_size 8 is no multiple of 3 processes x 1 micro-batches"):
         train.run(digits_case(), workspace)
-
-
-@pytest.mark.slow
-def test_auxiliary_losses_are_refused_with_several_processes(tmp_path):
-    """A balancing loss is a function of the whole batch, which no process sees: a skipped row."""
-    workspace = Workspace(root=tmp_path, device=torch.device("cpu"), processes=2)
-    with pytest.raises(UnsupportedError, match="train it with --processes 1"):
-        train.run(digits_case("dydila", aux=True), workspace)
 
 
 def test_two_processes_draw_the_bytes_of_one(tmp_path):

@@ -10,6 +10,7 @@ from attnbench.data.arrays import ArrayImages
 from attnbench.diffusion.noise import KeyedNoise
 from attnbench.diffusion.objective import build_objective
 from attnbench.stages import train
+from attnbench.stages.ema import WeightAverage
 from attnbench.stages.held_out_loss import (
     COST_SHARE,
     NUM_TIMES,
@@ -37,7 +38,7 @@ def test_loss_is_that_of_its_definition(tmp_path, objective):
     images = held_out_images(case, dataset(5), make_workspace(tmp_path))
     objective = build_objective(case.train, learned_variance=case.model.learned_variance, device=CPU)
     model = StubModel(case.model, 3).eval()
-    found = HeldOutLoss(images, objective, device=CPU, batch_size=2).of(model, model.state_dict(), EXACT)
+    found = HeldOutLoss(images, objective, device=CPU, batch_size=2).of(model, EXACT)
     for number, time in enumerate(objective.spread_times(NUM_TIMES)):
         losses = []
         for i in range(5):
@@ -52,19 +53,23 @@ def test_loss_is_that_of_its_definition(tmp_path, objective):
         assert found[number] == pytest.approx(sum(losses) / 5, rel=1e-5)
 
 
-def test_weights_are_those_given_and_the_model_stays(tmp_path):
-    """Other weights give another loss; the model keeps its own, its BatchNorm statistics and its mode."""
+def test_weights_are_the_averaged_ones_and_the_model_stays(tmp_path):
+    """Averaged weights in its place give another loss; the model keeps its own, its statistics and mode."""
     case = make_case(train={"steps": 1000})
     images = held_out_images(case, dataset(), make_workspace(tmp_path))
     objective = build_objective(case.train, learned_variance=False, device=CPU)
     model = StubModel(case.model, 3).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     held_out = HeldOutLoss(images, objective, device=CPU, batch_size=8)
-    own = held_out.of(model, model.state_dict(), EXACT)
+    own = held_out.of(model, EXACT)
+    average = WeightAverage(model, 0.5, warmup=False)
     zeros = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
-    assert held_out.of(model, zeros, EXACT) != own
-    assert held_out.of(model, model.state_dict(), EXACT) == own
+    average.load_state_dict(zeros)
+    with average.in_place():
+        assert held_out.of(model, EXACT) != own
+    assert held_out.of(model, EXACT) == own
     assert model.training
+    assert all(not tensor.any() for tensor in average.state_dict().values() if tensor.is_floating_point())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

@@ -57,7 +57,7 @@ def test_micro_batches_sum_to_the_gradient_of_the_batch(monkeypatch, tmp_path):
             model.forward = lambda x, t, y, m=model, **_: StubModel.forward(m.eval(), x.double(), t, y)
             made = engine.Trainer(case, make_workspace(tmp_path), model, StubSource(), flip=True)
             made.optimizer.zero_grad = lambda: None
-            loss, norm = made._step(0, made.parts.make(0, cut_batch(4, accumulation)))
+            loss, norm, _ = made._step(0, made.parts.make(0, cut_batch(4, accumulation)))
             found.append((loss, norm, [p.grad.clone() for p in made.parameters]))
     for loss, norm, gradients in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-6)  # kept in fp32

@@ -7,8 +7,9 @@ a batch is divided changes no number in it.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from attnbench.diffusion.objective import Objective
 
 if TYPE_CHECKING:
     from attnbench.stages.prepare import TrainingSource
+
+AHEAD = 2  # batches made ahead, a thread each: drawing and copying leave the interpreter lock alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +52,12 @@ class BatchSchedule:
     """Epochs of shuffled examples, one after the other; a batch may span two of them.
 
     Nothing but the last permutation is kept, and only to save time: `at(step)` gives the same batch
-    whatever was asked before.
+    whatever was asked before, also by other threads.
     """
 
     def __init__(self, *, num_examples: int, batch_size: int, seed: int, flip: bool) -> None:
         self.num_examples, self.batch_size, self.seed, self.flip = num_examples, batch_size, seed, flip
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+        self._last = -1, torch.empty(0, dtype=torch.int64)
 
     def at(self, step: int) -> Batch:
         """Return the batch of training step `step` (0 for the first)."""
@@ -78,10 +81,12 @@ class BatchSchedule:
         return torch.cat(parts)
 
     def _permutation(self, epoch: int) -> torch.Tensor:
-        if epoch != self._epoch:
+        kept, order = self._last  # read and written as a pair: another thread may be in another epoch
+        if epoch != kept:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", epoch))
-            self._epoch, self._order = epoch, torch.randperm(self.num_examples, generator=generator)
-        return self._order
+            order = torch.randperm(self.num_examples, generator=generator)
+            self._last = epoch, order
+        return order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,18 +138,17 @@ def cut_batch(batch_size: int, accumulation: int, rank: int = 0, num_processes: 
 def prefetched(
     make: Callable[[int], list[Part]], first: int, last: int
 ) -> Iterator[tuple[int, list[Part], float]]:
-    """Yield (step, its parts, seconds waited for them) for steps [first, last).
+    """Yield (step, its parts, seconds waited for them) for steps [first, last), in order.
 
-    A thread builds the next step's parts while the caller computes on the present ones.
+    Threads build the parts of the next `AHEAD` steps while the caller computes on the present ones. An
+    error of `make` is raised when its step is due. Closing the generator waits for the threads.
     """
-    if first >= last:
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        ahead: Future[list[Part]] = pool.submit(make, first)
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="batches") as pool:
+        ahead = deque(pool.submit(make, step) for step in range(first, min(first + AHEAD, last)))
         for step in range(first, last):
             started = time.perf_counter()
-            parts = ahead.result()
+            parts = ahead.popleft().result()
             waited = time.perf_counter() - started
-            if step + 1 < last:
-                ahead = pool.submit(make, step + 1)
+            if step + AHEAD < last:
+                ahead.append(pool.submit(make, step + AHEAD))
             yield step, parts, waited

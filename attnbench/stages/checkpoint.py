@@ -20,6 +20,7 @@ from attnbench.atomic import atomic_path, storage_errors
 from attnbench.errors import CheckpointError
 from attnbench.results import Record
 from attnbench.stages.loss_curve import Progress
+from attnbench.stages.sharding import cut_like
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -229,11 +230,14 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, torch.Tensor]) -> None:
-    """Load what `flatten_optimizer` returned."""
+    """Load what `flatten_optimizer` returned, put together; moments are cut as their parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in flat.items():
         index, _, entry = name.partition("/")
-        state.setdefault(int(index), {})[entry] = tensor
+        parameter = parameters[int(index)]
+        is_moment = tensor.shape == parameter.shape
+        state.setdefault(int(index), {})[entry] = cut_like(tensor, parameter) if is_moment else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -45,18 +45,19 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     UserInputError where a setting does not fit the number of images.
     """
     folder = workspace.folder("evaluate", case)
-    finished = read_output(folder)
-    if finished is not None:
-        return finished
-    evaluation = Evaluation(
-        case=case,
-        workspace=workspace,
-        dataset=load_dataset(case.data),
-        samples=sampled_images(case, workspace),
-    )
-    output = StageOutput(measurements=evaluation.measurements(), artefacts=evaluation.class_artefacts())
-    write_output(folder, output)
-    return output
+    with workspace.holding(folder):
+        finished = read_output(folder)
+        if finished is not None:
+            return finished
+        evaluation = Evaluation(
+            case=case,
+            workspace=workspace,
+            dataset=load_dataset(case.data),
+            samples=sampled_images(case, workspace),
+        )
+        output = StageOutput(measurements=evaluation.measurements(), artefacts=evaluation.class_artefacts())
+        write_output(folder, output)
+        return output
 
 
 @dataclass(kw_only=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from attnbench.stages.over_processes import MeanOverProcesses, mean_over_processes
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -38,8 +38,7 @@ class GlobalBatchNorm(_BatchNorm):
         return y.to(input.dtype)
 
     def _mean(self, x: torch.Tensor, dims: list[int]) -> torch.Tensor:
-        total: torch.Tensor = _SumOverProcesses.apply(x.mean(dims), self.group)
-        return total / dist.get_world_size(self.group)
+        return mean_over_processes(x.mean(dims), self.group)
 
     @torch.no_grad()
     def _remember(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
@@ -57,23 +56,6 @@ class GlobalBatchNorm(_BatchNorm):
         """Take any number of dimensions."""
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """The sum of every process's tensor; its gradient is the sum of every process's gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        total = value.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        total = gradients[0].clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
-
-
 def use_global_batch_norm(model: nn.Module) -> None:
     """Let every BatchNorm of a model see the batch of all processes; call it in all of them."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
@@ -87,10 +69,12 @@ def use_global_batch_norm(model: nn.Module) -> None:
 
 
 def use_local_batch_norm(model: nn.Module) -> None:
-    """Undo `use_global_batch_norm`: the model can be run without the other processes."""
+    """Undo `use_global_batch_norm`: the model, its auxiliary losses included, runs without the others."""
     for module in model.modules():
         if isinstance(module, GlobalBatchNorm):
             module.__class__ = module.plain_class  # type: ignore[assignment]
+        elif isinstance(module, MeanOverProcesses):
+            module.work_alone()
 
 
 def _column(values: torch.Tensor, ndim: int) -> torch.Tensor:

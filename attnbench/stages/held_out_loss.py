@@ -6,10 +6,10 @@ The same images, times and noise for every cell on the same data: two curves dif
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from attnbench.data import Dataset
 from attnbench.data.pixels import to_model_space
@@ -86,8 +86,8 @@ class HeldOutLoss:
         return self.images.x0 is not None
 
     @torch.no_grad()
-    def of(self, model: nn.Module, weights: dict[str, torch.Tensor], autocast: torch.autocast) -> list[float]:
-        """Return the mean loss at each of the 8 times, of a model with other weights put into it."""
+    def of(self, model: nn.Module, autocast: torch.autocast) -> list[float]:
+        """Return a model's mean loss at each of the 8 times."""
         assert self.images.x0 is not None and self.images.labels is not None  # noqa: PT018 - is_measured
         was_training = model.training
         model.eval()
@@ -98,7 +98,7 @@ class HeldOutLoss:
 
             def denoiser(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
                 with autocast:
-                    return functional_call(model, weights, (x, t, labels))
+                    return cast("torch.Tensor", model(x, t, labels))
 
             noise = KeyedNoise(
                 seed=SEED,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from attnbench.stages.interrupts import GO_ON, Stopped, StopRequest
@@ -19,8 +21,8 @@ REPORT_EVERY_S = 0.2
 class Journal:
     """Follows a trainer step by step; what it keeps goes into the trainer's progress with each checkpoint."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, progress = trainer, trainer.progress
+    def __init__(self, trainer: Trainer, stop: StopRequest) -> None:
+        self.trainer, self.stop, progress = trainer, stop, trainer.progress
         settings = trainer.settings
         self.curve = LossCurve(progress, log_every=settings.log_every, num_steps=settings.steps)
         self.log = TrainingLog(
@@ -36,9 +38,15 @@ class Journal:
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
 
     def add(
-        self, loss: float, norm: float, recorded: RecordedStatistics | None, seconds: float, waited: float
+        self,
+        loss: float,
+        norm: float,
+        recorded: RecordedStatistics | None,
+        held_out: list[float] | None,
+        seconds: float,
+        waited: float,
     ) -> None:
-        """Count one finished step and what belongs behind it: a log record, the held-out loss."""
+        """Count one finished step and log what was measured in it and behind it."""
         means = self.curve.add(loss, norm)
         self._steps, self._seconds = self._steps + 1, self._seconds + seconds
         self._waited += waited
@@ -53,37 +61,32 @@ class Journal:
                     recorded={} if recorded is None else recorded.summary(),
                 )
             )
-        self._measure_held_out()
+        if held_out is not None:
+            self.curve.held_out_curve.append((float(self.curve.step), sum(held_out) / len(held_out)))
+            self.log.write(LogRecord(step=self.curve.step, held_out_loss=held_out))
         self._report()
 
-    def _measure_held_out(self) -> None:
-        trainer, settings, done = self.trainer, self.trainer.settings, self.curve.step
-        if not trainer.held_out.is_measured or (done % settings.held_out_every and done != settings.steps):
-            return
-        weights = trainer.averages[settings.ema_decay].state_dict()
-        losses = trainer.held_out.of(trainer.model, weights, trainer.loss.autocast)
-        self.curve.held_out_curve.append((float(done), sum(losses) / len(losses)))
-        self.log.write(LogRecord(step=done, held_out_loss=losses))
+    def wants_checkpoint(self) -> bool:
+        """Tell whether clock or signal ask for a checkpoint after the present step."""
+        old = time.perf_counter() - self._saved_at > 60 * self.trainer.settings.checkpoint_minutes
+        return old or self.stop.number is not None
 
-    def save_if_due(self, is_last: bool, stop: StopRequest) -> None:
-        """Write a checkpoint by steps, by the clock, at the end, and before a signal ends the training."""
-        settings, done = self.trainer.settings, self.curve.step
-        old = time.perf_counter() - self._saved_at > 60 * settings.checkpoint_minutes
-        if not (is_last or old or stop.number or done % settings.checkpoint_every == 0):
-            return
+    @contextlib.contextmanager
+    def checkpoint(self) -> Iterator[None]:
+        """Bring the trainer's progress up to date for the block that saves it; Stopped if a signal asked."""
         if self._steps:
             self._write_timing(is_log_point=False)
         self.trainer.progress = self.curve.progress(
             log_bytes=self.log.sync(), notes=[*self._notes, *self.log.notes]
         )
-        self.trainer.save()
+        yield
         self._saved_at = time.perf_counter()
-        if stop.number:
-            name = signal.Signals(stop.number).name
+        if self.stop.number:
+            name = signal.Signals(self.stop.number).name
             raise Stopped(
-                stop.number,
-                f"{self.trainer.case.label}: stopped by {name} at training step {done} of {settings.steps}, "
-                f"which is saved; {GO_ON}",
+                self.stop.number,
+                f"{self.trainer.case.label}: stopped by {name} at training step {self.curve.step} of "
+                f"{self.trainer.settings.steps}, which is saved; {GO_ON}",
             )
 
     def _write_timing(self, *, is_log_point: bool) -> None:

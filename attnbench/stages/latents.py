@@ -147,8 +147,9 @@ class LatentSource:
                 device=torch.device("cpu"),
                 purpose="posterior",
             )
-            kept = mean + (0.5 * log_variance).exp() * noise.at(0)
-        return self.scale * (kept - self.shift)
+            # in place, here and below: fresh memory for every intermediate costs as much as the sums
+            kept = (0.5 * log_variance).exp_().mul_(noise.at(0)).add_(mean)
+        return kept.sub_(self.shift).mul_(self.scale)
 
 
 def open_latents(folder: Path, spec: CodecSpec, labels: torch.Tensor, seed: int) -> LatentSource:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from attnbench.errors import NonFiniteError
+from attnbench.stages.sharding import whole
 
 
 class _Witness:
@@ -52,7 +53,7 @@ def explain_nonfinite(
 
 def _bad_weight(model: nn.Module) -> str | None:
     for name, tensor in model.named_parameters():
-        if not _is_finite(tensor):
+        if not _is_finite(whole(tensor)):
             return f"the weight {name} is not finite before the step"
     return None
 
@@ -66,6 +67,9 @@ def _bad_layer(model: nn.Module, run_again: Callable[[], torch.Tensor]) -> str |
         if not _is_finite(loss):
             return "every layer's output is finite, but the loss (or an auxiliary loss) is not"
         loss.backward()
+    for name, parameter in reversed(list(model.named_parameters())):  # gradients in shards call no hook
+        if parameter.grad is not None:
+            witness.see_gradient(name, whole(parameter.grad))
     model.zero_grad()
     if witness.gradient is not None:
         layer = witness.gradient.rpartition(".")[0] or "the model itself"

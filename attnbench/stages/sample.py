@@ -42,15 +42,16 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     Raises UserInputError, UnsupportedError, CheckpointError, NonFiniteError or StorageError.
     """
     folder = workspace.folder("sample", case)
-    finished = read_output(folder)
-    if finished is not None:
-        return finished
-    check_sampler(case)
-    with together(case, workspace, "sample") as world:
-        sampler = draw_part(case, workspace, world)
-    output = finish(sampler, folder)
-    write_output(folder, output)
-    return output
+    with workspace.holding(folder):
+        finished = read_output(folder)
+        if finished is not None:
+            return finished
+        check_sampler(case)
+        with together(case, workspace, "sample") as world:
+            sampler = draw_part(case, workspace, world)
+        output = finish(sampler, folder)
+        write_output(folder, output)
+        return output
 
 
 def draw_part(case: Case, workspace: Workspace, world: World) -> Sampler:

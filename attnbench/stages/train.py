@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from attnbench.specs import Case
 from attnbench.stages.checkpoint import ModelInput, load_into, previous_path, save_averaged
 from attnbench.stages.compatibility import check_objective
 from attnbench.stages.distributed import World, device_of, together
-from attnbench.stages.held_out_loss import HeldOutImages, held_out_images
+from attnbench.stages.held_out_loss import held_out_images
 from attnbench.stages.initial import initial_weights
 from attnbench.stages.loss_curve import describe_training
 from attnbench.stages.prepare import training_source
+from attnbench.stages.sharding import put_together
 from attnbench.stages.store import StageOutput, Workspace, read_output, write_output
 from attnbench.stages.trainer import CHECKPOINT, Trainer
 
@@ -31,15 +33,16 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     checkpoint stays. Ctrl-C and SIGTERM raise Stopped after a checkpoint.
     """
     folder = workspace.folder("train", case)
-    finished = read_output(folder)
-    if finished is not None:
-        return finished
-    check_objective(case)
-    with together(case, workspace, "train") as world:
-        output = train_case(case, workspace, world)
-    write_output(folder, output)
-    previous_path(folder / CHECKPOINT).unlink(missing_ok=True)  # it is for going on only
-    return output
+    with workspace.holding(folder):
+        finished = read_output(folder)
+        if finished is not None:
+            return finished
+        check_objective(case)
+        with together(case, workspace, "train") as world:
+            output = train_case(case, workspace, world)
+        write_output(folder, output)
+        previous_path(folder / CHECKPOINT).unlink(missing_ok=True)  # it is for going on only
+        return output
 
 
 def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
@@ -49,7 +52,7 @@ def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     source = training_source(case, dataset, workspace)
     model_input = ModelInput(shape=source.shape, num_classes=dataset.num_classes)
     flip = dataset.flip if case.train.horizontal_flip is None else case.train.horizontal_flip
-    held_out = held_out_images(case, dataset, workspace) if world.is_first else HeldOutImages()
+    held_out = held_out_images(case, dataset, replace(workspace, device=device))
     with fork_rng(device):
         model = initial_model(case, model_input, device)
         if case.train.init_from is not None:
@@ -57,12 +60,14 @@ def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
         trainer = Trainer(case, workspace, model, source, flip, held_out=held_out, world=world)
         trainer.resume()
         trainer.train_until(case.train.steps)
-    if not world.is_first:
-        return StageOutput()
     folder = workspace.folder("train", case)
     for decay, average in trainer.averages.items():
-        name = AVERAGED if decay == case.train.ema_decay else averaged_name(decay)
-        save_averaged(folder / name, average.state_dict(), model_input, case.key("train"))
+        weights = put_together(average.state_dict(), keep=world.is_first)
+        if world.is_first:
+            name = AVERAGED if decay == case.train.ema_decay else averaged_name(decay)
+            save_averaged(folder / name, weights, model_input, case.key("train"))
+    if not world.is_first:
+        return StageOutput()
     output = describe_training(trainer.progress, trainer.timings, case.train.batch_size)
     output.measurements.append(trainer.held_out.measurement(trainer.progress.held_out_curve))
     output.curves["held_out_loss"] = trainer.progress.held_out_curve

@@ -43,6 +43,7 @@ from attnbench.stages.journal import Journal
 from attnbench.stages.loss_curve import Progress, Timing
 from attnbench.stages.nonfinite import explain_nonfinite
 from attnbench.stages.prepare import TrainingSource
+from attnbench.stages.sharding import cut_like, put_together, shard_model, whole
 from attnbench.stages.store import Workspace
 from attnbench.stages.training_log import RecordedStatistics
 from attnbench.stages.training_loss import TrainingLoss
@@ -67,6 +68,9 @@ class Trainer:
         self.case, self.settings, self.workspace, self.world = case, case.train, workspace, world
         self.device = device_of(workspace.device, world.rank, world.size)
         self.model = model.to(self.device).train()
+        self.is_sharded = self.settings.sharding == "fsdp2" and world.size > 1
+        if self.is_sharded:
+            shard_model(self.model, self.device, world.size)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -112,6 +116,8 @@ class Trainer:
         if self.world.size == 1:
             return self.loss
         use_global_batch_norm(self.model)
+        if self.is_sharded:
+            return self.loss  # gradients of cut weights come out as means
         # routers may leave parameters without a gradient in one process and not in another
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the option's new name is younger than our torch
@@ -130,7 +136,10 @@ class Trainer:
         found = load_newest(self.checkpoint_path, self.case.key("train"))
         if found is not None:
             checkpoint, note = found
-            load_into(self.model, checkpoint.groups["model"], self.checkpoint_path)
+            live = self.model.state_dict()
+            weights = checkpoint.groups["model"].items()
+            cut = {name: cut_like(tensor, live.get(name, tensor)) for name, tensor in weights}
+            load_into(self.model, cut, self.checkpoint_path)
             restore_optimizer(self.optimizer, checkpoint.groups["optimizer"])
             for decay, average in self.averages.items():
                 average.load_state_dict(checkpoint.groups[self._group(decay)])
@@ -146,17 +155,19 @@ class Trainer:
             raise CheckpointError(f"the processes read checkpoints of different steps: {steps}; run again")
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint; every process must call it, the first one writes."""
         groups = {"model": self.model.state_dict(), "optimizer": flatten_optimizer(self.optimizer)}
         groups |= {self._group(decay): average.state_dict() for decay, average in self.averages.items()}
-        save_checkpoint(
-            self.checkpoint_path, Checkpoint(groups=groups, progress=self.progress), self.case.key("train")
-        )
+        first = self.world.is_first
+        complete = {group: put_together(tensors, keep=first) for group, tensors in groups.items()}
+        if first:
+            checkpoint = Checkpoint(groups=complete, progress=self.progress)
+            save_checkpoint(self.checkpoint_path, checkpoint, self.case.key("train"))
 
     def train_until(self, last: int) -> None:
         """Make steps until `last` are done; checkpoints on the way and at the end."""
-        journal = Journal(self) if self.world.is_first else None
         stop = StopRequest()
+        journal = Journal(self, stop) if self.world.is_first else None
         first = self.progress.step
         cuts = cut_batch(
             self.settings.batch_size, self.settings.grad_accumulation, self.world.rank, self.world.size
@@ -169,11 +180,29 @@ class Trainer:
             for step, parts, waited in prefetched(make, first, last):
                 started = time.perf_counter()
                 recorder = self._recorder(step + 1)
-                loss, norm = self._step(step, parts, recorder)
+                loss, norm, asked = self._step(step, parts, recorder, journal)
                 recorded = self._gather(recorder)
+                seconds = waited + time.perf_counter() - started
+                held_out = self._held_out_losses(step + 1)
                 if journal is not None:
-                    journal.add(loss, norm, recorded, waited + time.perf_counter() - started, waited)
-                    journal.save_if_due(step + 1 == last, stop)
+                    journal.add(loss, norm, recorded, held_out, seconds, waited)
+                if asked or step + 1 == last or (step + 1) % self.settings.checkpoint_every == 0:
+                    self._save(journal)
+
+    def _save(self, journal: Journal | None) -> None:
+        if journal is None:
+            self.save()
+        else:
+            with journal.checkpoint():
+                self.save()
+
+    def _held_out_losses(self, done: int) -> list[float] | None:
+        """Measure the averaged weights after `done` steps where that is due; every process does the same."""
+        due = done % self.settings.held_out_every == 0 or done == self.settings.steps
+        if not (due and self.held_out.is_measured):
+            return None
+        with self.averages[self.settings.ema_decay].in_place():
+            return self.held_out.of(self.model, self.loss.autocast)
 
     def _recorder(self, done: int) -> RecordedStatistics | None:
         """Return a recorder for a step that ends a log interval."""
@@ -191,11 +220,16 @@ class Trainer:
         return together
 
     def _step(
-        self, step: int, parts: list[Part], recorder: RecordedStatistics | None = None
-    ) -> tuple[float, float]:
+        self,
+        step: int,
+        parts: list[Part],
+        recorder: RecordedStatistics | None = None,
+        journal: Journal | None = None,
+    ) -> tuple[float, float, bool]:
         """Make one optimizer step and return its loss and its gradient's norm before clipping.
 
-        Raises NonFiniteError before any harm is done.
+        The third value tells every process whether the first one's journal wants a checkpoint. Raises
+        NonFiniteError before any harm is done.
         """
         loss = torch.zeros((), device=self.device)
         for part in parts:
@@ -203,9 +237,10 @@ class Trainer:
                 part_loss = self._loss(step, part, self._shared_loss, recorder) / len(parts)
                 part_loss.backward()
             loss += part_loss.detach()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        # one wait for the device
-        value, norm_value = torch.stack([self.world.mean(loss), norm]).tolist()
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        wanted = float(journal is not None and journal.wants_checkpoint())
+        told = self.world.mean(torch.stack([loss, torch.full_like(loss, wanted)]))
+        value, asked, norm_value = torch.stack([*told, norm]).tolist()  # one wait for the device
         if not (math.isfinite(value) and math.isfinite(norm_value)):
             raise self._explain(step)
         if self.settings.grad_clip is not None:
@@ -216,7 +251,7 @@ class Trainer:
         self.optimizer.zero_grad()
         for average in self.averages.values():
             average.update(step)
-        return value, norm_value
+        return value, norm_value, asked > 0
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: linear warm-up, then constant."""
@@ -233,13 +268,16 @@ class Trainer:
 
     def _summing(self, last: bool) -> Any:
         """Return a context in which gradients wait for the last micro-batch before processes share them."""
-        if last or self.world.size == 1:
+        if last or self.world.size == 1 or self.is_sharded:  # whole gradients of all would not fit
             return contextlib.nullcontext()
         return self._shared_loss.no_sync()  # type: ignore[operator]
 
     def _explain(self, step: int) -> NonFiniteError:
-        """Return the error of a step whose loss or gradient is not finite; the first process looks alone."""
-        if not self.world.is_first:
+        """Return the error of a step whose loss or gradient is not finite.
+
+        The first process looks alone, or all together at the same parts where weights are cut.
+        """
+        if not (self.world.is_first or self.is_sharded):
             return NonFiniteError(f"training step {step}: not finite; the first process says where")
         use_local_batch_norm(self.model)
         cuts = cut_batch(self.settings.batch_size, self.settings.grad_accumulation * self.world.size)

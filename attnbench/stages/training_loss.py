@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from attnbench.contract import AttentionContext
 from attnbench.diffusion.objective import Objective
-from attnbench.errors import UnsupportedError
 from attnbench.specs import TrainSpec
 from attnbench.stages.batches import Part
+from attnbench.stages.over_processes import MeanOverProcesses
 
 Recorder = Callable[[str, torch.Tensor], None]
 
@@ -24,7 +24,9 @@ Recorder = Callable[[str, torch.Tensor], None]
 class TrainingLoss(nn.Module):
     """Part -> mean loss, a scalar in fp32; the auxiliary losses are in the output, so that DDP sees them.
 
-    With `compile`, a pass with a recorder runs uncompiled: a recorder is a Python call per tensor.
+    With several processes, each builds it and calls it on its part, of one size; losses and gradients
+    averaged over them are those of all parts together. With `compile`, a pass with a recorder runs
+    uncompiled: a recorder is a Python call per tensor.
     """
 
     def __init__(
@@ -36,7 +38,11 @@ class TrainingLoss(nn.Module):
         processes: int,
     ) -> None:
         super().__init__()
-        self.model, self.objective, self.processes = model, objective, processes
+        self.model, self.objective = model, objective
+        self.shared: dict[str, Any] = {}  # what the model is told where there are several processes
+        if processes > 1:
+            model.mean_over_processes = MeanOverProcesses()  # there `use_local_batch_norm` finds it
+            self.shared["mean_over_processes"] = model.mean_over_processes
         if settings.activation_checkpointing:
             recompute_blocks(model)
         self.autocast = torch.autocast(
@@ -46,7 +52,7 @@ class TrainingLoss(nn.Module):
         self._fast = (torch.compile(model) if settings.compile else model,)
 
     def forward(self, part: Part, recorder: Recorder | None = None) -> torch.Tensor:
-        """Return the mean loss of a part; raises UnsupportedError for what several processes cannot share."""
+        """Return the mean loss of a part and its auxiliary losses."""
         auxiliary: list[torch.Tensor] = []
 
         def keep(name: str, value: torch.Tensor) -> None:
@@ -55,15 +61,10 @@ class TrainingLoss(nn.Module):
         def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             with self.autocast:
                 if recorder is None:
-                    return self._fast[0](x, t, part.labels, loss_sink=keep)
-                return self.model(x, t, part.labels, loss_sink=keep, recorder=recorder)
+                    return self._fast[0](x, t, part.labels, loss_sink=keep, **self.shared)
+                return self.model(x, t, part.labels, loss_sink=keep, recorder=recorder, **self.shared)
 
         losses = self.objective.losses(denoiser, part.x0, part.times, part.noise)
-        if auxiliary and self.processes > 1:
-            raise UnsupportedError(
-                "this attention adds an auxiliary loss that is a function of its whole batch; with several "
-                "processes it would be another one: train it with --processes 1"
-            )
         return sum(auxiliary, start=losses.mean())
 
 

@@ -1,0 +1,72 @@
+"""Weights in shards over processes (FSDP2): a model is cut, and what is kept of it is put together again.
+
+Every tensor is cut along its first dimension, in as many pieces as there are processes. What works on
+weights elsewhere (averages, optimizer, checkpoints) goes through `own_part`, `whole` and `cut_like`, which
+do nothing to a tensor that is not cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from attnbench.errors import UnsupportedError
+
+
+def shard_model(model: nn.Module, device: torch.device, processes: int) -> None:
+    """Cut a model's weights in place, block by block; call it in every process with equal weights.
+
+    A process holds the whole of a block only while it computes it. Gradients come out as means over all
+    processes, in shards. Raises UnsupportedError for parameters without a dimension to cut.
+    """
+    scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
+    if scalars:
+        raise UnsupportedError(
+            "train.sharding: fsdp2 cuts parameters along their first dimension, but "
+            f"{', '.join(scalars)} has none; give it the shape [1] in its module, or use train.sharding: none"
+        )
+    mesh = init_device_mesh(device.type, (processes,))
+    for part in (*cast("nn.ModuleList", model.blocks), model):
+        sharded = cast("FSDPModule", fully_shard(part, mesh=mesh, reshard_after_forward=True))
+        # routers may leave a parameter without a gradient in one process and not in another
+        if hasattr(sharded, "set_reduce_scatter_unused_params"):  # torch 2.13
+            sharded.set_reduce_scatter_unused_params(True)
+
+
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this process's piece of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor put together from all processes' pieces; every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Cut a whole tensor, which every process has, as `like` is cut, on the device of `like`."""
+    if not isinstance(like, DTensor):
+        return tensor
+    tensor = tensor.to(device=like.device, dtype=like.dtype)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def put_together(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+    """Return named tensors whole, cut ones on the CPU, one by one; every process must call it.
+
+    Where `keep` is false the process only gives its pieces and gets nothing.
+    """
+    return dict(_wholes(tensors, keep))
+
+
+def _wholes(tensors: Mapping[str, torch.Tensor], keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors.items():
+        complete = whole(tensor.detach())
+        if keep:
+            yield name, complete.cpu() if complete is not tensor else tensor

@@ -1,0 +1,142 @@
+"""FSDP2: processes that hold pieces of the weights train what one trains, and go on from each other."""
+
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from process_cases import STEPS, assert_same_but_for_rounding, digits_case, trained
+from torch import nn
+
+from attnbench.data import load_dataset
+from attnbench.errors import AttnbenchError, NonFiniteError, UnsupportedError
+from attnbench.stages import distributed, train
+from attnbench.stages.checkpoint import ModelInput
+from attnbench.stages.distributed import World, joined
+from attnbench.stages.prepare import training_source
+from attnbench.stages.sharding import own_part, shard_model
+from attnbench.stages.store import Workspace
+from attnbench.stages.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def sharded(case):
+    """Return the same case with weights in shards."""
+    return case.model_copy(update={"train": case.train.model_copy(update={"sharding": "fsdp2"})})
+
+
+@pytest.mark.parametrize(
+    ("attention", "settings"),
+    [
+        ("softmax", {"extra_ema_decays": [0.9], "held_out_every": 3}),
+        pytest.param(
+            "dydila",
+            {"grad_accumulation": 2, "activation_checkpointing": True, "grad_clip": 0.1},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("linear", {"compile": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_shards_train_what_one_process_trains(tmp_path, attention, settings):
+    """Losses, held-out losses, weights and averages; the second case has BatchNorm, routers and clipping."""
+    plain = digits_case(attention, **(settings | {"compile": False}))
+    case = sharded(digits_case(attention, **settings))
+    assert sharded(plain).key("train") == plain.key("train")  # how it is computed is no part of what it is
+    one, two = trained(tmp_path / "one", plain, 1), trained(tmp_path / "two", case, 2)
+    assert_same_but_for_rounding(one, two)
+    outputs = [
+        train.run(each, Workspace(root=tmp_path / name, device=CPU))
+        for name, each in (("one", plain), ("two", case))
+    ]
+    curves = [[loss for _, loss in output.curves["held_out_loss"]] for output in outputs]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)  # fp32 losses of 64 pixels, six steps apart
+
+
+def _measure_share(rank: int, folder: str) -> None:
+    """Make one step as one of two processes and note how many numbers this one holds."""
+    torch.set_num_threads(1)
+    case, workspace = sharded(digits_case()), Workspace(root=Path(folder), device=CPU, processes=2)
+    with joined(World(rank=rank, size=2), Path(folder) / "meeting", CPU) as world:
+        dataset = load_dataset(case.data)
+        source = training_source(case, dataset, workspace)
+        model = train.initial_model(case, ModelInput(shape=source.shape, num_classes=10), CPU)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        trainer = Trainer(case, workspace, model, source, False, world=world)
+        trainer.train_until(1)
+        (average,) = trainer.averages.values()
+        state = [value for entry in trainer.optimizer.state.values() for value in entry.values()]
+        held = {
+            "weights": sum(own_part(p).untyped_storage().nbytes() // 4 for p in trainer.parameters),
+            "average": sum(tensor.numel() for tensor in average._average_floats),
+            "moments": sum(own_part(tensor).numel() for tensor in state if tensor.ndim),
+        }
+    torch.save((total, held), f"{folder}/{rank}.pt")
+
+
+def test_each_process_holds_its_share(tmp_path):
+    """Of weights, average and moments a process keeps half, up to one row of each parameter."""
+    mp.spawn(_measure_share, args=(str(tmp_path),), nprocs=2)
+    (total, first), (_, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first["average"] + second["average"] == total
+    assert first["moments"] + second["moments"] == 2 * total
+    for held in (first, second):
+        assert held["weights"] < 0.55 * total  # FSDP2 pads a piece to that of the first process
+        assert held["average"] < 0.55 * total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_checkpoint_is_continued_by_another_number_of_processes(monkeypatch, tmp_path, first, then):
+    """A training of two that is killed goes on as one, and the other way round, to the same weights."""
+    settings = {"steps": 12, "checkpoint_every": STEPS, "held_out_images": 0}
+    case = sharded(digits_case(**settings))
+    whole = trained(tmp_path / "whole", case, 1)
+    popen, started = subprocess.Popen, []
+    monkeypatch.setattr(
+        distributed.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
+    )
+
+    class EnoughError(Exception):
+        """Stands for a kill where there is one process only."""
+
+    struck = threading.Event()
+
+    def strike(stage, done, total, note):
+        if done > STEPS and not struck.is_set():
+            struck.set()
+            if not started:
+                raise EnoughError
+            os.kill(started[0].pid, signal.SIGKILL)
+
+    monkeypatch.setattr("attnbench.stages.journal.REPORT_EVERY_S", 0.0)
+    root = tmp_path / "parts"
+    with pytest.raises((AttnbenchError, EnoughError)):
+        train.run(case, Workspace(root=root, device=CPU, processes=first, progress=strike))
+    assert_same_but_for_rounding(whole, trained(root, case, then), steps=12)
+
+
+@pytest.mark.slow
+def test_the_guilty_layer_is_named_by_shards_as_by_one(tmp_path):
+    """A training that leaves the finite numbers ends in the error of one process, in every process."""
+    said = []
+    for processes in (1, 2):
+        workspace = Workspace(root=tmp_path / str(processes), device=CPU, processes=processes)
+        with pytest.raises(NonFiniteError) as raised:
+            train.run(sharded(digits_case(lr=1e30)), workspace)
+        said.append(str(raised.value))
+    assert "layer" in said[0]
+    assert said[0] == said[1]
+
+
+def test_a_parameter_without_dimensions_is_refused():
+    """FSDP2 cuts the first dimension: a scalar is named, with what to do."""
+    model = nn.Module()
+    model.blocks = nn.ModuleList([nn.Linear(2, 2)])
+    model.blocks[0].gate = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(UnsupportedError, match=r"blocks.0.gate has none; give it the shape \[1\]"):
+        shard_model(model, CPU, 2)
