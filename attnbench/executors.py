@@ -145,7 +145,8 @@ def take_over_launcher(processes: int) -> int | None:
     if here != copies:
         raise UserInputError(
             f"a launcher has started {copies} copies of attnbench on several machines, {here} of them here; "
-            "a cell trains on one machine: start it there once, with attnbench run SUITE --processes GPUS"
+            "a cell trains on one machine: start attnbench run SUITE --processes GPUS once on each, with one "
+            "--runs folder on a file system that they share; they share out the cells"
         )
     if processes not in (1, copies):
         raise UserInputError(

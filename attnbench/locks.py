@@ -41,6 +41,18 @@ def alone_in(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
         file.close()  # the kernel unlocks
 
 
+def is_held(folder: Path) -> bool:
+    """Tell whether another process holds a folder at this moment; false where there are no locks."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # closing it unlocks
+    except BlockingIOError:
+        return True
+    except OSError:  # nobody has been here yet, or no locks
+        return False
+    return False
+
+
 def _lock(path: Path, tell: Callable[[str], None]) -> FileIO:
     """Return the locked file at `path`, after as much waiting as it takes."""
     while True:

@@ -1,28 +1,33 @@
 """Cells times stages: what is finished is read, what is missing is run, and a report is written.
 
 Layout below the runs folder: `store/<stage>/<key>/` (content-addressed, shared by all suites) and
-`<suite>/` with results.jsonl, report.md, report.html and the pictures they show.
+`<suite>/` with results.jsonl, report.md, report.html and the pictures they show. Runs that share these
+folders wait for each other: for one stage, for a profiling session, for the lines of a result.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attnbench.atomic import storage_errors
+from attnbench.atomic import atomic_path, storage_errors
 from attnbench.data.prepared import read_fitting_card
 from attnbench.errors import DataError, StorageError
 from attnbench.executors import Executor, run_in_process
+from attnbench.locks import alone_in, is_held
 from attnbench.plan import plan
 from attnbench.profiling.session import check_device
 from attnbench.report import ReportPaths, write_report
 from attnbench.results import Result, append_result, latest, read_results
+from attnbench.run_folders import RESULTS
 from attnbench.specs import Case, PreparedData, UserImages
 from attnbench.stages.cell import finished_cell
 from attnbench.stages.profile import SessionOutput, profile_cells
+from attnbench.stages.store import NOTICE
 from attnbench.suite import Suite
 
 CellProgress = Callable[[Case, str, int, int, str], None]  # case, stage, done, total, note
@@ -44,13 +49,22 @@ class SuiteRun:
         return 1 if "failed" in statuses or "ok" not in statuses else 0
 
 
+def _write_notice(text: str) -> None:
+    sys.stderr.write(f"note: {text}\n")
+    sys.stderr.flush()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """Whom to tell: each cell's progress, each finished cell, and the profiling session."""
+    """Whom to tell: each cell's progress, each finished cell, the profiling session, and notices.
+
+    A notice is for a person to read at once: whom this run waits for, or that there are no file locks.
+    """
 
     progress: CellProgress = lambda case, stage, done, total, note: None
     finished: Callable[[Result, bool], None] = lambda result, cached: None
     profiling: Callable[[int, int, str], None] = lambda done, total, note: None
+    notice: Callable[[str], None] = _write_notice
 
 
 def default_device() -> str:
@@ -72,7 +86,7 @@ def run(
 
     Raises DataError for a missing folder and StorageError for a full disk before anything runs.
     """
-    listener = listener or Listener()
+    listener = _saying_once(listener or Listener())
     device = device or default_device()
     check_device(device)
     runs = runs.absolute()
@@ -82,31 +96,76 @@ def run(
             folder.mkdir(parents=True, exist_ok=True)
     check_inputs(suite.cases)
     check_space(suite.cases, store)
-    results: list[Result] = []
-    computed = 0
-    for case in suite.cases:
-        result = finished_cell(case, store)
-        cached = result is not None
-        if result is None:
-            computed += 1
-            result = executor(case, store, device, _for(case, listener))
-            append_result(run_dir / "results.jsonl", result)
-        results.append(result)
-        listener.finished(result, cached)
-    session = profile_cells(
-        [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"],
-        store,
-        device,
-        listener.profiling,
-    )
-    results = [_complete(result, session, store, run_dir) for result in results]
-    _remember(run_dir / "results.jsonl", results)
-    report = write_report(run_dir, results, title=suite.name, question=suite.question)
+    results, computed = _run_cells(suite.cases, store, run_dir, device, executor, listener)
+    fine = [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"]
+    with alone_in(store / "profile", listener.notice):  # two sessions at once would measure each other
+        session = profile_cells(fine, store, device, listener.profiling)
+    with alone_in(run_dir, listener.notice):
+        results = [_complete(result, session, store, run_dir) for result in results]
+        _remember(run_dir / RESULTS, results)
+        report = write_report(run_dir, results, title=suite.name, question=suite.question)
     return SuiteRun(results=tuple(results), run_dir=run_dir, report=report, computed=computed)
 
 
+def _run_cells(
+    cases: Sequence[Case], store: Path, run_dir: Path, device: str, executor: Executor, listener: Listener
+) -> tuple[list[Result], int]:
+    """Return every cell's result and how many were computed here; keep each as soon as it is there.
+
+    Cells that another run works on come last: runs of one suite, each on a GPU of its own, share them out.
+    """
+    results: dict[int, Result] = {}
+    pending, computed = dict(enumerate(cases)), 0
+    while pending:
+        free = (number for number, case in pending.items() if not _in_other_hands(case, store))
+        number = next(free, next(iter(pending)))
+        case = pending.pop(number)
+        result = finished_cell(case, store)
+        cached = result is not None
+        if result is None:
+            with alone_in(_claim(case, store), listener.notice):
+                result = finished_cell(case, store)  # by the run that was waited for
+                cached = result is not None
+                if result is None:
+                    computed += 1
+                    result = executor(case, store, device, _for(case, listener))
+            with alone_in(run_dir, listener.notice):
+                append_result(run_dir / RESULTS, result)
+        results[number] = result
+        listener.finished(result, cached)
+    return [results[number] for number in range(len(cases))], computed
+
+
+def _claim(case: Case, store: Path) -> Path:
+    """Return the folder that a run holds while it works on a cell."""
+    return store / "cells" / case.key("evaluate")
+
+
+def _in_other_hands(case: Case, store: Path) -> bool:
+    """Tell whether another run works on a cell, or on the training that it shares with others."""
+    return is_held(_claim(case, store)) or is_held(store / "train" / case.key("train"))
+
+
+def _saying_once(listener: Listener) -> Listener:
+    """Return a listener that hears each notice once: every stage of a run has the same to say."""
+    said: set[str] = set()
+
+    def notice(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            listener.notice(text)
+
+    return replace(listener, notice=notice)
+
+
 def _for(case: Case, listener: Listener) -> Callable[[str, int, int, str], None]:
-    return lambda stage, done, total, note: listener.progress(case, stage, done, total, note)
+    def hear(stage: str, done: int, total: int, note: str) -> None:
+        if stage == NOTICE:
+            listener.notice(note)
+        else:
+            listener.progress(case, stage, done, total, note)
+
+    return hear
 
 
 def check_inputs(cases: Sequence[Case]) -> None:
@@ -145,7 +204,8 @@ def _complete(result: Result, session: SessionOutput, store: Path, run_dir: Path
         target = run_dir / "pictures" / f"{result.case_id}-{name}{Path(relative).suffix}"
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(store / relative, target)
+            with atomic_path(target) as temporary:  # half a picture would be taken for a whole one
+                shutil.copyfile(store / relative, temporary)
         artefacts[name] = str(target.relative_to(run_dir))
     update: dict[str, Any] = {
         "measurements": [*result.measurements, *session.costs.get(result.case_id, [])],

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -382,3 +383,15 @@ def test_the_command_line_makes_shows_and_verifies(tmp_path):
         assert (wrong.returncode, wrong.stdout) == (2, "")
         assert wrong.stderr.startswith("error: ")
     assert not (tmp_path / "b").exists()
+
+
+def test_two_commands_at_once_make_one_set(tmp_path):
+    """The second of two waits for the first, finds its set, and neither disturbs the other."""
+    write_files(tmp_path / "photos", class_files())
+    words = ("data", "prepare", "photos", "--to", "set", "--image-size", SIDE)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: attnbench(*words, cwd=tmp_path), range(2)))
+    assert [done.returncode for done in both] == [0, 0], both[0].stderr + both[1].stderr
+    assert verify(tmp_path / "set", lambda *_: None) == []
+    assert make(tmp_path / "photos", tmp_path / "set") == read_card(tmp_path / "set")
+    assert not list((tmp_path / "set").rglob(".*"))

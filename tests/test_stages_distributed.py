@@ -109,7 +109,7 @@ def test_the_first_copy_of_a_launcher_does_the_work(monkeypatch, variables, take
 
 @pytest.mark.parametrize(
     ("here", "processes", "message"),
-    [("1", 1, "on several machines, 1 of them here"), ("2", 3, "--processes is 3")],
+    [("1", 1, "on several machines, 1 of them here.*share out the cells"), ("2", 3, "--processes is 3")],
 )
 def test_launchers_that_cannot_be_followed_are_refused(monkeypatch, here, processes, message):
     """Several machines, or another number of processes: the error says what to type instead."""

@@ -34,10 +34,11 @@ from attnbench.data.card import (
 from attnbench.data.held_out import HeldOutSource, check_apart, open_held_out
 from attnbench.data.image_sources import Source, open_source
 from attnbench.data.layout import TRAIN, Layout, arrange
-from attnbench.data.request import FILES_PER_SHARD, Request, claim, finished, identity_of
+from attnbench.data.request import FILES_PER_SHARD, Request, check, claim, finished, identity_of
 from attnbench.data.selection import LabelledFile, Selected, select
 from attnbench.data.shard_decoding import decode_all
 from attnbench.errors import DataError, StorageError
+from attnbench.locks import alone_in
 
 NAMED = 3  # unreadable files that an error shows
 CROP = "halved with a box filter while twice too large, bicubic resize, centre crop (ADM's center_crop_arr)"
@@ -71,9 +72,15 @@ class _Work:
 def prepare(request: Request, progress: Progress) -> Card:
     """Make the set, or go on where a killed run stopped, or return the card of a finished one.
 
-    Raises DataError for a source or folder that cannot be used and for too many unreadable images,
-    StorageError where the set does not fit.
+    Another command that makes a set in the same folder is waited for. Raises DataError for a source or folder
+    that cannot be used and for too many unreadable images, StorageError where the set does not fit.
     """
+    check(request)
+    with alone_in(request.folder, lambda text: progress(0, 0, text)):
+        return _prepare(request, progress)
+
+
+def _prepare(request: Request, progress: Progress) -> Card:
     scratch = claim(request)
     progress(0, 0, "listing the source")
     with (

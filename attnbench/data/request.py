@@ -17,6 +17,7 @@ from attnbench.data.held_out import HeldOutSource
 from attnbench.data.image_sources import name_of
 from attnbench.data.selection import Selected, Selection
 from attnbench.errors import DataError, UserInputError
+from attnbench.locks import LOCK
 
 FILES_PER_SHARD = 512  # 96 MiB at 256 px; a killed run decodes at most these again
 
@@ -71,17 +72,21 @@ def _check_sources(request: Request) -> None:
             raise UserInputError(f"--to {request.folder} and {path} lie in each other; name another folder")
 
 
-def claim(request: Request) -> Path:
-    """Make the folder, refuse one that is in use for something else, return where unfinished work lies."""
+def check(request: Request) -> None:
+    """Refuse sources that are not there and a folder that is in use for something else."""
     _check_sources(request)
-    scratch = request.folder / UNFINISHED
     if request.folder.exists() and not request.folder.is_dir():
         raise UserInputError(f"--to {request.folder} is a file; name a folder")
-    if request.folder.is_dir() and any(request.folder.iterdir()):
-        if not scratch.is_dir() and not (request.folder / CARD).is_file():
-            raise UserInputError(f"--to {request.folder} holds other files; name a new or an empty folder")
-        for left_over in request.folder.rglob(".*.part"):  # of a killed run
-            left_over.unlink(missing_ok=True)
+    ours = any((request.folder / name).exists() for name in (UNFINISHED, CARD))
+    if not ours and request.folder.is_dir() and any(p.name != LOCK for p in request.folder.iterdir()):
+        raise UserInputError(f"--to {request.folder} holds other files; name a new or an empty folder")
+
+
+def claim(request: Request) -> Path:
+    """Make the folder, clear what a killed run has left, return where unfinished work lies."""
+    scratch = request.folder / UNFINISHED
+    for left_over in request.folder.rglob(".*.part"):
+        left_over.unlink(missing_ok=True)
     for folder in (scratch, *(request.folder / part for part in PARTS)):
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

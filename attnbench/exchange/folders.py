@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from attnbench.atomic import temporary_beside
 from attnbench.errors import DataError, StorageError, UserInputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -22,18 +22,28 @@ def new_folder(folder: Path, mark: str, *, force: bool) -> Iterator[Path]:
     Raises UserInputError where the place is taken and StorageError where it cannot be written.
     """
     _check_free(folder, mark, force=force)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    temporary = temporary_beside(folder)
     try:
         with _storage_errors(folder):
-            shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
             temporary.mkdir(parents=True)
         yield temporary
-        with _storage_errors(folder):
-            if folder.is_dir():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
+        _move(temporary, folder, mark, force=force)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(temporary: Path, folder: Path, mark: str, *, force: bool) -> None:
+    """Put a folder in its place; one that is to be replaced is moved away first, whole, and then removed."""
+    replaced = temporary_beside(folder)
+    with _storage_errors(folder):
+        if force and folder.is_dir():
+            folder.rename(replaced)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            _check_free(folder, mark, force=False)  # somebody may have been faster: then it says so
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 @contextmanager

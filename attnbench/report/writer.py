@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnbench.errors import StorageError, UserInputError
+from attnbench.atomic import atomic_write, storage_errors
+from attnbench.errors import UserInputError
 from attnbench.report import markdown, page
 from attnbench.report.content import gather
 from attnbench.results import Result, latest
@@ -42,11 +42,6 @@ def write_report(run_dir: Path, results: Sequence[Result], title: str, question:
 
 def _write(path: Path, text: str) -> None:
     """Write a file whole or not at all, so that a killed run leaves the old report."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}; free some space or permit it") from error
+    atomic_write(path, text.encode())

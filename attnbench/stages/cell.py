@@ -33,7 +33,9 @@ def run_cell(case: Case, workspace: Workspace) -> Result:
     try:
         for stage in STAGES:
             outputs.append(importlib.import_module(f"attnbench.stages.{stage}").run(case, workspace))
-        atomic_write(workspace.folder("evaluate", case) / ENVIRONMENT, where.model_dump_json().encode())
+        path = workspace.folder("evaluate", case) / ENVIRONMENT
+        if read_record(path, Environment) is None:  # or another run has finished it, where it ran
+            atomic_write(path, where.model_dump_json().encode())
     except UnsupportedError as error:
         return _result(case, where, outputs, "skipped", str(error))
     except (AttnbenchError, MemoryError) as error:
