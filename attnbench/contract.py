@@ -66,7 +66,8 @@ class AttentionContext:
     """What an attention module may ask for during one forward pass.
 
     `timestep` is [B] in [0, 1000); `conditioning` is [B, C]. Both sinks cost one `is None` test
-    when nobody listens.
+    when nobody listens. `mean_over_processes` is the bench's: it takes a mean over this process's images
+    and returns that over the images of all processes, differentiable; None where there is one process.
     """
 
     grid: tuple[int, int]
@@ -75,6 +76,7 @@ class AttentionContext:
     layer_idx: int = 0
     recorder: Callable[[str, torch.Tensor], None] | None = None
     loss_sink: Callable[[str, torch.Tensor], None] | None = None
+    mean_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def record(self, name: str, tensor: torch.Tensor) -> None:
         """Hand a diagnostic (routing choices, factors, attention maps) to whoever listens."""
@@ -82,9 +84,24 @@ class AttentionContext:
             self.recorder(f"blocks.{self.layer_idx}.{name}", tensor.detach())
 
     def add_loss(self, name: str, value: torch.Tensor) -> None:
-        """Add an already weighted scalar to the training loss; ignored outside training."""
+        """Add an already weighted scalar to the training loss; ignored outside training.
+
+        A plain mean over images (`0.1 * y.square().mean()`) is right as it is: training averages losses over
+        processes. Any other function of the batch takes its means from `batch_mean`.
+        """
         if self.loss_sink is not None:
             self.loss_sink(f"blocks.{self.layer_idx}.{name}", value)
+
+    def batch_mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the mean over dim 0 of values [B, ...] or [B N, ...], over the images of all processes.
+
+        For auxiliary losses that are functions of means over the batch, such as products of them: with it
+        every process computes the loss of the whole batch, and training sees its gradient. In the dtype of
+        `values`. Every process holds as many images and must call it as often, with the same shapes, whatever
+        the data; in training mode only.
+        """
+        mean = values.mean(0)
+        return mean if self.mean_over_processes is None else self.mean_over_processes(mean)
 
 
 @dataclass(frozen=True, kw_only=True)

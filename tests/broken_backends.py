@@ -306,6 +306,45 @@ class LossWithoutGradient(WithLoss):
         context.add_loss("size", y.detach().square().mean())
 
 
+class WithSharedMeans(Sound):
+    """A sound balancing loss of means over the batch, one of them made of the other."""
+
+    def forward(self, x, context):
+        y = super().forward(x, context)
+        if self.training:
+            p = y.softmax(-1)
+            mean = context.batch_mean(p.mean(1))
+            context.add_loss("balance", mean.square().sum())
+            context.add_loss("spread", context.batch_mean((p - mean).square().flatten(0, 1)).sqrt().sum())
+        return y
+
+
+@caught_by("losses-of-halves")
+class SquaredLocalMeans(WithLoss):
+    """The square of a mean over halves is not, on average, that over the batch."""
+
+    def lose(self, context, y):
+        context.add_loss("balance", y.softmax(-1).mean((0, 1)).square().sum())
+
+
+@caught_by("losses-of-halves")
+class MeansThatDependOnTheData(WithLoss):
+    """Processes that take means in different numbers wait for each other for ever."""
+
+    def lose(self, context, y):
+        for _ in range(int(1e4 * y.detach().abs().mean().item()) % 50):
+            context.batch_mean(y)
+        super().lose(context, y)
+
+
+@caught_by("losses-of-halves")
+class LossOfFullBatchesOnly(WithLoss):
+    def lose(self, context, y):
+        super().lose(context, y)
+        if len(y) >= 4:
+            context.add_loss("more", 0.1 * y.square().mean())
+
+
 @caught_by("missing-context")
 class NeedsATimestepInSilence(Sound):
     def forward(self, x, context):

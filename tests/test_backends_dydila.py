@@ -1,4 +1,4 @@
-"""DyDiLA's parts: what an option without its part is told, and equal starts."""
+"""DyDiLA's parts: what an option without its part is told, equal starts, the balance loss."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from attnbench.contract import AttentionSite
+from attnbench.contract import AttentionContext, AttentionSite
 from attnbench.plugins import registry
 
 
@@ -39,3 +39,21 @@ def test_rungs_of_the_ablation_start_with_values_of_one_scale():
     torch.nn.init.xavier_uniform_(shared.weight)  # as the skeleton does
     alone = build(site, options(mode="none", query_key="dynamic")).value
     assert alone.weight.std().item() == pytest.approx(shared.weight[512:].std().item(), rel=0.02)
+
+
+def test_balance_loss_is_the_switch_transformers():
+    """n_P sum_e (share of tokens) (mean probability), averaged over the routers of Q', K'; 1 if balanced."""
+    site = AttentionSite(dim=12, num_heads=3, grid=(4, 4))
+    torch.manual_seed(0)
+    module = registry().backend("dydila").build(site, options(balance_weight=0.1)).double()
+    x = torch.randn(3, 16, 12, dtype=torch.float64)
+    losses = {}
+    module(x, AttentionContext(grid=(4, 4), loss_sink=losses.__setitem__))
+    p = (
+        (x.flatten(0, 1) @ module.projection_router.weight[0]).unflatten(-1, (2, 3)).softmax(-1)
+    )  # [T, 2, n_P]
+    expected = 0.0
+    for bank in p.unbind(1):
+        for e in range(3):
+            expected += 3 * (bank.argmax(-1) == e).double().mean() * bank[:, e].mean() / 2
+    torch.testing.assert_close(losses["blocks.0.balance"], 0.1 * expected)

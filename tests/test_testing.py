@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from broken_backends import BROKEN, Sound, WithLoss, record
+from broken_backends import BROKEN, Sound, WithLoss, WithSharedMeans, record
 from command_line import ROOT, attnbench
 
 from attnbench.contract import BackendOptions
@@ -54,7 +54,7 @@ def test_the_tutorial_plugin_conforms(monkeypatch):
         check_backend(hello)
 
 
-@pytest.mark.parametrize("module", [Sound, WithLoss])
+@pytest.mark.parametrize("module", [Sound, WithLoss, WithSharedMeans])
 def test_what_the_broken_ones_are_made_of_conforms(module):
     """Without its fault a broken backend passes everything, so the fault alone is what is seen."""
     check_backend(record(module=module))
@@ -159,6 +159,46 @@ def test_sites_are_chosen_among_those_supported():
     assert not [r for r in results.values() if r.bad]
 
 
+class RandomLoss(WithLoss):
+    """A loss of noisy outputs: the noise of two halves is not that of a batch."""
+
+    def lose(self, context, y):
+        super().lose(context, y + 0.1 * torch.randn_like(y))
+
+
+class RouterInFp32(WithSharedMeans):
+    """Probabilities in fp32, whatever comes in, as many routers have them."""
+
+    def forward(self, x, context):
+        y = Sound.forward(self, x, context)
+        if self.training:
+            context.add_loss("balance", context.batch_mean(y.float().softmax(-1).mean(1)).square().sum())
+        return y
+
+
+@pytest.mark.parametrize(
+    ("module", "status", "told"),
+    [
+        (Sound, "skipped", "adds no auxiliary loss"),
+        (WithLoss, "passed", "means shared: 0"),
+        (RandomLoss, "skipped", "random numbers"),
+        (RouterInFp32, "passed", "means shared: 1"),
+    ],
+)
+def test_losses_of_halves_asks_only_what_can_be_asked(module, status, told):
+    """No loss, or a random one, is no failure; a router is held to the rounding of its own dtype."""
+    (result,) = run_checks(record(module=module), only=["losses-of-halves"])
+    assert result.status == status
+    assert told in result.detail
+
+
+def test_losses_of_halves_tells_what_two_processes_would_train():
+    """The failure has both losses and the way out."""
+    (result,) = run_checks(BROKEN["SquaredLocalMeans"][0], only=["losses-of-halves"])
+    assert "on average over its halves" in result.detail
+    assert "context.batch_mean" in result.detail
+
+
 def test_refusing_everything_is_seen():
     """A kit that could check nothing does not pass."""
     results = run_checks(record(supports=lambda *_: "needs a GPU"))
@@ -231,7 +271,8 @@ def test_check_of_sound_backends_is_exit_code_0(tmp_path):
     options = ["--options", "{}", "--options", '{"qkv_bias": true}']
     done = attnbench("check", "elu", "softmax", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(f"{len(NAMES)} of {len(NAMES)} checks") == 2
+    # neither has an auxiliary loss to ask about
+    assert done.stdout.count(f"{len(NAMES) - 1} of {len(NAMES)} checks") == 2
 
 
 def test_a_new_plugin_installs_shows_up_and_passes(tmp_path):

@@ -237,7 +237,7 @@ class DyDiLA(nn.Module):
         context.record("projector_q", expert[:, 0].view(x.shape[:2]))
         context.record("projector_k", expert[:, 1].view(x.shape[:2]))
         if self.options.balance_weight and self.training:
-            context.add_loss("balance", self.options.balance_weight * load_balance(logits, expert))
+            context.add_loss("balance", self.options.balance_weight * load_balance(logits, expert, context))
         q_prime, k_prime = primes.unbind(1)
         return q_prime.view_as(x), k_prime.view_as(x)
 
@@ -300,15 +300,17 @@ class DyDiLA(nn.Module):
         return 0.0 if self.options.dwc == "none" else self.convs[which](v, context.grid)
 
 
-def load_balance(logits: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
+def load_balance(logits: torch.Tensor, expert: torch.Tensor, context: AttentionContext) -> torch.Tensor:
     """Switch Transformer's balance loss per bank: logits [T, banks, n], expert [T, banks] -> scalar.
 
-    n * sum_e (share of tokens of e) * (mean probability of e); 1 when balanced.
+    n * sum_e (share of tokens of e) * (mean probability of e), over the tokens of all processes; 1 when
+    balanced.
     Source: arXiv:2101.03961, eqs. 4-6.
     """
     n = logits.shape[-1]
-    share = F.one_hot(expert, n).to(logits.dtype).mean(0)  # [banks, n]
-    return n * (share * logits.softmax(-1).mean(0)).sum(-1).mean()
+    p, mask = logits.softmax(-1), F.one_hot(expert, n).to(logits.dtype)
+    probability, share = context.batch_mean(torch.stack([p, mask], dim=1))  # [banks, n] each
+    return n * (share * probability).sum(-1).mean()
 
 
 def at_least_one(gamma: torch.Tensor) -> torch.Tensor:

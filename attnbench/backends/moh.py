@@ -100,18 +100,20 @@ class MoHAttention(nn.Module):
         mask = torch.zeros_like(p).scatter(-1, chosen, 1.0)
         context.record("routed_heads", mask.bool())
         if self.training and self.balance_weight:
-            context.add_loss("balance", self.balance_weight * load_balance(p, mask))
+            context.add_loss("balance", self.balance_weight * load_balance(p, mask, context))
         kept = p * mask
         total = kept.sum(-1, keepdim=True).clamp_min(torch.finfo(kept.dtype).eps)
         return self.options.top_k * kept / total
 
 
-def load_balance(p: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def load_balance(p: torch.Tensor, mask: torch.Tensor, context: AttentionContext) -> torch.Tensor:
     """MoH's balance loss: E sum_e (mean probability of e) (share of tokens that keep e) -> scalar.
 
-    p and mask [B, N, E]; top_k when balanced. Source: MoH-DiT, released code.
+    p and mask [B, N, E]; means over the batch of all processes; top_k when balanced.
+    Source: MoH-DiT, released code.
     """
-    return p.shape[-1] * (p.mean((0, 1)) * mask.mean((0, 1))).sum()
+    probability, share = context.batch_mean(torch.stack([p.mean(1), mask.mean(1)], dim=1))  # [E] each
+    return p.shape[-1] * (probability * share).sum()
 
 
 def supports(

@@ -85,7 +85,8 @@ class DiffusionTransformer(nn.Module):
 
     forward(x [B, C, H, W], t [B] in [0, 1000), y int64 [B]) -> [B, C or 2C, H, W]; `null_label` is
     the class of dropped labels. `recorder(name, tensor)` receives diagnostics, `loss_sink(name,
-    scalar)` auxiliary losses; both cost nothing when absent.
+    scalar)` auxiliary losses, `mean_over_processes(mean)` makes the mean of a part of the batch that of the
+    whole; all cost nothing when absent.
     Source: DiT arXiv:2212.09748; shell of all systems in arXiv:2601.13683 (inferred from its GFLOPs).
     """
 
@@ -115,6 +116,7 @@ class DiffusionTransformer(nn.Module):
         *,
         recorder: Sink | None = None,
         loss_sink: Sink | None = None,
+        mean_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         tokens = self.patch_embed(x) + self.position  # [B, N, C]
         c = self.time_embed(t) + self.label_embed(y)  # [B, C]
@@ -126,6 +128,7 @@ class DiffusionTransformer(nn.Module):
                 layer_idx=layer_idx,
                 recorder=recorder,
                 loss_sink=loss_sink,
+                mean_over_processes=mean_over_processes,
             )
             tokens = block(tokens, context)
         return self._to_image(self.final(tokens, c))

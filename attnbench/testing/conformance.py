@@ -12,7 +12,16 @@ from pydantic import ValidationError
 from attnbench.contract import AttentionBackend, BackendOptions
 from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.problems import problems_in
-from attnbench.testing import declarations, numerics, plumbing, repeatability, scaling, shapes, symmetry
+from attnbench.testing import (
+    declarations,
+    divided_batch,
+    numerics,
+    plumbing,
+    repeatability,
+    scaling,
+    shapes,
+    symmetry,
+)
 from attnbench.testing.outcome import Check, CheckFailedError, CheckResult, NotApplicableError, Status
 from attnbench.testing.subject import Subject
 from attnbench.yaml_source import show_path
@@ -25,6 +34,7 @@ CHECKS: tuple[Check, ...] = (
     *scaling.CHECKS,
     *symmetry.CHECKS,
     *plumbing.CHECKS,
+    *divided_batch.CHECKS,
 )
 _BY_NAME = {check.name: check for check in CHECKS}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 
@@ -66,9 +67,10 @@ def missing_context(subject: Subject) -> str:
     site = subject.site(SQUARE)
     needs = []
     for field in ("timestep", "conditioning"):
+        missing: dict[str, Any] = {field: None}
         try:
             with torch.no_grad():
-                call(subject.module(site), subject.batch(site), site, **{field: None})
+                call(subject.module(site), subject.batch(site), site, **missing)
         except AttnbenchError as error:
             require(field in str(error), f"without {field} it says {str(error)!r}; name the {field}")
             needs.append(field)

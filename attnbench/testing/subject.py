@@ -36,8 +36,12 @@ class Batch:
 
     def image(self, index: int) -> Batch:
         """Return one image as a batch of one."""
-        one = slice(index, index + 1)
-        return Batch(x=self.x[one], timestep=self.timestep[one], conditioning=self.conditioning[one])
+        return self.images(index, index + 1)
+
+    def images(self, first: int, end: int) -> Batch:
+        """Return images `first` to `end - 1`."""
+        some = slice(first, end)
+        return Batch(x=self.x[some], timestep=self.timestep[some], conditioning=self.conditioning[some])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +145,10 @@ def site_of(dim: int, num_heads: int, grid: Grid) -> AttentionSite:
     return AttentionSite(dim=dim, num_heads=num_heads, grid=grid, layer_idx=1, depth=3)
 
 
-def call(module: nn.Module, batch: Batch, site: AttentionSite, **context: Any) -> torch.Tensor:
-    """Run a module on a copy of x, as the skeleton does: every call draws from the same random stream.
+def call(
+    module: nn.Module, batch: Batch, site: AttentionSite, *, seed: int = 3, **context: Any
+) -> torch.Tensor:
+    """Run a module on a copy of x, as the skeleton does: every call draws from the random stream of `seed`.
 
     `context` adds to or replaces fields of the AttentionContext.
     """
@@ -152,7 +158,7 @@ def call(module: nn.Module, batch: Batch, site: AttentionSite, **context: Any) -
         "conditioning": batch.conditioning,
         "layer_idx": site.layer_idx,
     }
-    with seeded(3):
+    with seeded(seed):
         return module(batch.x.clone(), AttentionContext(**(fields | context)))
 
 
