@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnbench.contract import MacCount
+from attnbench.errors import DataError
 from attnbench.models.resolution import input_size
-from attnbench.specs import Case, ImageFolderData, ModelConfig, PreparedData
+from attnbench.specs import Case, ImageFolderData, ModelConfig, PreparedData, UserImages
 from attnbench.stages.store import STAGES, Stage, read_output
 
 # Estimates, not measurements: a backward pass costs two forward passes, a small matmul reaches
@@ -31,8 +32,10 @@ class PlannedCell:
     finished: tuple[Stage, ...]
     time_s: float
     disk_bytes: int
+    missing: tuple[str, ...] = ()
+    """What a run would refuse for want of the user's folders and files, each with the next step."""
     problem: str = ""
-    """Why this cell cannot run, where that is known already."""
+    """Why this cell cannot be planned, let alone run."""
 
 
 def plan(cases: Sequence[Case], store: Path) -> list[PlannedCell]:
@@ -50,9 +53,47 @@ def plan(cases: Sequence[Case], store: Path) -> list[PlannedCell]:
         except Exception as error:  # noqa: BLE001 - a stranger's backend may raise anything
             time_s, disk_bytes, problem = 0.0, 0, f"{type(error).__name__}: {error}"
         planned.append(
-            PlannedCell(case=case, finished=finished, time_s=time_s, disk_bytes=disk_bytes, problem=problem)
+            PlannedCell(
+                case=case,
+                finished=finished,
+                time_s=time_s,
+                disk_bytes=disk_bytes,
+                missing=(*missing_inputs(case), *_missing_weights(case)),
+                problem=problem,
+            )
         )
     return planned
+
+
+def missing_inputs(case: Case) -> tuple[str, ...]:
+    """Return what of the user's a case needs and has not, one sentence each; imports no torch."""
+    named = [("train.init_from", case.train.init_from), ("evaluate.weights", case.evaluate.weights)]
+    if isinstance(case.data, UserImages):
+        codec = case.data.codec
+        named = [("data.path", case.data.path), ("data.codec.path", codec.path if codec else None), *named]
+    absent = [(key, path) for key, path in named if path is not None and not path.exists()]
+    said = [f"{key}: {path} does not exist; name yours with -o {key}=PATH" for key, path in absent]
+    if isinstance(case.data, PreparedData) and "data.path" not in dict(absent):
+        from attnbench.data.prepared import read_fitting_card
+
+        try:
+            read_fitting_card(case.data)
+        except DataError as error:
+            said.append(f"data.path: {error}")
+    return tuple(said)
+
+
+def _missing_weights(case: Case) -> tuple[str, ...]:
+    """Return what to do where the feature network's weights file is named nowhere and in no usual place."""
+    from attnbench.metrics.weights_files import places, published
+
+    file = published().get(case.evaluate.extractor)
+    if file is None or case.evaluate.weights is not None or any(path.is_file() for path in places(file)):
+        return ()
+    return (
+        f"evaluate.weights: extractor {file.extractor} needs the weights file {file.names[0]}, which is in "
+        f"no usual place; {file.source}, or name it with -o evaluate.weights=PATH",
+    )
 
 
 def stage_time_s(case: Case, stage: Stage, macs_per_s: float) -> float:

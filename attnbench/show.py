@@ -9,16 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnbench.console import listing, print_table
+from attnbench.contract import BackendOptions
 from attnbench.errors import UnknownNameError
-from attnbench.specs import AttentionSpec
+from attnbench.specs import AttentionSpec, ModelConfig
+
+Facts = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shown:
-    """Something `attnbench show` found: a title and lines of (key, value, explanation)."""
+    """Something `attnbench show` found: what is known about it, and its settings with their meaning."""
 
     title: str
-    rows: list[tuple[str, str, str]]
+    facts: Facts
+    settings: tuple[tuple[str, str, str], ...] = ()
+    columns: tuple[str, str, str] = ("setting", "value", "meaning")
 
 
 def show(name: str) -> None:
@@ -27,7 +32,9 @@ def show(name: str) -> None:
     if not found:
         raise UnknownNameError("name", name, _all_names())
     for shown in found:
-        print_table(listing(shown.title, ("key", "value", "meaning"), shown.rows))
+        print_table(listing(shown.title, ("what", "value"), shown.facts))
+        if shown.settings:
+            print_table(listing("", shown.columns, shown.settings))
 
 
 def _all_names() -> list[str]:
@@ -52,19 +59,27 @@ def _backend(name: str) -> Iterator[Shown]:
     if name in registry().backends:
         provided = registry().backends[name]
         record = provided.record
-        docs = record.options.model_json_schema().get("properties", {})
-        rows = [
-            ("summary", record.summary, ""),
-            ("source", record.source, ""),
-            ("complexity in tokens", record.complexity, ""),
-            ("provided by", f"{provided.plugin} ({provided.origin})", ""),
-        ]
-        for key, field in record.options.model_fields.items():
-            meaning = field.description or docs.get(key, {}).get("description", "")
-            allowed = docs.get(key, {}).get("enum")
-            meaning += f" One of {', '.join(map(str, allowed))}." if allowed else ""
-            rows.append((f"option {key}", str(field.get_default()), " ".join(meaning.split())))
-        yield Shown(f"backend {name}", rows)
+        yield Shown(
+            title=f"backend {name}",
+            facts=(
+                ("summary", record.summary),
+                ("source", record.source),
+                ("complexity in tokens", record.complexity),
+                ("provided by", f"{provided.plugin} ({provided.origin})"),
+            ),
+            settings=tuple(_options(record.options)),
+            columns=("option", "default", "meaning"),
+        )
+
+
+def _options(options: type[BackendOptions]) -> Iterator[tuple[str, str, str]]:
+    """Yield a backend's options with their defaults and meanings, and the values of a choice."""
+    schema = options.model_json_schema().get("properties", {})
+    for key, option in options.model_fields.items():
+        meaning = option.description or schema.get(key, {}).get("description", "")
+        allowed = schema.get(key, {}).get("enum")
+        meaning += f" One of {', '.join(map(str, allowed))}." if allowed else ""
+        yield key, _plain(option.get_default()), " ".join(meaning.split())
 
 
 def _model(name: str) -> Iterator[Shown]:
@@ -74,29 +89,46 @@ def _model(name: str) -> Iterator[Shown]:
 
     config = load_recipes().get(name)
     if config is not None:
-        settings = config.model_dump(mode="json", exclude={"origin"})
-        settings["attention"] = _runs_of(settings["attention"])
-        rows = [
-            (
-                key,
-                value if isinstance(value, str) else json.dumps(value),
-                config.origin.get(key) or config.__class__.model_fields[key].description or "",
-            )
-            for key, value in settings.items()
-        ]
         resolution = 256 if config.input == "latent" else 16
         count = closed_form_macs(config, input_size(config, resolution))
-        rows.append(
-            (f"macs_paper at {resolution} px", f"{count.paper / 1e9:.4f} G", "the paper's convention")
+        printed = [
+            f"{table.replace('table', 'Table ')}: {'no GFLOPs' if gflops is None else f'{gflops:.2f} G'}"
+            for table, gflops in config.published.items()
+        ]
+        yield Shown(
+            title=f"model {name}",
+            facts=(
+                ("summary", config.summary),
+                ("source", config.source),
+                (f"MACs, paper's count, {resolution} px", f"{count.paper / 1e9:.4f} G"),
+                (f"MACs, full count, {resolution} px", f"{count.full / 1e9:.4f} G: every multiply-add"),
+                ("printed in arXiv:2601.13683", ", ".join(printed)),
+            ),
+            settings=tuple(_settings(config)),
+            columns=("setting", "value", "where it comes from, or what it is"),
         )
-        rows.append((f"macs_full at {resolution} px", f"{count.full / 1e9:.4f} G", "every multiply-add"))
-        yield Shown(f"model {name}", rows)
+
+
+def _settings(config: ModelConfig) -> Iterator[tuple[str, str, str]]:
+    """Yield the settings of a recipe, each with its origin where the recipe states one."""
+    values = config.model_dump(mode="json", exclude={"name", "summary", "source", "published", "origin"})
+    values["attention"] = _runs_of(values["attention"])
+    for key, value in values.items():
+        meaning = config.origin.get(key) or type(config).model_fields[key].description or ""
+        yield key, _plain(value), " ".join(meaning.split())
+
+
+def _plain(value: Any) -> str:
+    """Return a setting as a suite file has it, a mapping without what is null."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain(each)}" for key, each in value.items() if each is not None)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _runs_of(attention: Any) -> Any:
     """Shorten one attention per block to runs of equal ones: `6 x softmax, 6 x pixart-sigma(stride=4)`."""
     if not isinstance(attention, list):
-        return attention
+        return AttentionSpec.model_validate(attention).title
     titles = [AttentionSpec.model_validate(spec).title for spec in attention]
     runs = [(title, len(list(run))) for title, run in itertools.groupby(titles)]
     return ", ".join(f"{count} x {title}" for title, count in runs)
@@ -108,9 +140,14 @@ def _suite(name: str) -> Iterator[Shown]:
 
     if name in {row.name for row in list_suites()}:
         suite = load_suite(name)
-        rows = [("question", suite.question, ""), ("file", str(suite.path), "")]
-        rows += [(f"cell {number}", case.label, case.id) for number, case in enumerate(suite.cases, start=1)]
-        yield Shown(f"suite {name}", rows)
+        yield Shown(
+            title=f"suite {name}",
+            facts=(
+                ("question", suite.question),
+                ("file", str(suite.path)),
+                *((f"cell {number}", case.label) for number, case in enumerate(suite.cases, start=1)),
+            ),
+        )
 
 
 def _dataset(name: str) -> Iterator[Shown]:
@@ -118,8 +155,8 @@ def _dataset(name: str) -> Iterator[Shown]:
 
     for row in list_datasets():
         if row.name == name:
-            rows = [("summary", row.summary, ""), ("source", row.source, ""), ("licence", row.licence, "")]
-            yield Shown(f"dataset {name}", rows)
+            facts = (("summary", row.summary), ("source", row.source), ("licence", row.licence))
+            yield Shown(title=f"dataset {name}", facts=facts)
 
 
 def _extractor(name: str) -> Iterator[Shown]:
@@ -127,10 +164,12 @@ def _extractor(name: str) -> Iterator[Shown]:
 
     if name in registry().extractors:
         provided = registry().extractors[name]
-        rows = [
-            ("summary", provided.record.summary, ""),
-            ("source", provided.record.source, ""),
-            ("provided by", f"{provided.plugin} ({provided.origin})", ""),
-            *((key, value, "") for key, value in provided.record.notes.items()),
-        ]
-        yield Shown(f"extractor {name}", rows)
+        yield Shown(
+            title=f"extractor {name}",
+            facts=(
+                ("summary", provided.record.summary),
+                ("source", provided.record.source),
+                ("provided by", f"{provided.plugin} ({provided.origin})"),
+                *provided.record.notes.items(),
+            ),
+        )

@@ -13,31 +13,34 @@ import typer
 from attnbench import console
 from attnbench.atomic import atomic_path, storage_errors
 from attnbench.errors import DataError, UnknownNameError, UserInputError
-from attnbench.metrics import dinov2, inception_tf
-from attnbench.metrics.weights_files import WeightsFile, cache_folder, file_sha256, places
+from attnbench.metrics.weights_files import WeightsFile, cache_folder, file_sha256, places, published
 
 CHUNK = 1 << 20  # bytes: one step of the progress bar, a mebibyte
 TIMEOUT_S = 60
 
 
-def known() -> dict[str, WeightsFile]:
-    """Return the weights files of the built-in extractors that need one, by extractor."""
-    return {file.extractor: file for file in (inception_tf.WEIGHTS, dinov2.WEIGHTS)}
-
-
 def print_list() -> None:
     """Print every place where weights files are looked for, and whether the right file is there."""
     rows = [
-        (file.extractor, str(path), _state(file, path)) for file in known().values() for path in places(file)
+        (file.extractor, _state(file, path), _short(path))
+        for file in published().values()
+        for path in places(file)
     ]
-    notes = [
-        f"{file.extractor}: not found; {file.source}; `evaluate.weights` or the environment variable "
-        f"{file.variable} may name it anywhere"
-        for file in known().values()
-        if not any(path.is_file() for path in places(file))
-    ]
+    notes = []
+    for file in published().values():
+        if not any(path.is_file() for path in places(file)):
+            notes += [
+                f"{file.extractor}: not found; {file.source}; or keep it anywhere and name it with --weights "
+                f"(in a suite: `evaluate.weights`) or in the environment variable {file.variable}",
+                "",
+            ]
     notes.append("the first file of an extractor is taken; the other built-in extractors need none")
-    console.print_table(console.listing("weights files", ("extractor", "looked at", "there"), rows, notes))
+    console.print_table(console.listing("weights files", ("extractor", "there", "looked at"), rows, notes))
+
+
+def _short(path: Path) -> str:
+    """Return a path with ~ for the user's home folder, as a shell takes it."""
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
 
 
 def _state(file: WeightsFile, path: Path) -> str:
@@ -57,9 +60,9 @@ def fetch(name: str, folder: Path | None, *, yes: bool) -> Path:
     Raises UserInputError where nobody agreed, DataError when the network fails or another file arrives; then
     nothing is left behind.
     """
-    if name not in known():
-        raise UnknownNameError("extractor with a weights file", name, known())
-    file = known()[name]
+    if name not in published():
+        raise UnknownNameError("extractor with a weights file", name, published())
+    file = published()[name]
     if not file.url:
         raise UserInputError(f"attnbench does not fetch the weights of {name}; {file.source}")
     target = (folder or cache_folder()) / file.url.rpartition("/")[2]
@@ -85,7 +88,8 @@ def _ask(file: WeightsFile, target: Path, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise UserInputError(
             f"nothing is fetched without consent: add --yes to fetch {what}; or fetch it yourself and name "
-            f"it in `evaluate.weights` or in the environment variable {file.variable}"
+            f"it with --weights (in a suite: `evaluate.weights`) or in the environment variable "
+            f"{file.variable}"
         )
     typer.confirm(f"Fetch {what}?", abort=True)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
-from command_line import ROOT, attnbench
+from command_line import ROOT, attnbench, attnbench_here
+from extractor_cases import empty_caches
 
 from attnbench import __version__
 
@@ -83,6 +85,27 @@ def test_plan_works_without_the_data(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "36 cells" in done.stdout
     assert not (tmp_path / "runs").exists()
+    said = " ".join(done.stdout.split())
+    said_of_data = r"every cell: data\.path: \S.* does not exist; name yours with -o data\.path=PATH"
+    assert re.search(said_of_data, said)
+
+
+def test_plan_names_what_is_missing_and_only_that(tmp_path, monkeypatch):
+    """What is there is not complained of; weights that are in no usual place are, with how to get them."""
+    empty_caches(tmp_path, monkeypatch)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nquestion: Which?\nmodel: {recipe: dit-s, depth: 1}\n"
+        "data: {name: image-folder, path: images, codec: {path: vae}}\n"
+        "evaluate: {extractor: inception-tf}\nmatrix: {sample.guidance_scale: [1.0, 2.0]}\n"
+    )
+    said = " ".join(attnbench_here("plan", "mine.yaml", cwd=tmp_path).stdout.split())
+    assert "every cell: data.path: " in said
+    assert "data.codec.path" not in said
+    assert "needs the weights file pt_inception-2015-12-05-6726825d.pth, which is in no usual place" in said
+    assert "attnbench weights fetch inception-tf" in said
+    fine = attnbench_here("plan", "quick", cwd=tmp_path).stdout
+    assert "cannot do this" not in fine
 
 
 def test_profile_writes_the_rows_as_json(tmp_path):
@@ -127,6 +150,8 @@ def test_listings_are_plain_text(kind):
         ("moh", "Heads every token uses; the others are routed."),
         ("pixart-sigma-s", "6 x softmax, 6 x pixart-sigma(stride=4)"),
         ("dydi-lit-s", "paper: 9 blocks at every size"),
+        ("dit-s", "ffn kind: mlp, ratio: 4.0 public code: DiT, tanh-GELU MLP of ratio 4"),
+        ("dit-s", "Table 1: 6.06 G, Table 3: no GFLOPs, Table 7: 6.06 G, Table 8: no GFLOPs"),
         ("quick", "dydila-token"),
         ("digits", "digits"),
         ("efficientnet-lite0", "efficientnet-lite0"),
@@ -134,9 +159,17 @@ def test_listings_are_plain_text(kind):
 )
 def test_show_knows_every_kind(name, says):
     """`show` explains options of backends, origins of models, suites, datasets and extractors."""
-    done = attnbench("show", name)
+    done = attnbench_here("show", name)
     assert done.returncode == 0, done.stderr
     assert says in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["softmax", "dydila", "dit-s", "dydi-lit-s", "quick", "inception-tf"])
+def test_show_has_no_empty_column(name):
+    """Whatever stands under a heading says something: no cell of `show` is a dash."""
+    done = attnbench_here("show", name)
+    assert done.returncode == 0, done.stderr
+    assert "–" not in done.stdout.split()
 
 
 def test_profile_of_a_table_puts_published_numbers_beside_ours(tmp_path):
@@ -154,6 +187,15 @@ def test_profile_of_a_table_puts_published_numbers_beside_ours(tmp_path):
     for row in rows:
         assert round(row["macs_paper"] / 1e9, 2) == row["macs_published"] / 1e9
         assert 0 < row["attention_macs"] < row["block_macs"] < row["macs_full"]
+
+
+def test_a_profile_without_a_whole_row_says_why_and_fails(tmp_path):
+    """Rows that run out of time are skipped with a reason on the screen; none measured is exit code 1."""
+    words = ("--models", "tiny-dit", "--res", "64", "--measure", "params,latency", "--timeout-s", "0.001")
+    done = attnbench("profile", *words, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "tiny-dit at 64 px: skipped: did not finish within 0.001 s" in done.stdout
+    assert "1 row (1 model at 64 px) on cpu; at most 0 s of measuring (0.001 s a row" in done.stderr
 
 
 def test_schema_is_json():

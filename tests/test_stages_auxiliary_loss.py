@@ -18,7 +18,7 @@ from attnbench.errors import NonFiniteError
 from attnbench.models import build_model
 from attnbench.specs import AttentionSpec, TrainSpec
 from attnbench.stages.batches import Part
-from attnbench.stages.global_batch_norm import use_global_batch_norm, use_local_batch_norm
+from attnbench.stages.global_batch_norm import use_global_batch_norm, work_alone
 from attnbench.stages.over_processes import MeanOverProcesses
 from attnbench.stages.training_loss import TrainingLoss
 
@@ -143,12 +143,12 @@ def test_the_first_process_explains_a_nan_alone(tmp_path):
 
 
 def test_a_model_that_works_alone_takes_its_own_means(tmp_path: Path):
-    """`use_local_batch_norm` ends the waiting; the mean is the value that was given."""
+    """`work_alone` ends the waiting; the mean is the value that was given."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         model = nn.Module()
         model.mean_over_processes = MeanOverProcesses()
-        use_local_batch_norm(model)
+        work_alone(model)
     finally:
         dist.destroy_process_group()
     given = torch.randn(3)

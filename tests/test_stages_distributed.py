@@ -23,7 +23,7 @@ from attnbench.results import latest, read_results
 from attnbench.specs import SampleSpec
 from attnbench.stages import distributed, sample, train
 from attnbench.stages.batches import cut_batch
-from attnbench.stages.global_batch_norm import use_global_batch_norm, use_local_batch_norm
+from attnbench.stages.global_batch_norm import use_global_batch_norm, work_alone
 from attnbench.stages.store import Workspace, read_output
 
 
@@ -185,7 +185,7 @@ def _normalise_a_half(rank: int, folder: str) -> None:
     (y**3).sum().backward()
     tensors = {"y": y.detach(), "dx": half.grad, "dw": norm.weight.grad, **dict(norm.named_buffers())}
     torch.save(tensors, f"{folder}/{rank}.pt")
-    use_local_batch_norm(norm)
+    work_alone(norm)
     assert type(norm) is nn.BatchNorm2d
     dist.destroy_process_group()
 

@@ -39,6 +39,7 @@ def sharded(case):
             {"grad_accumulation": 2, "activation_checkpointing": True, "grad_clip": 0.1},
             marks=pytest.mark.slow,
         ),
+        pytest.param("moh", {}, marks=pytest.mark.slow),  # with a balancing loss
         pytest.param("linear", {"compile": True}, marks=pytest.mark.slow),
     ],
 )

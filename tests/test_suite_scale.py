@@ -65,7 +65,6 @@ def test_cifar_compares_the_attentions_of_the_photos_suite_at_256_tokens() -> No
 
 
 SMALL = {
-    "data.image_size": 16,
     "train.steps": 2,
     "train.batch_size": 2,
     "sample.num_steps": 2,
@@ -75,29 +74,76 @@ SMALL = {
     "evaluate.metrics": "[fd, kd, is, precision, recall]",
     "evaluate.kd_subset_size": 10,
     "evaluate.kd_subsets": 2,
-    "profile.resolutions": "[16]",
     "profile.measure": "[macs, params]",
-    "matrix.model.recipe": "[dit-s, dydi-lit-s]",
-    "matrix.sample.guidance_scale": "[1.5]",
 }
-"""What makes a suite of the paper small enough to see its end on a CPU."""
+"""What makes a suite small enough to see its end on a CPU."""
+
+OF_THE_PAPER = {"data.image_size": 16, "profile.resolutions": "[16]", "model.depth": 2}
+ROWS = {
+    "subin_256": ("dig-s", "dydi-lit-b"),  # DiG: the suite makes an exception of it
+    "subin_512": ("dig-l", "dydi-lit-l"),
+    "imagenet_256": ("dit-s", "dydi-lit-s"),
+    "table4_components": ("focused-kernel-s", "dynamic-projection-s"),
+    "table5_paradigms": ("map-differential-s", "token-differential-s"),
+    "table6_lambda_init": ("increasing-lambda-s", "token-differential-s"),
+    "table7_guidance": ("dig-s", "edit-s"),
+    "table8_guidance": ("dit-s", "sana-s"),
+}
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """A folder with photographs, two sets prepared from them, and an autoencoder of random weights."""
+    folder = tmp_path_factory.mktemp("stand-ins")
+    write_photo_folder(folder / "photos")
+    write_autoencoder(folder / "autoencoder")
+    for side in (16, 32):
+        made = attnbench(
+            "data",
+            "prepare",
+            "photos",
+            "--to",
+            f"set-{side}",
+            "--image-size",
+            side,
+            "--held-out",
+            0,
+            cwd=folder,
+        )
+        assert made.returncode == 0, made.stderr
+    return folder
+
+
+def run_small(suite, folder, **more):
+    """Run a suite on the stand-ins by overrides alone; return its results."""
+    overrides = [word for key, value in (SMALL | more).items() for word in ("-o", f"{key}={value}")]
+    done = attnbench("run", suite, "--quiet", *overrides, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return latest(read_results(folder / f"runs/{suite}/results.jsonl"))
 
 
 @pytest.mark.slow
-def test_a_suite_of_the_paper_runs_to_its_end_on_stand_ins(tmp_path) -> None:
-    """Photographs are prepared, imagenet_256 runs on them by overrides alone, then again from the store."""
-    write_photo_folder(tmp_path / "photos")
-    write_autoencoder(tmp_path / "autoencoder")
-    made = attnbench(
-        "data", "prepare", "photos", "--to", "set", "--image-size", 16, "--held-out", 0, cwd=tmp_path
-    )
-    assert made.returncode == 0, made.stderr
-    paths = {"data.path": "set", "data.codec.path": "autoencoder"}
-    overrides = [word for key, value in (paths | SMALL).items() for word in ("-o", f"{key}={value}")]
-    for _ in range(2):
-        done = attnbench("run", "imagenet_256", "--quiet", *overrides, cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-    results = latest(read_results(tmp_path / "runs/imagenet_256/results.jsonl"))
+@pytest.mark.parametrize("suite", ROWS)
+def test_suites_of_the_paper_run_to_their_end_on_stand_ins(stand_ins, suite) -> None:
+    """Two rows of each: trained, sampled, scored and counted; then the same command finds all finished."""
+    settings = OF_THE_PAPER | {
+        "data.path": "set-16",
+        "data.codec.path": "autoencoder",
+        "matrix.model.recipe": f"[{', '.join(ROWS[suite])}]",
+        "matrix.sample.guidance_scale": "[1.5]",
+    }
+    results = run_small(suite, stand_ins, **settings)
     assert [result.status for result in results] == ["ok", "ok"]
     for result in results:
         assert {"FD-efflite0", "macs_paper@16"} <= {m.name for m in result.measurements}
+    assert [result.created for result in run_small(suite, stand_ins, **settings)] == [
+        r.created for r in results
+    ]
+
+
+@pytest.mark.slow
+def test_the_cifar_suite_runs_to_its_end_on_stand_ins(stand_ins) -> None:
+    """Two of its six attentions on a prepared set of 32 px, as its file says but for the sizes."""
+    attentions = "[softmax, {name: dydila, options: {mode: token}, label: dydila-token}]"
+    results = run_small("cifar10", stand_ins, **{"data.path": "set-32", "matrix.model.attention": attentions})
+    assert [result.status for result in results] == ["ok", "ok"]

@@ -96,7 +96,8 @@ def test_fetched_into_another_folder(published, tmp_path):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0
     assert (tmp_path / "mine" / NAME).read_bytes() == CONTENT
-    assert "evaluate.weights" in done.stdout
+    assert f"--weights {tmp_path / 'mine' / NAME}" in done.stdout
+    assert f"-o evaluate.weights={tmp_path / 'mine' / NAME}" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -190,6 +191,15 @@ def test_list_shows_every_place(tmp_path):
     assert str(place) in done.stdout
     assert "attnbench weights fetch inception-tf" in done.stdout
     assert "ATTNBENCH_DINOV2_WEIGHTS" in done.stdout
+    assert "--weights" in done.stdout
+
+
+def test_list_writes_the_home_folder_as_a_shell_does(tmp_path, monkeypatch):
+    """Places below the user's home start with ~, so that they fit a terminal; a shell takes them so."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    said = CliRunner().invoke(app, ["weights", "list"]).stdout
+    assert f"~/cache/attnbench/weights/{inception_tf.WEIGHTS.names[0]}" in said
+    assert str(tmp_path) not in said
 
 
 @pytest.mark.parametrize(("content", "said"), [(CONTENT, "as expected"), (b"other", "WRONG FILE")])

@@ -11,9 +11,9 @@ from attnbench import data_command
 from attnbench.cli.app import RUNS, Device, Quiet, Runs, app
 from attnbench.errors import UserInputError
 
-app.add_typer(data_command.app)
+app.add_typer(data_command.app, short_help="Make training sets out of images; show and check them.")
 
-reference_app = typer.Typer(help="Reference files: real images as `attnbench evaluate` compares with them.")
+reference_app = typer.Typer(help="Make files of real images for `attnbench evaluate`.")
 app.add_typer(reference_app, name="reference")
 
 samples = typer.Typer(
@@ -29,7 +29,9 @@ def samples_group() -> None:
 
 @samples.command("export")
 def samples_export(
-    suite: Annotated[str, typer.Argument(help="A suite's name, or its folder below the runs folder.")],
+    suite: Annotated[
+        str, typer.Argument(metavar="RUN", help="A suite's name, or its folder below the runs folder.")
+    ],
     npz: Annotated[
         Path | None, typer.Option("--npz", metavar="FILE", help="One file as ADM's evaluator reads it.")
     ] = None,
@@ -42,7 +44,7 @@ def samples_export(
     count: Annotated[int | None, typer.Option("--count", help="The first so many images; all.")] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Write a finished cell's images to a folder of PNG files or to one npz file, or both.
+    """Write a finished cell's images as PNG files or npz.
 
     The npz holds arr_0, uint8 [N, H, W, 3] (grey images: their channel three times), and arr_1, their
     classes, int64 [N].
@@ -57,19 +59,28 @@ def samples_export(
 def evaluate(
     samples: Annotated[
         Path | None,
-        typer.Argument(help="A folder of PNGs, an npz with arr_0, or a suite's run folder (see --case)."),
+        typer.Argument(
+            metavar="SAMPLES", help="A folder of PNGs, an npz with arr_0, or a suite's run (see --case)."
+        ),
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Real images, a file of `reference build`, or one of ADM's reference npz."),
+        typer.Option(
+            help="Real images, a file of `reference build`, or one of ADM's npz; a run's default: "
+            "its own data, with the settings of its suite."
+        ),
     ] = None,
     case: Annotated[str | None, typer.Option(help="A run's cell, by label.")] = None,
-    extractor: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet-lite0",
-    protocol: Annotated[str, typer.Option(help="adm: the network's resize; clean: clean-fid's.")] = "adm",
+    extractor: Annotated[str | None, typer.Option(help="Feature network (efficientnet-lite0).")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="adm: the network's resize; clean: clean-fid's (adm).")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", "--inception-weights", help="The network's weights file.")
     ] = None,
-    metrics: Annotated[str | None, typer.Option(help="fd,sfd,kd,skd,is,precision,recall")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="Of fd,sfd,kd,skd,is,precision,recall; all.")
+    ] = None,
     kd_subset_size: Annotated[int | None, typer.Option(help="Images per subset (default 1000).")] = None,
     kd_subsets: Annotated[int | None, typer.Option(help="Subsets of the kernel distance (100).")] = None,
     neighbours: Annotated[int | None, typer.Option(help="k of precision and recall (3).")] = None,
@@ -77,7 +88,10 @@ def evaluate(
     reference_images: Annotated[
         int | None, typer.Option(help="Real images for kernel distance, precision, recall (10000).")
     ] = None,
-    also: Annotated[list[Path] | None, typer.Option(help="Another set for the same table; repeat.")] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SET", help="Another set for the same table, a cell as RUN:CASE; repeat."),
+    ] = None,
     per_class: Annotated[Path | None, typer.Option(help="Scores by class: a .png, and a .csv.")] = None,
     nearest: Annotated[
         Path | None, typer.Option(help="Samples beside nearest training images, .png.")
@@ -92,11 +106,13 @@ def evaluate(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Score SAMPLES against real images: Frechet and kernel distances, inception score, precision, recall.
+    """Score images against real ones: FID, KID, precision, recall.
 
-    Features are kept by content below the runs folder: a second metric costs no second pass.
+    SAMPLES are a folder, an npz file or a finished cell of a run (RUN with --case). Features are kept by
+    content below the runs folder: a second metric costs no second pass.
     """
     from attnbench import evaluate_command
+    from attnbench.evaluate_inputs import Request
 
     settings = evaluate_command.settings_from(
         extractor=extractor,
@@ -113,12 +129,12 @@ def evaluate(
         raise UserInputError("--golden goes with --self-test: it is what the self-test compares with")
     if self_test:
         raise typer.Exit(evaluate_command.self_test(settings, golden, runs=runs, device=device))
-    if samples is None or reference is None:
+    if samples is None:
         raise UserInputError(
             "attnbench evaluate needs SAMPLES and --reference: attnbench evaluate samples/ --reference real/ "
             "(or --self-test alone)"
         )
-    request = evaluate_command.Request(
+    request = Request(
         samples=samples,
         reference=reference,
         settings=settings,
@@ -136,10 +152,14 @@ def evaluate(
 
 @reference_app.command("build")
 def reference_build(
-    folder: Annotated[Path, typer.Argument(help="Real images: a folder (one per class) or an npz.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Real images: a folder (one per class) or an npz.")
+    ],
     to: Annotated[Path, typer.Option("--to", help="The reference file, .npz.")],
-    extractor: Annotated[str, typer.Option(help="Feature network.")] = "efficientnet-lite0",
-    protocol: Annotated[str, typer.Option(help="adm: the network's resize; clean: clean-fid's.")] = "adm",
+    extractor: Annotated[str | None, typer.Option(help="Feature network (efficientnet-lite0).")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="adm: the network's resize; clean: clean-fid's (adm).")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", "--inception-weights", help="The network's weights file.")
     ] = None,
@@ -150,18 +170,24 @@ def reference_build(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Make a reference file of FOLDER: statistics and features, checked whenever it is read."""
+    """Make a reference file of a folder of real images.
+
+    It holds statistics and features, and is checked whenever it is read.
+    """
     from attnbench import evaluate_command
 
     settings = evaluate_command.settings_from(
         extractor=extractor, protocol=protocol, weights=weights, reference_images=reference_images
     )
     reference = evaluate_command.build_reference(folder, to, settings, runs=runs, device=device, quiet=quiet)
-    typer.echo(f"{to}: {len(reference):,} images of {reference.name}, {extractor}, protocol {protocol}")
+    typer.echo(
+        f"{to}: {len(reference):,} images of {reference.name}, {settings.extractor}, "
+        f"protocol {settings.protocol}"
+    )
 
 
 weights_app = typer.Typer(
-    help="Show or fetch the weights files that some feature extractors need.",
+    help="Show or fetch the weights files of feature extractors.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -170,7 +196,7 @@ app.add_typer(weights_app, name="weights")
 
 @weights_app.command("list")
 def weights_list() -> None:
-    """Show which extractors need a weights file, where it was looked for, and whether it is the right one."""
+    """Show where weights files are looked for, and what is there."""
     from attnbench import weights_command
 
     weights_command.print_list()
@@ -178,16 +204,16 @@ def weights_list() -> None:
 
 @weights_app.command("fetch")
 def weights_fetch(
-    name: Annotated[str, typer.Argument(help="The extractor, e.g. inception-tf.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The extractor, e.g. inception-tf.")],
     yes: Annotated[bool, typer.Option("--yes", help="Fetch without asking.")] = False,
     to: Annotated[
         Path | None, typer.Option("--to", metavar="FOLDER", help="Where to; by default the cache folder.")
     ] = None,
 ) -> None:
-    """Download the weights file of extractor NAME after asking, and check its SHA-256."""
+    """Download an extractor's weights file after asking; check it."""
     from attnbench import weights_command
 
     path = weights_command.fetch(name, to, yes=yes)
     typer.echo(f"{path}: there, SHA-256 as expected")
     if to is not None:
-        typer.echo("it is used where `evaluate.weights` or the extractor's environment variable names it")
+        typer.echo(f"use it with --weights {path}, or in a suite with -o evaluate.weights={path}")

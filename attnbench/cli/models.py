@@ -29,8 +29,9 @@ def export_model(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     runs: Runs = RUNS,
 ) -> None:
-    """Write one trained model of RUN, its averaged weights, to a folder that needs nothing else.
+    """Write a run's trained model to a folder of its own.
 
+    The averaged weights, those that were sampled from; the folder needs nothing else.
     attnbench.load_model(FOLDER) opens it.
     """
     from attnbench import exchange_command
@@ -41,7 +42,10 @@ def export_model(
 @app.command("import")
 def import_model(
     source: Annotated[
-        Path, typer.Argument(help="A folder of diffusers with a DiT, or a .pt file of facebookresearch/DiT.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="A folder of diffusers with a DiT, or a .pt file of facebookresearch/DiT."
+        ),
     ],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where to; a new folder.")],
     num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads; for .pt files.")] = None,
@@ -71,7 +75,10 @@ def transfer_model(
     seed: Annotated[int, typer.Option(help="Of the weights that are not copied.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
-    """Copy what two models share into one with another attention, and say what was left."""
+    """Copy a model's weights into one with another attention.
+
+    Only what the two share; what was left is listed.
+    """
     from attnbench import exchange_command
 
     exchange_command.transfer_weights(

@@ -23,9 +23,10 @@ def run(
     ] = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Train, sample, evaluate and profile every cell of SUITE, and write the report.
+    """Train, sample, evaluate and profile a suite; write the report.
 
-    Finished stages are read, not repeated: to resume, run the same command again.
+    Finished stages are read, not repeated: to resume, run the same command again. Exit code 1 when a cell
+    failed, or none could run; the others are finished and reported.
     """
     from functools import partial
 
@@ -53,18 +54,21 @@ def run(
 
 @app.command()
 def plan(suite: SuiteArgument, override: Overrides = None, runs: Runs = RUNS) -> None:
-    """Show the cells of SUITE, what is cached, and an estimate of time and disk; run nothing."""
+    """Estimate time and disk of a suite, and what it lacks.
+
+    Runs nothing and needs neither images nor weights: what is not there yet is said below the cells.
+    """
     from attnbench import console
     from attnbench.plan import plan as plan_cells
     from attnbench.suite import load_suite
 
     loaded = load_suite(suite, override or [])
-    console.print_plan(loaded, plan_cells(loaded.cases, runs.absolute() / "store"))
+    console.print_table(console.plan_listing(loaded, plan_cells(loaded.cases, runs.absolute() / "store")))
 
 
 @app.command()
 def validate(suite: SuiteArgument, override: Overrides = None) -> None:
-    """Check SUITE without its data and say how many cells it has."""
+    """Check a suite file without its data; count its cells."""
     from attnbench.suite import load_suite
 
     loaded = load_suite(suite, override or [])
@@ -73,23 +77,36 @@ def validate(suite: SuiteArgument, override: Overrides = None) -> None:
 
 @app.command()
 def profile(
-    res: Annotated[str, typer.Option(help="Sides in pixels of the decoded image.")] = "256,512,1024,2048",
+    res: Annotated[
+        str, typer.Option(metavar="PX,PX", help="Sides in pixels of the decoded image.")
+    ] = "256,512,1024,2048",
     models: Annotated[
-        str, typer.Option(help="Model recipes; table1 to table8: those of a table of arXiv:2601.13683.")
+        str,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Model recipes; table1 to table8: those of a table of arXiv:2601.13683.",
+        ),
     ] = "dit-s,sana-s,dydi-lit-s",
-    measure: Annotated[str, typer.Option(help="Quantities.")] = "macs,params,latency,memory",
+    measure: Annotated[
+        str, typer.Option(metavar="NAME,NAME", help="Quantities.")
+    ] = "macs,params,latency,memory",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here, too.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 1,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds of the latency measurement.")] = 5,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    timeout_s: Annotated[float, typer.Option(help="Time limit of one row.")] = 120.0,
+    timeout_s: Annotated[
+        float, typer.Option(help="Seconds a row may take; beyond them it is skipped.")
+    ] = 120.0,
     num_classes: Annotated[int, typer.Option(min=1, help="Classes of the label embedding.")] = 1000,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Measure multiply-adds, parameters, latency and memory of model recipes over resolutions.
+    """Measure multiply-adds, latency and memory of model recipes.
 
-    A resolution is in pixels of the decoded image: 256 means a 32x32 latent for latent models.
+    A resolution is in pixels of the decoded image: 256 means a 32x32 latent for latent models. A row that
+    runs out of its time is skipped; its reason stands below the table.
+
+    Exit code 1 when a row failed, or when none could be measured whole; 0 otherwise.
     """
     from attnbench import console
     from attnbench.models.published import expand
@@ -112,20 +129,25 @@ def profile(
             input_size(config, side)  # one clear error before anything is measured
     requests = [ProfileRequest(label=c.name, config=c, num_classes=num_classes) for c in configs]
     chosen = default_device() if device == "auto" else device
+    if not quiet:
+        console.print_notice(console.profile_announcement(len(requests), spec, chosen))
     with console.progress_bar("profile", quiet=quiet) as progress:
         rows = profile_models(requests, spec, device=chosen, progress=progress)
-    console.print_profile(rows, chosen)
+    console.print_table(console.profile_table(rows, chosen))
     if json_file is not None:
         console.write_json(json_file, [row.model_dump(mode="json") for row in rows])
-    raise typer.Exit(1 if any(row.status == "failed" for row in rows) else 0)
+    statuses = {row.status for row in rows}
+    raise typer.Exit(1 if "failed" in statuses or "ok" not in statuses else 0)  # as a run's exit code
 
 
 @app.command()
 def report(
-    suite: Annotated[str, typer.Argument(help="A suite's name, or its folder below the runs folder.")],
+    suite: Annotated[
+        str, typer.Argument(metavar="RUN", help="A suite's name, or its folder below the runs folder.")
+    ],
     runs: Runs = RUNS,
 ) -> None:
-    """Write the report of a suite that has run, from its results alone."""
+    """Write the report of a suite again from its results alone."""
     from attnbench import console
     from attnbench.report import write_report
     from attnbench.results import latest, read_results

@@ -13,27 +13,26 @@ from attnbench.errors import UnknownNameError
 
 @app.command("list")
 def list_things(
-    kind: Annotated[str, typer.Argument(help="backends, models, suites, plugins, datasets or extractors.")],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help="backends, models, suites, plugins, datasets or extractors."),
+    ],
 ) -> None:
-    """List what there is of one kind."""
+    """List backends, models, suites, plugins, data, extractors."""
     from attnbench import console
 
-    listings = {
-        "backends": console.backends,
-        "models": console.models,
-        "suites": console.suites,
-        "plugins": console.plugins,
-        "datasets": console.datasets,
-        "extractors": console.extractors,
-    }
-    if kind not in listings:
-        raise UnknownNameError("kind of listing", kind, listings)
-    console.print_table(listings[kind]())
+    if kind not in console.CATALOGUES:
+        raise UnknownNameError("kind of listing", kind, console.CATALOGUES)
+    console.print_table(console.CATALOGUES[kind]())
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A backend, model, suite, dataset or extractor.")]) -> None:
-    """Show everything known about NAME: options with their defaults, sizes, sources."""
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A backend, model, suite, dataset or extractor.")
+    ],
+) -> None:
+    """Show options, defaults, sizes and sources of one of them."""
     from attnbench.show import show as show_name
 
     show_name(name)
@@ -42,7 +41,8 @@ def show(name: Annotated[str, typer.Argument(help="A backend, model, suite, data
 @app.command()
 def check(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Backends, or pkg.module:Object; none: all built-ins.")
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Backends, or pkg.module:Object; none: all built-ins."),
     ] = None,
     options: Annotated[
         list[str] | None,
@@ -51,9 +51,10 @@ def check(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every row here, too.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Ask of attention backends what they promise: shapes, gradients, costs, complexity, plumbing.
+    """Check what attention backends promise.
 
-    Exit code 1 when a check fails, or passes although the backend says it fails.
+    Shapes, gradients, costs, complexity, plumbing: each check with what was measured. Exit code 1 when a
+    check fails, or passes although the backend says it fails.
     """
     from attnbench import check_command
 
@@ -62,10 +63,10 @@ def check(
 
 @app.command("new-plugin")
 def new_plugin(
-    name: Annotated[str, typer.Argument(help="The new backend's name, e.g. my-attention.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new backend's name, e.g. my-attention.")],
     folder: Annotated[Path, typer.Option("--folder", help="Where the package's folder is made.")] = Path(),
 ) -> None:
-    """Write a package with one attention of your own, ready to install, check and change."""
+    """Write a package with an attention of your own to start from."""
     from attnbench.scaffold import write_plugin
 
     written = write_plugin(name, folder)

@@ -6,7 +6,7 @@ Nothing here keeps a state: batch size, order, worker count and resume cannot ch
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,12 +36,10 @@ class KeyedNoise:
 
     def at(self, step: int) -> torch.Tensor:
         """Return the noise of one sampling step, [B, *shape] fp32, drawn on the CPU and then moved."""
-        key = _digest(self.seed, self.purpose)
         drawn = np.empty((len(self.indices), *self.shape), dtype=np.float32)
-        for row, index in zip(drawn, self.indices, strict=True):
-            # The lowest of the four counter words advances while drawing; the others name the stream.
-            stream = np.random.Philox(key=key, counter=[0, int(index), step, 0])
-            np.random.Generator(stream).standard_normal(dtype=np.float32, out=row)
+        streams = _streams(_digest(self.seed, self.purpose), self.indices, step)
+        for row, stream in zip(drawn, streams, strict=True):
+            stream.standard_normal(dtype=np.float32, out=row)
         noise = torch.from_numpy(drawn)
         if self.device.type != "cuda":
             return noise.to(self.device)
@@ -50,11 +48,24 @@ class KeyedNoise:
 
 def keyed_labels(seed: int, indices: Sequence[int], num_classes: int) -> torch.Tensor:
     """Return a uniformly drawn class of each sample, int64 [n], each keyed by its own index."""
-    key = _digest(seed, "labels")
-    streams = (np.random.Philox(key=key, counter=[0, int(index), 0, 0]) for index in indices)
-    return torch.tensor(
-        [int(np.random.Generator(s).integers(num_classes)) for s in streams], dtype=torch.int64
-    )
+    streams = _streams(_digest(seed, "labels"), indices, step=0)
+    return torch.tensor([int(stream.integers(num_classes)) for stream in streams], dtype=torch.int64)
+
+
+def _streams(key: int, indices: Iterable[int], step: int) -> Iterator[np.random.Generator]:
+    """Yield the stream of each index: one generator, moved when the next is asked for.
+
+    A new Philox for each would add a fifth to the time of drawing a latent's noise.
+    """
+    philox = np.random.Philox(key=key)
+    stream, state = np.random.Generator(philox), philox.state  # a copy, before anything is drawn
+    # The lowest of the four counter words advances while drawing; the others name the stream.
+    counter = state["state"]["counter"]
+    counter[2] = step
+    for index in indices:
+        counter[1] = index
+        philox.state = state
+        yield stream
 
 
 def _digest(seed: int, purpose: str, *position: int) -> int:

@@ -51,9 +51,14 @@ class Proof:
     @property
     def status(self) -> Literal["ok", "failed", "not run"]:
         """Whether ours and theirs agree; a value that is not a number agrees with nothing."""
-        if self.ours is None or self.theirs is None:
+        if self.difference is None:
             return "not run"
-        return "ok" if abs(self.ours - self.theirs) <= self.tolerance else "failed"
+        return "ok" if self.difference <= self.tolerance else "failed"
+
+    @property
+    def difference(self) -> float | None:
+        """What ours and theirs differ by, in the value's unit; None where it did not run."""
+        return None if self.ours is None or self.theirs is None else abs(self.ours - self.theirs)
 
 
 def prove_maths() -> Iterator[Proof]:

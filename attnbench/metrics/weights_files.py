@@ -34,6 +34,13 @@ class WeightsFile:
     """Its repository on the Hugging Face hub, whose local cache is a place to look at."""
 
 
+def published() -> dict[str, WeightsFile]:
+    """Return the weights files of the built-in extractors that need one, by extractor."""
+    from attnbench.metrics import dinov2, inception_tf
+
+    return {file.extractor: file for file in (inception_tf.WEIGHTS, dinov2.WEIGHTS)}
+
+
 def cache_folder() -> Path:
     """Return this package's folder for fetched weights: `attnbench/weights` in the user's cache."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -95,8 +102,8 @@ def _missing(file: WeightsFile, chosen: Path | None, looked_at: list[Path]) -> U
         )
     return UserInputError(
         f"extractor {file.extractor} needs the weights file {name}, which is in none of: "
-        f"{', '.join(map(str, looked_at))}; {file.source}, or name the file in `evaluate.weights` or in the "
-        f"environment variable {file.variable}"
+        f"{', '.join(map(str, looked_at))}; {file.source}, or name the file with --weights (in a suite: "
+        f"`evaluate.weights`) or in the environment variable {file.variable}"
     )
 
 

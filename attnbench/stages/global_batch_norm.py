@@ -68,8 +68,8 @@ def use_global_batch_norm(model: nn.Module) -> None:
         norm.group = group
 
 
-def use_local_batch_norm(model: nn.Module) -> None:
-    """Undo `use_global_batch_norm`: the model, its auxiliary losses included, runs without the others."""
+def work_alone(model: nn.Module) -> None:
+    """Let a model, its BatchNorm and auxiliary losses included, run in this process without the others."""
     for module in model.modules():
         if isinstance(module, GlobalBatchNorm):
             module.__class__ = module.plain_class  # type: ignore[assignment]

@@ -36,7 +36,7 @@ from attnbench.stages.checkpoint import (
 )
 from attnbench.stages.distributed import ALONE, World, device_of
 from attnbench.stages.ema import WeightAverage
-from attnbench.stages.global_batch_norm import use_global_batch_norm, use_local_batch_norm
+from attnbench.stages.global_batch_norm import use_global_batch_norm, work_alone
 from attnbench.stages.held_out_loss import HeldOutImages, HeldOutLoss
 from attnbench.stages.interrupts import StopRequest, on_signal
 from attnbench.stages.journal import Journal
@@ -279,7 +279,7 @@ class Trainer:
         """
         if not (self.world.is_first or self.is_sharded):
             return NonFiniteError(f"training step {step}: not finite; the first process says where")
-        use_local_batch_norm(self.model)
+        work_alone(self.model)
         cuts = cut_batch(self.settings.batch_size, self.settings.grad_accumulation * self.world.size)
         parts = self.parts.make(step, cuts)
         return explain_nonfinite(

@@ -41,7 +41,7 @@ class TrainingLoss(nn.Module):
         self.model, self.objective = model, objective
         self.shared: dict[str, Any] = {}  # what the model is told where there are several processes
         if processes > 1:
-            model.mean_over_processes = MeanOverProcesses()  # there `use_local_batch_norm` finds it
+            model.mean_over_processes = MeanOverProcesses()  # there `work_alone` finds it
             self.shared["mean_over_processes"] = model.mean_over_processes
         if settings.activation_checkpointing:
             recompute_blocks(model)

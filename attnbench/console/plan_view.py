@@ -1,0 +1,74 @@
+"""What `attnbench plan` prints: every cell, what is finished, what the rest takes, and what is in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from attnbench.console.listing import Listing, listing
+
+if TYPE_CHECKING:
+    from attnbench.plan import PlannedCell
+    from attnbench.suite import Suite
+
+NUM_STAGES = 4
+_MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86_400, 365 * 86_400
+_FEW = 3  # cells named by their labels; more are counted
+
+
+def plan_listing(suite: Suite, cells: Sequence[PlannedCell]) -> Listing:
+    """Return every cell, and below them the sum and every reason why cells cannot run, each once."""
+    total = duration(sum(c.time_s for c in cells)), _size(sum(c.disk_bytes for c in cells))
+    notes = [
+        f"{len(cells)} cells; about {total[0]} and {total[1]} to go on this machine",
+        "estimates from closed-form multiply-adds and a quick matmul measurement; nothing was run",
+        *_reasons(cells),
+    ]
+    columns = ("cell", "time left", "disk", "finished")
+    rows = [_row(cell) for cell in cells]
+    return listing(f"plan of {suite.name}", columns, rows, notes, numeric=("time left", "disk"))
+
+
+def _row(cell: PlannedCell) -> tuple[str, str, str, str]:
+    cost = ("cannot run", "") if cell.problem else (duration(cell.time_s), _size(cell.disk_bytes))
+    finished = "all" if len(cell.finished) == NUM_STAGES else ", ".join(cell.finished) or "nothing"
+    return (cell.case.label, *cost, finished)
+
+
+def _reasons(cells: Sequence[PlannedCell]) -> list[str]:
+    """Return what keeps cells from running, each reason once with the cells it is for."""
+    affected: dict[str, list[str]] = {}
+    for cell in cells:
+        for reason in (*cell.missing, *([cell.problem] if cell.problem else [])):
+            affected.setdefault(reason, []).append(cell.case.label)
+    if not affected:
+        return []
+    lines = [f"  {_whose(labels, len(cells))}: {reason}" for reason, labels in affected.items()]
+    return ["", "`attnbench run` cannot do this yet:", *lines]
+
+
+def _whose(labels: Sequence[str], num_cells: int) -> str:
+    if len(labels) == num_cells:
+        return "every cell"
+    return ", ".join(labels) if len(labels) <= _FEW else f"{len(labels)} of {num_cells} cells"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit a person would choose.
+
+    >>> duration(42), duration(2520), duration(200_000), duration(2_171_318_400)
+    ('42 s', '42 min', '2.3 days', '69 years')
+    """
+    if seconds < 1.5 * _MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < 1.5 * _HOUR:
+        return f"{seconds / _MINUTE:.0f} min"
+    if seconds < 2 * _DAY:
+        return f"{seconds / _HOUR:.1f} h"
+    unit, name = (_DAY, "days") if seconds < _YEAR else (_YEAR, "years")
+    count = seconds / unit
+    return f"{count:.1f} {name}" if count < 10 else f"{count:,.0f} {name}"
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:.0f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:.1f} GiB"
