@@ -92,11 +92,12 @@ class StubSource:
     shape: tuple[int, int, int] = (1, SIDE, SIDE)
     labels: torch.Tensor = field(default_factory=lambda: torch.arange(13) % NUM_CLASSES)
     before_batch: Callable[[], None] = lambda: None
+    has_posterior: bool = False
 
     def __len__(self) -> int:
         return 13
 
-    def batch(self, indices, flips, noise_keys):
+    def batch(self, indices, flips, draws=None):
         self.before_batch()
         ramp = torch.linspace(-1, 1, SIDE).expand(len(indices), *self.shape)
         ramp = torch.where(flips[:, None, None, None], ramp.flip(-1), ramp)

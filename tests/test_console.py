@@ -29,7 +29,7 @@ from attnbench.console import (
 from attnbench.console.scores_view import with_uncertainty
 from attnbench.profiling.rows import ProfileRow
 from attnbench.report import TerminalTable
-from attnbench.report.tables import MISSING
+from attnbench.report.tables import MISSING, Cell, Column, Row, Table, text_cell
 from attnbench.specs import ProfileSpec
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -153,6 +153,19 @@ def test_what_was_not_measured_says_why(width):
     fine = " ".join(words(shown(TerminalTable(profile_table(rows[:1], "cpu")), width)))
     assert "could not be measured" not in fine
     assert "--timeout-s" not in fine
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_long_remark_on_a_missing_number_stands_below_the_table(width):
+    """It leaves the labels their room, and is told whole."""
+    remark = (
+        "failed: the counts of multiply-adds differ by 0.31% (allowed 0.1%); correct macs() of the backend"
+    )
+    columns = Column(title="Cell", numeric=False), Column(title="Latency", group="Cost")
+    cells = text_cell("dig-s at guidance 1.5"), Cell(detail=remark)
+    text = shown(TerminalTable(Table(title="t", columns=columns, rows=(Row(cells=cells),))), width)
+    assert "dig-s at guidance 1.5" in text
+    assert f"dig-s at guidance 1.5: Latency: {remark}" in " ".join(words(text))
 
 
 def test_what_a_profile_may_take_is_said_before():

@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -40,7 +41,7 @@ def latent_maker(*, examples: int = 11, batch_size: int = 5, shift: float = 0.25
     shards = tuple(np.split(numbers, range(latents.SHARD_SIZE, examples, latents.SHARD_SIZE)))
     return PartMaker(
         schedule=BatchSchedule(num_examples=examples, batch_size=batch_size, seed=3, flip=True),
-        source=LatentSource(shards, torch.arange(examples) % 4, SCALE, shift, True, 3),
+        source=LatentSource(shards, torch.arange(examples) % 4, SCALE, shift, True),
         objective=FlowObjective(density="uniform"),
         device=CPU,
         null_label=4,
@@ -194,10 +195,11 @@ def test_latents_are_the_plain_formula_bit_for_bit(has_posterior, shift):
     """scale x (mean + std x noise - shift), each row and its noise taken alone; maps stay as they are."""
     maker = latent_maker(examples=latents.SHARD_SIZE + 9, shift=shift)
     whole = maker.source
-    source = LatentSource(whole.shards, whole.labels, whole.scale, shift, has_posterior, 3)
+    source = LatentSource(whole.shards, whole.labels, whole.scale, shift, has_posterior)
     before = [shard.copy() for shard in source.shards]
     indices = torch.tensor([0, latents.SHARD_SIZE + 8, latents.SHARD_SIZE - 1, 7, 7])
-    flips, keys = torch.tensor([True, False, True, False, True]), torch.tensor([5, 2**40, 0, 9, 10])
+    flips = torch.tensor([True, False, True, False, True])
+    draws = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)) if has_posterior else None
     kept = torch.stack(
         [
             torch.from_numpy(np.concatenate(source.shards)[int(index), int(flip)]).float()
@@ -206,11 +208,18 @@ def test_latents_are_the_plain_formula_bit_for_bit(has_posterior, shift):
     )
     if has_posterior:
         mean, log_variance = kept.chunk(2, dim=1)
-        noise = [
-            latents.KeyedNoise(seed=3, indices=[int(key)], shape=(3, 4, 4), device=CPU, purpose="posterior")
-            for key in keys
-        ]
-        kept = mean + (0.5 * log_variance).exp() * torch.cat([of.at(0) for of in noise])
+        kept = mean + (0.5 * log_variance).exp() * draws
     for _ in range(2):  # what is computed in place must not be the map itself
-        assert torch.equal(source.batch(indices, flips, keys), SCALE * (kept - shift))
+        assert torch.equal(source.batch(indices, flips, draws), SCALE * (kept - shift))
     assert all(np.array_equal(a, b) for a, b in zip(before, source.shards, strict=True))
+
+
+def test_posterior_draws_belong_to_the_step_and_the_place_in_the_batch():
+    """However a batch is cut, an example is the same draw; another step, or another seed, draws anew."""
+    maker = latent_maker(examples=5)  # every batch holds the same five
+    (whole,) = maker.make(2, [slice(0, 5)])
+    pieces = maker.make(2, [slice(0, 2), slice(2, 5)])
+    assert torch.equal(torch.cat([piece.x0 for piece in pieces]), whole.x0)
+    other = replace(maker, schedule=BatchSchedule(num_examples=5, batch_size=5, seed=4, flip=True))
+    draws = [maker._posterior_draws(2), maker._posterior_draws(3), other._posterior_draws(2)]
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 3

@@ -72,7 +72,7 @@ def test_a_damaged_shard_is_noticed(encode, tmp_path, damage):
         path.write_bytes(content if damage == "altered" else content[:-100])
     said = "is missing" if damage == "gone" else "was cut short or altered"
     with pytest.raises(DataError, match=rf"latents-00001\.npy {said}.*run the same command again"):
-        latents.open_latents(tmp_path / "latents", spec, LABELS, 0)
+        latents.open_latents(tmp_path / "latents", spec, LABELS)
 
 
 def test_opening_reads_no_shard_that_looks_as_when_it_was_written(encode, monkeypatch, tmp_path):
@@ -86,10 +86,10 @@ def test_opening_reads_no_shard_that_looks_as_when_it_was_written(encode, monkey
         return checksum(path)
 
     monkeypatch.setattr(latents, "file_sha256", reading)
-    latents.open_latents(tmp_path / "latents", spec, LABELS, 0)
+    latents.open_latents(tmp_path / "latents", spec, LABELS)
     assert read == []
     os.utime(tmp_path / "latents" / "latents-00001.npy")
-    latents.open_latents(tmp_path / "latents", spec, LABELS, 0)
+    latents.open_latents(tmp_path / "latents", spec, LABELS)
     assert read == ["latents-00001.npy"]
 
 
@@ -116,7 +116,7 @@ def test_a_half_encoded_folder_of_another_autoencoder_is_not_continued(encode, t
     save_codec(tmp_path / "vae", seed=1)
     spec = encode(folder)
     assert files_of(folder)["latents-00000.npy"] != old["latents-00000.npy"]
-    assert len(latents.open_latents(folder, spec, LABELS, 0)) == COUNT
+    assert len(latents.open_latents(folder, spec, LABELS)) == COUNT
 
 
 def test_unfinished_latents_are_not_opened(encode, tmp_path):
@@ -126,7 +126,7 @@ def test_unfinished_latents_are_not_opened(encode, tmp_path):
     index = latents.LatentIndex.model_validate_json(path.read_text())
     path.write_text(index.model_copy(update={"sha256": index.sha256[:2]}).model_dump_json())
     with pytest.raises(DataError, match="2 of 3 shards"):
-        latents.open_latents(tmp_path / "latents", spec, LABELS, 0)
+        latents.open_latents(tmp_path / "latents", spec, LABELS)
 
 
 def test_a_killed_process_is_taken_over(encode, tmp_path):
@@ -143,8 +143,8 @@ def test_two_sets_lie_in_folders_of_their_own(encode, tmp_path):
     """Held-out images go into a sub-folder that encoding makes, and are opened with their own labels."""
     encode(tmp_path / "latents")
     spec = encode(tmp_path / "latents" / "held-out", count=5, seed=1)
-    training = latents.open_latents(tmp_path / "latents", spec, LABELS, 0)
-    held_out = latents.open_latents(tmp_path / "latents" / "held-out", spec, torch.arange(5) % 2, 0)
+    training = latents.open_latents(tmp_path / "latents", spec, LABELS)
+    held_out = latents.open_latents(tmp_path / "latents" / "held-out", spec, torch.arange(5) % 2)
     assert (len(training), len(held_out), held_out.shape) == (COUNT, 5, (4, SIDE // 2, SIDE // 2))
 
 

@@ -82,7 +82,7 @@ def test_pixels_need_no_preparation(tmp_path):
     assert read_output(workspace.folder("prepare", case)) is not None
     assert (len(source), source.shape) == (len(dataset.train), (1, 8, 8))
     flips = torch.tensor([False, True])
-    batch = source.batch(torch.tensor([5, 5]), flips, torch.tensor([0, 0]))
+    batch = source.batch(torch.tensor([5, 5]), flips)
     assert (batch.dtype, batch.shape) == (torch.float32, torch.Size([2, 1, 8, 8]))
     assert torch.equal(batch[:1], to_model_space(dataset.train.images[5:6]))
     assert torch.equal(batch[1], batch[0].flip(-1))  # left to right, not upside down
@@ -95,43 +95,36 @@ def test_kl_latents_are_draws_from_the_posterior(images, tmp_path):
     network = save_codec(tmp_path / "vae")
     dataset, source = prepared(latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs"))
     assert (len(source), source.shape) == (COUNT, (CHANNELS, SIDE // 2, SIDE // 2))
-    keys = torch.arange(100, 100 + COUNT)
+    noise = torch.randn(COUNT, *source.shape, generator=torch.Generator().manual_seed(0))
     pixels = to_model_space(dataset.train.get(ALL))
     for flips, x in ((KEPT, pixels), (MIRRORED, pixels.flip(-1))):
         with torch.no_grad():
             posterior = network.encode(x).latent_dist
-        noise = latents.KeyedNoise(
-            seed=0, indices=keys.tolist(), shape=source.shape, device=torch.device("cpu"), purpose="posterior"
-        ).at(0)
         expected = 0.5 * (posterior.mean + posterior.std * noise - 0.25)
-        found = source.batch(ALL, flips, keys)
+        found = source.batch(ALL, flips, noise)
         # float16 keeps 11 bits of mean and log variance; noise reaches about 4
         torch.testing.assert_close(found, expected, rtol=2**-9, atol=2**-9)
 
 
-def test_noise_keys_and_the_seed_name_the_draw(images, tmp_path):
-    """The same key draws the same latent; another key, or another seed of the case, another one."""
+def test_without_draws_a_latent_is_the_mean_of_its_posterior(images, tmp_path):
+    """As the held-out loss has it; a draw of zeros is the mean, too."""
     save_codec(tmp_path / "vae")
-    workspace = make_workspace(tmp_path / "runs")
-    _, source = prepared(latent_case(images, tmp_path / "vae"), workspace)
-    _, other_seed = prepared(latent_case(images, tmp_path / "vae", seed=1), workspace)
-    draw = source.batch(ALL, KEPT, ALL)
-    assert torch.equal(draw, source.batch(ALL, KEPT, ALL))
-    assert not torch.equal(draw, source.batch(ALL, KEPT, ALL + 1))
-    assert not torch.equal(draw, other_seed.batch(ALL, KEPT, ALL))
-    assert torch.equal(draw[3:5], source.batch(ALL[3:5], KEPT[3:5], ALL[3:5]))
+    _, source = prepared(latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs"))
+    assert source.has_posterior
+    assert torch.equal(source.batch(ALL, KEPT), source.batch(ALL, KEPT, torch.zeros(COUNT, *source.shape)))
 
 
 def test_a_tiny_autoencoder_has_no_posterior(images, tmp_path):
-    """Its latents are kept as they are, and the noise key changes nothing."""
+    """Its latents are kept as they are, and draws change nothing."""
     network = save_codec(tmp_path / "vae", "autoencoder-tiny")
     case = latent_case(images, tmp_path / "vae", "autoencoder-tiny")
     dataset, source = prepared(case, make_workspace(tmp_path / "runs"))
     with torch.no_grad():
         expected = network.encode(to_model_space(dataset.train.get(ALL))).latents
-    found = source.batch(ALL, KEPT, ALL)
+    assert not source.has_posterior
+    found = source.batch(ALL, KEPT)
     torch.testing.assert_close(found, expected, rtol=2**-10, atol=2**-10)  # float16
-    assert torch.equal(found, source.batch(ALL, KEPT, ALL + 7))
+    assert torch.equal(found, source.batch(ALL, KEPT, torch.ones(COUNT, *source.shape)))
 
 
 @pytest.mark.parametrize("kind", ["autoencoder-kl", "autoencoder-tiny"])
@@ -175,7 +168,7 @@ def test_a_killed_run_goes_on_where_it_was(images, monkeypatch, tmp_path):
     _, resumed = prepared(case, workspace)
     assert first.stat().st_mtime_ns == written
     assert len(resumed.shards) == 3
-    assert torch.equal(resumed.batch(ALL, MIRRORED, ALL), undisturbed.batch(ALL, MIRRORED, ALL))
+    assert torch.equal(resumed.batch(ALL, MIRRORED), undisturbed.batch(ALL, MIRRORED))
 
 
 def test_another_autoencoder_in_the_same_folder_is_noticed(images, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -14,6 +14,7 @@ from attnbench.report.tables import Cell, Row, Table, select_columns
 _ROW_STYLES = {"ok": "", "floor": "dim", "failed": "red", "skipped": "yellow"}
 _BORDER = 3  # a line and a space on either side of a column
 _LABEL_WIDTH = 28  # longer labels are folded before a table is split
+_LONG_REMARK = 20
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,26 @@ class TerminalTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table whole or in parts, then its notes as wide as the terminal is."""
-        fits = _least_width(self.table) <= options.max_width
-        for part in [self.table] if fits else _split(self.table, options.max_width):
+        table = _with_reasons_below(self.table)
+        fits = _least_width(table) <= options.max_width
+        for part in [table] if fits else _split(table, options.max_width):
             yield _draw(part)
-        if self.table.notes:
-            yield Text("\n".join(self.table.notes), style="dim")
+        if table.notes:
+            yield Text("\n".join(table.notes), style="dim")
+
+
+def _with_reasons_below(table: Table) -> Table:
+    """Return a table with its long remarks on missing numbers among the notes: they would widen a column."""
+    notes: list[str] = []
+    rows = []
+    for row in table.rows:
+        cells = list(row.cells)
+        for index, cell in enumerate(cells):
+            if cell.value is None and table.columns[index].numeric and cell_len(cell.detail) > _LONG_REMARK:
+                notes.append(f"{cells[0].text}: {table.columns[index].title}: {cell.detail}")
+                cells[index] = replace(cell, detail="see below")
+        rows.append(replace(row, cells=tuple(cells)))
+    return replace(table, rows=tuple(rows), notes=(*table.notes, *notes))
 
 
 def _split(table: Table, width: int) -> list[Table]:

@@ -26,11 +26,10 @@ AHEAD = 2  # batches made ahead, a thread each: drawing and copying leave the in
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What to fetch: `indices` int64 [B], `flips` bool [B], `noise_keys` int64 [B]."""
+    """What to fetch: `indices` int64 [B], `flips` bool [B]."""
 
     indices: torch.Tensor
     flips: torch.Tensor
-    noise_keys: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,6 @@ class BatchSchedule:
         return Batch(
             indices=self._positions(first, first + self.batch_size),
             flips=coins < 0.5 if self.flip else torch.zeros(self.batch_size, dtype=torch.bool),
-            noise_keys=torch.arange(first, first + self.batch_size),
         )
 
     def _positions(self, start: int, stop: int) -> torch.Tensor:
@@ -108,16 +106,28 @@ class PartMaker:
         times = self.objective.draw_times(size, generator)
         dropped = torch.rand(size, generator=generator) < self.class_dropout
         labels = torch.where(dropped, self.null_label, self.source.labels[batch.indices])
+        draws = self._posterior_draws(step)
         return [
             Part(
                 first=cut.start,
-                x0=self._move(self.source.batch(batch.indices[cut], batch.flips[cut], batch.noise_keys[cut])),
+                x0=self._move(
+                    self.source.batch(
+                        batch.indices[cut], batch.flips[cut], None if draws is None else draws[cut]
+                    )
+                ),
                 noise=self._move(noise[cut]),
                 times=self._move(times[cut]),
                 labels=self._move(labels[cut]),
             )
             for cut in slices
         ]
+
+    def _posterior_draws(self, step: int) -> torch.Tensor | None:
+        """Return standard normal noise of a step's batch in one call, where the source draws its examples."""
+        if not self.source.has_posterior:
+            return None
+        generator = torch.Generator().manual_seed(derive_seed(self.schedule.seed, "posterior", step))
+        return torch.randn(self.schedule.batch_size, *self.source.shape, generator=generator)
 
     def _move(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cuda":

@@ -12,7 +12,6 @@ from pydantic import Field
 from attnbench.atomic import atomic_path, atomic_write, storage_errors
 from attnbench.data import ImageSet
 from attnbench.data.mapped import map_array
-from attnbench.diffusion.noise import KeyedNoise
 from attnbench.errors import DataError, NonFiniteError
 from attnbench.results import Record
 from attnbench.specs import CodecSpec
@@ -116,7 +115,6 @@ class LatentSource:
     scale: float
     shift: float
     has_posterior: bool
-    seed: int
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -128,10 +126,12 @@ class LatentSource:
         """Return the number of images, N."""
         return len(self.labels)
 
-    def batch(self, indices: torch.Tensor, flips: torch.Tensor, noise_keys: torch.Tensor) -> torch.Tensor:
+    def batch(
+        self, indices: torch.Tensor, flips: torch.Tensor, draws: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return float32 [B, C, h, w] latents, scaled.
 
-        A KL autoencoder's are drawn from the posterior, mean + std x noise of (seed, noise key).
+        A KL autoencoder's are mean + std x draws of their posterior, where there are draws, else its mean.
         """
         rows = [
             self.shards[index // SHARD_SIZE][index % SHARD_SIZE, flip]
@@ -140,19 +140,14 @@ class LatentSource:
         kept = torch.from_numpy(np.stack(rows)).float()
         if self.has_posterior:
             mean, log_variance = kept.chunk(2, dim=1)
-            noise = KeyedNoise(
-                seed=self.seed,
-                indices=noise_keys.tolist(),
-                shape=self.shape,
-                device=torch.device("cpu"),
-                purpose="posterior",
-            )
-            # in place, here and below: fresh memory for every intermediate costs as much as the sums
-            kept = (0.5 * log_variance).exp_().mul_(noise.at(0)).add_(mean)
+            kept = mean
+            if draws is not None:
+                # in place, here and below: fresh memory for every intermediate costs as much as the sums
+                kept = (0.5 * log_variance).exp_().mul_(draws).add_(mean)
         return kept.sub_(self.shift).mul_(self.scale)
 
 
-def open_latents(folder: Path, spec: CodecSpec, labels: torch.Tensor, seed: int) -> LatentSource:
+def open_latents(folder: Path, spec: CodecSpec, labels: torch.Tensor) -> LatentSource:
     """Open a folder of latents, after checking that every shard is as it was written.
 
     A shard is read for that only where its size or time of change is not that of then: the 39 GiB of
@@ -181,7 +176,7 @@ def open_latents(folder: Path, spec: CodecSpec, labels: torch.Tensor, seed: int)
         _open_shard(folder / _shard_name(number), wanted, checked)
         for number, wanted in enumerate(index.sha256)
     )
-    return LatentSource(shards, labels, index.scale, index.shift, spec.kind == "autoencoder-kl", seed)
+    return LatentSource(shards, labels, index.scale, index.shift, spec.kind == "autoencoder-kl")
 
 
 def _open_shard(path: Path, wanted: str, checked: CheckedShards) -> np.ndarray:

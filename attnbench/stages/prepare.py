@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import ClassVar, NoReturn, Protocol
 
 import torch
 
@@ -62,11 +62,17 @@ class TrainingSource(Protocol):
     def __len__(self) -> int:
         """Return the number of examples, N."""
 
-    def batch(self, indices: torch.Tensor, flips: torch.Tensor, noise_keys: torch.Tensor) -> torch.Tensor:
+    @property
+    def has_posterior(self) -> bool:
+        """Whether examples are distributions to draw from."""
+
+    def batch(
+        self, indices: torch.Tensor, flips: torch.Tensor, draws: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return float32 [B, C, H, W] examples.
 
-        `indices` int64 [B]; `flips` bool [B], mirrored where true; `noise_keys` int64 [B] name the
-        draw of each latent from its posterior, and change nothing for pixels.
+        `indices` int64 [B]; `flips` bool [B], mirrored where true; `draws` [B, C, H, W], standard normal,
+        where examples have a posterior; without them its mean.
         """
 
 
@@ -90,7 +96,11 @@ class PixelSource:
         """Return the number of images, N."""
         return len(self.dataset.train)
 
-    def batch(self, indices: torch.Tensor, flips: torch.Tensor, noise_keys: torch.Tensor) -> torch.Tensor:
+    has_posterior: ClassVar[bool] = False
+
+    def batch(
+        self, indices: torch.Tensor, flips: torch.Tensor, draws: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return float32 [B, C, H, W] images in [-1, 1], mirrored left to right where `flips`."""
         x = to_model_space(self.dataset.train.get(indices))
         return torch.where(flips[:, None, None, None], x.flip(-1), x)
@@ -167,7 +177,7 @@ def training_source(case: Case, dataset: Dataset, workspace: Workspace) -> Train
     source: TrainingSource = PixelSource(dataset)
     if case.model.input == "latent":
         folder = workspace.folder("prepare", case)
-        source = open_latents(folder, _needed_codec(case), dataset.train.labels, case.seed)
+        source = open_latents(folder, _needed_codec(case), dataset.train.labels)
     if source.shape[0] != case.model.in_channels:
         raise UserInputError(
             f"model {case.model.name} takes {case.model.in_channels} channels, {case.data.name} gives "

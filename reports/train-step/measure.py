@@ -12,6 +12,8 @@ import copy
 import math
 import tempfile
 import time
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -22,6 +24,7 @@ from attnbench.diffusion.ddpm import GaussianDiffusion
 from attnbench.models import build_model
 from attnbench.models.recipes import recipe
 from attnbench.specs import Case, DigitsData, EvaluateSpec, ProfileSpec, SampleSpec, TrainSpec
+from attnbench.stages.batches import prefetched
 from attnbench.stages.store import Workspace
 from attnbench.stages.trainer import Trainer
 from attnbench.torchvision_ops import define_missing_ops
@@ -117,6 +120,7 @@ class Latents:
     """Latents in memory, as a training source."""
 
     shape = (CHANNELS, SIDE, SIDE)
+    has_posterior = False
 
     def __init__(self, x: torch.Tensor, labels: torch.Tensor) -> None:
         self.x, self.labels = x, labels
@@ -124,7 +128,9 @@ class Latents:
     def __len__(self) -> int:
         return len(self.x)
 
-    def batch(self, indices: torch.Tensor, flips: torch.Tensor, noise_keys: torch.Tensor) -> torch.Tensor:
+    def batch(
+        self, indices: torch.Tensor, flips: torch.Tensor, draws: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return self.x[indices]
 
 
@@ -174,12 +180,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     x, y = torch.randn(512, CHANNELS, SIDE, SIDE), torch.randint(CLASSES, (512,))
-    with tempfile.TemporaryDirectory() as folder:
-        peer, ours, step = PeerStep(args, x, y), our_step(args, x, y, Path(folder)), iter(range(10**9))
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        peer, ours = PeerStep(args, x, y), our_step(args, x, y, Path(folder))
+        make = partial(ours.parts.make, slices=[slice(0, args.batch)])
+        batches = stack.enter_context(closing(prefetched(make, 0, 10**9)))
 
-        def our_work() -> None:  # batches are made in the step here, as the peer's are: no thread helps
-            number = next(step)
-            ours._step(number, ours.parts.make(number, [slice(0, args.batch)]))
+        def our_work() -> None:  # as a training does it: threads make batches ahead, on a CPU at our cost
+            number, parts, _ = next(batches)
+            ours._step(number, parts)
 
         counts = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (peer.model, ours.model)]
         print(f"parameters: peer {counts[0]:,}, ours {counts[1]:,}")
