@@ -58,7 +58,7 @@ def plan(cases: Sequence[Case], store: Path) -> list[PlannedCell]:
                 finished=finished,
                 time_s=time_s,
                 disk_bytes=disk_bytes,
-                missing=(*missing_inputs(case), *_missing_weights(case)),
+                missing=missing_inputs(case),
                 problem=problem,
             )
         )
@@ -80,7 +80,7 @@ def missing_inputs(case: Case) -> tuple[str, ...]:
             read_fitting_card(case.data)
         except DataError as error:
             said.append(f"data.path: {error}")
-    return tuple(said)
+    return (*said, *_missing_weights(case))
 
 
 def _missing_weights(case: Case) -> tuple[str, ...]:

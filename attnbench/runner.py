@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from attnbench.atomic import atomic_path, storage_errors
-from attnbench.data.prepared import read_fitting_card
 from attnbench.errors import DataError, StorageError
 from attnbench.executors import Executor, run_in_process
 from attnbench.locks import alone_in, is_held
-from attnbench.plan import plan
+from attnbench.plan import missing_inputs, plan
 from attnbench.profiling.session import check_device
 from attnbench.report import ReportPaths, write_report
 from attnbench.results import Result, append_result, latest, read_results
 from attnbench.run_folders import RESULTS
-from attnbench.specs import Case, PreparedData, UserImages
+from attnbench.specs import Case
 from attnbench.stages.cell import finished_cell
 from attnbench.stages.profile import SessionOutput, profile_cells
 from attnbench.stages.store import NOTICE
@@ -169,18 +168,12 @@ def _for(case: Case, listener: Listener) -> Callable[[str, int, int, str], None]
 
 
 def check_inputs(cases: Sequence[Case]) -> None:
-    """Refuse a run whose files are not there, before the first cell is trained."""
-    for case in cases:
-        wanted = [("evaluate.weights", case.evaluate.weights), ("train.init_from", case.train.init_from)]
-        if isinstance(case.data, UserImages):
-            wanted.append(("data.path", case.data.path))
-            if case.data.codec is not None:
-                wanted.append(("data.codec.path", case.data.codec.path))
-        for key, path in wanted:
-            if path is not None and not path.exists():
-                raise DataError(f"{key}: {path} does not exist; name yours with -o {key}=PATH")
-    for data in {case.data for case in cases if isinstance(case.data, PreparedData)}:
-        read_fitting_card(data)
+    """Refuse a run whose files are not there, naming all of them, before the first cell is trained."""
+    missing = list(dict.fromkeys(text for case in cases for text in missing_inputs(case)))
+    if len(missing) == 1:
+        raise DataError(missing[0])
+    if missing:
+        raise DataError("\n  ".join([f"{len(missing)} things are missing:", *missing]))
 
 
 def check_space(cases: Sequence[Case], store: Path) -> None:
