@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent
 def attnbench(*words, cwd=None, path=()):
     """Run `attnbench WORDS` from this tree, with further folders on the path; return the process."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT))), "OMP_NUM_THREADS": "1"}
-    env.pop("COLUMNS", None)  # pytest's workers are told 80; this is no terminal
     return subprocess.run(
         [sys.executable, "-m", "attnbench.cli", *map(str, words)],
         capture_output=True,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist tells its workers 80; what tests read is no terminal
 
 
 @pytest.fixture(autouse=True)

@@ -158,9 +158,7 @@ def test_what_was_not_measured_says_why(width):
 @pytest.mark.parametrize("width", [80, 200])
 def test_a_long_remark_on_a_missing_number_stands_below_the_table(width):
     """It leaves the labels their room, and is told whole."""
-    remark = (
-        "failed: the counts of multiply-adds differ by 0.31% (allowed 0.1%); correct the macs()"
-    )
+    remark = "failed: the counts of multiply-adds differ by 0.31% (allowed 0.1%); correct the macs()"
     columns = Column(title="Cell", numeric=False), Column(title="Latency", group="Cost")
     cells = text_cell("dig-s at guidance 1.5"), Cell(detail=remark)
     text = shown(TerminalTable(Table(title="t", columns=columns, rows=(Row(cells=cells),))), width)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from stage_cases import make_workspace
 from stand_ins import write_autoencoder, write_photo_folder
 from test_stages_prepare import ALL, COUNT, KEPT, images, latent_case, save_codec
-from test_suite_scale import SMALL
+from test_suite_scale import OF_THE_PAPER, SMALL
 
 from attnbench import hub
 from attnbench.data import load_dataset
@@ -227,8 +227,9 @@ def test_a_suite_of_the_paper_runs_on_an_autoencoder_of_the_hub(tmp_path):
     """`run` fetches it in the cell's process; a further cell of the same data runs with no hub to ask."""
     write_photo_folder(tmp_path / "photos")
     write_autoencoder(tmp_path / "vae")
-    words = ("data", "prepare", "photos", "--to", "set", "--image-size", "16", "--held-out", "0")
-    settings = SMALL | {"data.path": "set", "data.codec": "{hub: some/vae}", "matrix.model.recipe": "[dit-s]"}
+    words = ("data", "prepare", "photos", "--to", "set", "--image-size", "32", "--held-out", "0")
+    settings = SMALL | OF_THE_PAPER | {"data.path": "set", "data.codec.hub": "some/vae"}
+    settings |= {"matrix.model.recipe": "[dit-s]", "matrix.sample.guidance_scale": "[1.5]"}
     with serving() as server:
         server.add(NAME, tmp_path / "vae")
         environment = settings_of(server, tmp_path / "home")

@@ -190,6 +190,12 @@ def halt_in_training(run: subprocess.Popen[str], folder: Path) -> Path:
     return found[0].parent
 
 
+def cell_of(folder: Path, name: str) -> Path:
+    """Return what a run holds while it works on the suite's cell; suites of equal cells share it."""
+    (case,) = load_suite(folder / f"{name}.yaml").cases
+    return folder / "runs" / "store" / "cells" / case.key("evaluate")
+
+
 def undisturbed(folder: Path, name: str) -> dict[str, bytes]:
     """Train the suite's cell once more, elsewhere and alone, and return its files."""
     (case,) = load_suite(folder / f"{name}.yaml").cases
@@ -206,7 +212,7 @@ def test_runs_of_one_suite_and_of_one_that_shares_its_training(tmp_path):
     runs += [start_run(tmp_path, name) for name in ("one", "other")]
     for run in runs[1:]:
         line = run.stderr.readline()
-        assert re.fullmatch(WAITING.format(pid=r"\d+", place=trained), line), line
+        assert re.fullmatch(WAITING.format(pid=r"\d+", place=cell_of(tmp_path, "one")), line), line
     os.killpg(runs[0].pid, signal.SIGCONT)
     ended = [process.communicate() for process in runs]
     assert [process.returncode for process in runs] == [0, 0, 0], ended
@@ -227,7 +233,7 @@ def test_a_run_that_waits_goes_on_where_a_killed_one_was(tmp_path):
     trained = halt_in_training(first, tmp_path)
     second = start_run(tmp_path, "one")
     line = second.stderr.readline()
-    assert re.fullmatch(WAITING.format(pid=r"\d+", place=trained), line), line
+    assert re.fullmatch(WAITING.format(pid=r"\d+", place=cell_of(tmp_path, "one")), line), line
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     _, errors = second.communicate()
