@@ -309,10 +309,10 @@ class TrainSpec(Spec):
     sharding: Literal["none", "fsdp2"] = "none"
     """With several processes: `none`: each holds all weights (DDP); `fsdp2`: weights, gradients, averages and
     optimizer state are cut over them, for models that outgrow a GPU. Changes no number beyond rounding."""
-    checkpoint_every: PositiveInt = 5000
-    """Steps between checkpoints; a killed run resumes from the last one."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """A checkpoint also when the last one is this old; changes no number."""
+    """A checkpoint when the last one is this old; a killed run resumes from the last one, to the same bits."""
+    checkpoint_every: PositiveInt | None = None
+    """A checkpoint also every so many steps; null: by the clock alone."""
     log_every: PositiveInt = 50
     """Steps between points of the loss curve (means over the interval)."""
     log: list[Literal["jsonl", "tensorboard"]] = ["jsonl"]

@@ -186,7 +186,8 @@ class Trainer:
                 held_out = self._held_out_losses(step + 1)
                 if journal is not None:
                     journal.add(loss, norm, recorded, held_out, seconds, waited)
-                if asked or step + 1 == last or (step + 1) % self.settings.checkpoint_every == 0:
+                every = self.settings.checkpoint_every
+                if asked or step + 1 == last or (every is not None and (step + 1) % every == 0):
                     self._save(journal)
 
     def _save(self, journal: Journal | None) -> None:
