@@ -310,7 +310,7 @@ class TrainSpec(Spec):
     """With several processes: `none`: each holds all weights (DDP); `fsdp2`: weights, gradients, averages and
     optimizer state are cut over them, for models that outgrow a GPU. Changes no number beyond rounding."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """A checkpoint when the last one is this old; a killed run resumes from the last one, to the same bits."""
+    """A checkpoint when the last one is this old; a killed run resumes from it, to the same bits."""
     checkpoint_every: PositiveInt | None = None
     """A checkpoint also every so many steps; null: by the clock alone."""
     log_every: PositiveInt = 50

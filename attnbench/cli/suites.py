@@ -25,9 +25,9 @@ def run(
 ) -> None:
     """Train, sample, evaluate and profile a suite; write the report.
 
-    Finished stages are read, not repeated: to resume, run the same command again. Started once more beside it,
-    on another GPU or machine with the same --runs folder, it takes the cells that are free. Exit code 1 when a
-    cell failed, or none could run; the others are finished and reported.
+    Finished stages are read, not repeated: to resume, run the same command again. Started once more beside
+    it, on another GPU or machine with the same --runs folder, it takes the cells that are free. Exit code 1
+    when a cell failed, or none could run; the others are finished and reported.
     """
     from functools import partial
 
