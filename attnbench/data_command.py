@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,12 +70,13 @@ def prepare(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make a training set of SOURCE: centre-cropped as DiT does, uint8 RGB, in memory-mapped shards.
+    """Make a training set in memory-mapped shards out of SOURCE.
 
-    SOURCE has one folder per class, or train/ (and val/ or test/) with one folder per class in each. Names
-    that start with a dot are left out. Sub-IN of arXiv:2601.13683 is --classes 100; its list of classes is
-    not published, so that yours is another draw. A killed run goes on when the same command is run again; the
-    same command gives the same bytes with any number of workers.
+    Images are centre-cropped as DiT does and kept as uint8 RGB. SOURCE has one folder per class, or train/
+    (and val/ or test/) with one folder per class in each. Names that start with a dot are left out. Sub-IN
+    of arXiv:2601.13683 is --classes 100; its list of classes is not published, so that yours is another
+    draw. A killed run goes on when the same command is run again; the same command gives the same bytes
+    with any number of workers.
 
     ImageNet's archives are read as they are, and so is Kaggle's copy of it:
 
@@ -100,7 +102,7 @@ def prepare(
         **({} if licence is None else {"licence": licence}),
     )
     with console.progress_bar("prepare", quiet=quiet) as progress:
-        card = make(request, progress)
+        card = make(request, progress, functools.cache(console.print_notice))  # each notice once
     console.print_table(_summary(to, card))
     typer.echo(f"use it with: data: {{name: prepared, path: {to.absolute()}, image_size: {image_size}}}")
 
@@ -116,7 +118,10 @@ def show(folder: Folder) -> None:
 
 @app.command()
 def verify(folder: Folder, quiet: Quiet = False) -> None:
-    """Check every file of the set in FOLDER against its checksum; exit code 1 where one differs."""
+    """Check every file of a set against its checksum.
+
+    Exit code 1 where one differs.
+    """
     from attnbench import console
     from attnbench.data.card import read_card
     from attnbench.data.card import verify as check

@@ -392,6 +392,8 @@ def test_two_commands_at_once_make_one_set(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: attnbench(*words, cwd=tmp_path), range(2)))
     assert [done.returncode for done in both] == [0, 0], both[0].stderr + both[1].stderr
+    waited = [done.stderr.count("waiting for process") for done in both]
+    assert max(waited) <= 1  # said once, if one came while the other was at work
     assert verify(tmp_path / "set", lambda *_: None) == []
     assert make(tmp_path / "photos", tmp_path / "set") == read_card(tmp_path / "set")
     assert not list((tmp_path / "set").rglob(".*"))

@@ -69,14 +69,15 @@ class _Work:
         return self.elsewhere.source, self.elsewhere.name
 
 
-def prepare(request: Request, progress: Progress) -> Card:
+def prepare(request: Request, progress: Progress, notice: Callable[[str], None] = lambda text: None) -> Card:
     """Make the set, or go on where a killed run stopped, or return the card of a finished one.
 
-    Another command that makes a set in the same folder is waited for. Raises DataError for a source or folder
+    Another command that makes a set in the same folder is waited for; `notice` hears, again and again, for
+    which one. Raises DataError for a source or folder
     that cannot be used and for too many unreadable images, StorageError where the set does not fit.
     """
     check(request)
-    with alone_in(request.folder, lambda text: progress(0, 0, text)):
+    with alone_in(request.folder, notice):
         return _prepare(request, progress)
 
 
