@@ -73,8 +73,8 @@ def prepare(request: Request, progress: Progress, notice: Callable[[str], None] 
     """Make the set, or go on where a killed run stopped, or return the card of a finished one.
 
     Another command that makes a set in the same folder is waited for; `notice` hears, again and again, for
-    which one. Raises DataError for a source or folder
-    that cannot be used and for too many unreadable images, StorageError where the set does not fit.
+    which one. Raises DataError for a source or folder that cannot be used and for too many unreadable images,
+    StorageError where the set does not fit.
     """
     check(request)
     with alone_in(request.folder, notice):
