@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from runner_cases import TINY, tiny_suite
 from torch import nn
 
 from attnbench.contract import AttentionBackend, MacCount
 from attnbench.errors import DataError, StorageError
 from attnbench.executors import run_in_process, run_inline
-from attnbench.locks import alone_in
 from attnbench.plan import plan
 from attnbench.plugins import Provided, registry
 from attnbench.results import latest, read_results
-from attnbench.runner import Listener, run
+from attnbench.runner import run
 from attnbench.suite import load_suite
-
-TINY = """\
-name: tiny
-question: Does the road hold?
-model: {recipe: tiny-dit, depth: 1, dim: 32, num_heads: 2}
-data: digits
-train: {objective: flow, steps: 8, batch_size: 8, lr: 1e-3, ema_decay: 0.5, log_every: 2}
-sample: {sampler: euler, num_steps: 2, per_class: 4}
-evaluate: {extractor: digits-cnn, kd_subset_size: 20, kd_subsets: 4}
-profile: {measure: [macs, params]}
-matrix:
-  model.attention: [softmax, linear]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +33,8 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def suite(tmp_path):
-    """Write a suite with another name (and so another run folder) and load it."""
-
-    def make(name, *overrides):
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(TINY.replace("name: tiny", f"name: {name}"))
-        return load_suite(path, list(overrides))
-
-    return make
+    """Make a suite with another name (and so another run folder)."""
+    return partial(tiny_suite, tmp_path)
 
 
 class Short(nn.Module):
@@ -318,95 +298,3 @@ def test_a_runs_folder_that_is_a_file_is_refused(suite, tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(StorageError, match="Not a directory"):
         run(suite("afile"), tmp_path / "runs", device="cpu", executor=run_inline)
-
-
-@pytest.mark.parametrize("shared", ["twice", "store/profile"])
-def test_a_run_waits_for_another_in_the_folders_they_share(store, suite, shared):
-    """Results and report are written, and costs measured, by one run at a time; the notice says by whom."""
-    run(suite("twice"), store, device="cpu", executor=run_inline)
-    told: list[str] = []
-    with contextlib.ExitStack() as other:
-        other.enter_context(alone_in(store / shared, print))
-
-        def hear(text: str) -> None:
-            told.append(text)
-            other.close()  # the other one ends, now that it has been waited for
-
-        outcome = run(
-            suite("twice"), store, device="cpu", executor=run_inline, listener=Listener(notice=hear)
-        )
-    assert outcome.exit_code == 0
-    assert len(told) == 1
-    assert f"waiting for process {os.getpid()} on " in told[0]
-    assert f"which works in {store / shared};" in told[0]
-
-
-def test_missing_file_locks_are_reported_once(store, suite, monkeypatch):
-    """On a file system without flock a run works and says once what that means, not at each stage."""
-
-    def refuse(file, operation):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    told: list[str] = []
-    loaded = suite("nolocks", "seed=11", "matrix.model.attention=[softmax]")
-    outcome = run(loaded, store, device="cpu", executor=run_inline, listener=Listener(notice=told.append))
-    assert outcome.exit_code == 0
-    assert len(told) == 1
-    assert "this file system has no file locks (flock: Function not implemented)" in told[0]
-
-
-def test_a_picture_cut_by_a_full_disk_is_copied_again(store, suite, monkeypatch):
-    """Half a copy beside the report is not taken for the picture by the next run."""
-    outcome = run(suite("twice"), store, device="cpu", executor=run_inline)
-    picture = next((outcome.run_dir / "pictures").iterdir())
-    whole = picture.read_bytes()
-    picture.unlink()
-
-    def cut(source, target):
-        Path(target).write_bytes(whole[:20])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfile", cut)
-        with pytest.raises(StorageError, match="no space left"):
-            run(suite("twice"), store, device="cpu", executor=run_inline)
-    assert run(suite("twice"), store, device="cpu", executor=run_inline).exit_code == 0
-    assert picture.read_bytes() == whole
-
-
-def test_a_cell_in_other_hands_comes_last(store, suite):
-    """Where another run trains the first cell, this one takes the second first: they share the work."""
-    ready, order = suite("shared-out", "seed=3"), []
-    claimed = contextlib.ExitStack()
-    claimed.enter_context(alone_in(store / "store/train" / ready.cases[0].key("train"), print))
-
-    def compute(case, *rest):
-        order.append(case.label)
-        claimed.close()  # the other run is done, or was killed
-        return run_inline(case, *rest)
-
-    outcome = run(ready, store, device="cpu", executor=compute)
-    assert order == [ready.cases[1].label, ready.cases[0].label]
-    assert [result.label for result in outcome.results] == [case.label for case in ready.cases]
-    assert outcome.computed == 2
-
-
-def test_what_another_run_finished_meanwhile_is_read(store, suite):
-    """A cell that was waited for and is finished then is not computed again."""
-    ready = suite("meanwhile", "seed=4", "matrix.model.attention=[softmax]")
-    (case,) = ready.cases
-    root = store / "store"
-
-    def finish_as_the_other(text):
-        if other is not None:
-            run_inline(case, root, "cpu", lambda *_: None)
-            other.close()
-
-    other = contextlib.ExitStack()
-    other.enter_context(alone_in(root / "cells" / case.key("evaluate"), print))
-    forbidden = lambda *_: pytest.fail("computed again")  # noqa: E731
-    listener = Listener(notice=finish_as_the_other)
-    outcome = run(ready, store, device="cpu", executor=forbidden, listener=listener)
-    assert outcome.computed == 0
-    assert [result.status for result in outcome.results] == ["ok"]
