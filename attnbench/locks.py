@@ -36,9 +36,10 @@ def alone_in(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         _held.discard(file)
-        with suppress(OSError):
-            file.truncate(0)
-        file.close()  # the kernel unlocks
+        if not file.closed:  # as it is in a forked child
+            with suppress(OSError):
+                file.truncate(0)
+            file.close()  # the kernel unlocks
 
 
 def is_held(folder: Path) -> bool:
@@ -55,7 +56,9 @@ def is_held(folder: Path) -> bool:
 
 def _lock(path: Path, tell: Callable[[str], None]) -> FileIO:
     """Return the locked file at `path`, after as much waiting as it takes."""
+    tries = 0
     while True:
+        tries += 1
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = FileIO(path, "a+")  # anew each time: somebody may have removed the folder
@@ -66,7 +69,8 @@ def _lock(path: Path, tell: Callable[[str], None]) -> FileIO:
                     file.truncate(0)
                     file.write(_own_name().encode())
                     return file
-            tell(f"waiting for {holder}, which works in {path.parent}; Ctrl-C ends the waiting")
+            if tries > 1:  # the first may have met nobody but `is_held`
+                tell(f"waiting for {holder}, which works in {path.parent}; Ctrl-C ends the waiting")
             time.sleep(POLL_S)
         except _NoLocksError as error:
             tell(str(error))

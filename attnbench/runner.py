@@ -96,9 +96,13 @@ def run(
     check_inputs(suite.cases)
     check_space(suite.cases, store)
     results, computed = _run_cells(suite.cases, store, run_dir, device, executor, listener)
+    # what failed here another run may have finished since
+    results = [
+        result if result.status == "ok" else finished_cell(case, store) or result
+        for case, result in zip(suite.cases, results, strict=True)
+    ]
     fine = [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"]
-    with alone_in(store / "profile", listener.notice):  # two sessions at once would measure each other
-        session = profile_cells(fine, store, device, listener.profiling)
+    session = profile_cells(fine, store, device, listener.profiling, listener.notice)
     with alone_in(run_dir, listener.notice):
         results = [_complete(result, session, store, run_dir) for result in results]
         _remember(run_dir / RESULTS, results)
@@ -128,8 +132,9 @@ def _run_cells(
                 if result is None:
                     computed += 1
                     result = executor(case, store, device, _for(case, listener))
-            with alone_in(run_dir, listener.notice):
-                append_result(run_dir / RESULTS, result)
+            if not cached:
+                with alone_in(run_dir, listener.notice):
+                    append_result(run_dir / RESULTS, result)
         results[number] = result
         listener.finished(result, cached)
     return [results[number] for number in range(len(cases))], computed

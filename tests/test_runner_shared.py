@@ -16,6 +16,7 @@ from runner_cases import tiny_suite
 from attnbench.errors import StorageError
 from attnbench.executors import run_inline
 from attnbench.locks import alone_in
+from attnbench.results import latest, read_results
 from attnbench.runner import Listener, run
 
 
@@ -121,3 +122,26 @@ def test_what_another_run_finished_meanwhile_is_read(store, suite):
     outcome = run(ready, store, device="cpu", executor=forbidden, listener=listener)
     assert outcome.computed == 0
     assert [result.status for result in outcome.results] == ["ok"]
+
+
+def test_what_failed_here_and_was_finished_elsewhere_is_finished(store, suite):
+    """A run whose cell failed while another run finished it reports the finished one, not its failure."""
+    ready = suite("overtaken", "seed=5", "matrix.model.attention=[softmax]")
+
+    def fail_while_another_succeeds(case, root, device, progress):
+        done = run_inline(case, root, device, progress)
+        return done.model_copy(update={"status": "failed", "reason": "the GPU was full", "measurements": []})
+
+    outcome = run(ready, store, device="cpu", executor=fail_while_another_succeeds)
+    assert [result.status for result in outcome.results] == ["ok"]
+    (result,) = latest(read_results(outcome.run_dir / "results.jsonl"))
+    assert (result.status, bool(result.measurement("macs_full@8"))) == ("ok", True)
+
+
+def test_a_finished_profile_needs_no_lock(store, suite):
+    """Another run that measures, or a store that cannot be written, does not keep a finished suite."""
+    run(suite("measured", "seed=6"), store, device="cpu", executor=run_inline)
+    told = []
+    with alone_in(store / "store" / "profile", print):
+        outcome = run(suite("measured", "seed=6"), store, device="cpu", listener=Listener(notice=told.append))
+    assert (outcome.computed, told) == (0, [])

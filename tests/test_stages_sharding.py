@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 from attnbench.data import load_dataset
 from attnbench.errors import AttnbenchError, NonFiniteError, UnsupportedError
+from attnbench.specs import Case
 from attnbench.stages import distributed, train
 from attnbench.stages.checkpoint import ModelInput
 from attnbench.stages.distributed import World, joined
@@ -68,6 +70,12 @@ def _measure_share(rank: int, folder: str) -> None:
         model = train.initial_model(case, ModelInput(shape=source.shape, num_classes=10), CPU)
         total = sum(parameter.numel() for parameter in model.parameters())
         trainer = Trainer(case, workspace, model, source, False, world=world)
+        first_block = set()  # what its weights are while the second block computes
+
+        def look(*_):
+            first_block.update(type(parameter).__name__ for parameter in model.blocks[0].parameters())
+
+        model.blocks[1].register_forward_pre_hook(look)
         trainer.train_until(1)
         (average,) = trainer.averages.values()
         state = [value for entry in trainer.optimizer.state.values() for value in entry.values()]
@@ -76,11 +84,12 @@ def _measure_share(rank: int, folder: str) -> None:
             "average": sum(tensor.numel() for tensor in average._average_floats),
             "moments": sum(own_part(tensor).numel() for tensor in state if tensor.ndim),
         }
+    assert first_block == {"DTensor"}, first_block
     torch.save((total, held), f"{folder}/{rank}.pt")
 
 
 def test_each_process_holds_its_share(tmp_path):
-    """Of weights, average and moments a process keeps half, up to one row of each parameter."""
+    """Of weights, average and moments a process keeps half, up to one row of each parameter, at all times."""
     mp.spawn(_measure_share, args=(str(tmp_path),), nprocs=2)
     (total, first), (_, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["average"] + second["average"] == total
@@ -119,6 +128,35 @@ def test_a_checkpoint_is_continued_by_another_number_of_processes(monkeypatch, t
     with pytest.raises((AttnbenchError, EnoughError)):
         train.run(case, Workspace(root=root, device=CPU, processes=first, progress=strike))
     assert_same_but_for_rounding(whole, trained(root, case, then), steps=12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_a_signal_to_all_processes_saves_first(tmp_path, sharding):
+    """A scheduler signals a whole job: the first process saves before the others end, and says so."""
+    case = digits_case(steps=4000, sharding=sharding, held_out_images=0)
+    job = mp.get_context("spawn").Process(
+        target=_train_in_a_job, args=(str(tmp_path), case.model_dump_json())
+    )
+    job.start()
+    folder = Workspace(root=tmp_path, device=CPU).folder("train", case)
+    for _ in range(600):
+        if (folder / "train.jsonl").exists() and (folder / "train.jsonl").stat().st_size:
+            break
+        time.sleep(0.1)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    workers = [pid for pid in children if b"stages.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 1
+    for pid in (*map(int, workers), job.pid):
+        os.kill(pid, signal.SIGTERM)
+    job.join(60)
+    assert job.exitcode == 128 + signal.SIGTERM
+    assert (folder / "checkpoint.safetensors").exists()
+
+
+def _train_in_a_job(root: str, case: str) -> None:
+    torch.set_num_threads(1)
+    train.run(Case.model_validate_json(case), Workspace(root=Path(root), device=CPU, processes=2))
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -29,6 +30,7 @@ from attnbench.stages.store import Workspace
 
 Part = Literal["train", "sample"]
 READY = "ready"
+PATIENCE = timedelta(minutes=30)  # the others wait while rank 0 writes a checkpoint of tens of gigabytes
 DYING_S = 5.0  # a process whose peer has died notices within this time
 
 
@@ -98,7 +100,9 @@ def joined(world: World, store: Path, device: torch.device) -> Iterator[World]:
     else:
         torch.set_num_threads(max(1, threads // world.size))
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=store.as_uri(), rank=world.rank, world_size=world.size)
+    dist.init_process_group(
+        backend, init_method=store.as_uri(), rank=world.rank, world_size=world.size, timeout=PATIENCE
+    )
     try:
         yield world
     finally:

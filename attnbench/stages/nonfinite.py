@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from attnbench.errors import NonFiniteError
+from attnbench.stages.over_processes import MeanOverProcesses
 from attnbench.stages.sharding import whole
 
 
@@ -86,7 +87,7 @@ def _watched(model: nn.Module) -> Iterator[_Witness]:
     handles: list[Any] = [
         module.register_forward_hook(partial(witness.see_output, name))
         for name, module in model.named_modules()
-        if name
+        if name and not isinstance(module, MeanOverProcesses)  # ours, between the layers
     ]
     handles += [
         parameter.register_hook(partial(witness.see_gradient, name))

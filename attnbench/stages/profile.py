@@ -15,6 +15,7 @@ from pydantic import Field
 
 from attnbench.atomic import atomic_write, storage_errors
 from attnbench.data import load_dataset
+from attnbench.locks import alone_in
 from attnbench.profiling.rows import ProfileRequest, to_measurements
 from attnbench.profiling.session import profile_models
 from attnbench.results import Measurement, Record, environment
@@ -32,17 +33,37 @@ class SessionOutput(Record):
 
 
 def profile_cells(
-    cases: Sequence[Case], store: Path, device: str, progress: Callable[[int, int, str], None]
+    cases: Sequence[Case],
+    store: Path,
+    device: str,
+    progress: Callable[[int, int, str], None],
+    notice: Callable[[str], None] = lambda text: None,
 ) -> SessionOutput:
-    """Measure every distinct model of the cases, interleaved."""
+    """Measure every distinct model of the cases, interleaved; a finished session is read.
+
+    One session at a time works in a store, since two would measure each other: `notice` hears for whom this
+    one waits.
+    """
     if not cases:
         return SessionOutput()
     contents = {case.id: content_hash(case.profile_content()) for case in cases}
     folder = store / "profile" / content_hash([FORMAT, sorted(contents.values()), _machine(device)])
     path = folder / "done.json"
-    known = read_record(path, SessionOutput)
-    if known is not None:
-        return known
+    if read_record(path, SessionOutput) is None:
+        with alone_in(store / "profile", notice):
+            if read_record(path, SessionOutput) is None:  # by the one that was waited for
+                return _measure(cases, contents, path, device, progress)
+    return read_record(path, SessionOutput) or SessionOutput()
+
+
+def _measure(
+    cases: Sequence[Case],
+    contents: dict[str, str],
+    path: Path,
+    device: str,
+    progress: Callable[[int, int, str], None],
+) -> SessionOutput:
+    """Measure the models of cases, whose contents are given by case id; keep a session without a failure."""
     distinct = {contents[case.id]: case for case in reversed(cases)}  # guidance scales share a model
     sessions: dict[str, tuple[ProfileSpec, list[ProfileRequest]]] = {}
     for key, case in distinct.items():
@@ -66,8 +87,8 @@ def profile_cells(
         failures={case_id: failed[key] for case_id, key in contents.items() if key in failed},
     )
     if complete:  # what failed, or took too long this time, is measured again next time
-        with storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, output.model_dump_json().encode())
     return output
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -20,23 +21,30 @@ from attnbench.errors import UnsupportedError
 
 
 def shard_model(model: nn.Module, device: torch.device, processes: int) -> None:
-    """Cut a model's weights in place, block by block; call it in every process with equal weights.
+    """Cut a model's weights, those of the first process, in place, block by block; call it in every process.
 
     A process holds the whole of a block only while it computes it. Gradients come out as means over all
-    processes, in shards. Raises UnsupportedError for parameters without a dimension to cut.
+    processes, in shards; that of a parameter which a step does not use is zero, not None. Raises
+    UnsupportedError for parameters without a dimension to cut, and before torch 2.13.
     """
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise UnsupportedError(
+            f"train.sharding: fsdp2 needs torch 2.13 or newer, this is {torch.__version__}: before, a "
+            "parameter that one process uses and another does not would hang them; use train.sharding: none"
+        )
     scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
     if scalars:
         raise UnsupportedError(
             "train.sharding: fsdp2 cuts parameters along their first dimension, but "
             f"{', '.join(scalars)} has none; give it the shape [1] in its module, or use train.sharding: none"
         )
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, 0)
     mesh = init_device_mesh(device.type, (processes,))
     for part in (*cast("nn.ModuleList", model.blocks), model):
         sharded = cast("FSDPModule", fully_shard(part, mesh=mesh, reshard_after_forward=True))
         # routers may leave a parameter without a gradient in one process and not in another
-        if hasattr(sharded, "set_reduce_scatter_unused_params"):  # torch 2.13
-            sharded.set_reduce_scatter_unused_params(True)
+        sharded.set_reduce_scatter_unused_params(True)
 
 
 def own_part(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 from attnbench.errors import AttnbenchError
 from attnbench.specs import Case
 from attnbench.stages.distributed import READY, World, joined
+from attnbench.stages.interrupts import SIGNALS
 from attnbench.stages.sample import draw_part
 from attnbench.stages.store import Workspace
 from attnbench.stages.train import train_case
@@ -44,6 +46,8 @@ def serve(request: dict[str, Any]) -> None:
 
 def main() -> None:
     """Read one request from the first line of stdin and serve it."""
+    for number in SIGNALS:  # where all processes are told to stop, rank 0 must be able to save first
+        signal.signal(number, signal.SIG_IGN)
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
