@@ -12,6 +12,7 @@ from pathlib import Path
 from attnbench.errors import StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -46,7 +47,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         what = "no space left" if error.errno in _FULL else str(error.strerror or error)
+        advice = "permit it" if error.errno in _FORBIDDEN else "free some space"
         raise StorageError(
-            f"cannot write {path}: {what}; free some space or choose another place, then run the same "
-            "command again: what is finished is kept"
+            f"cannot write {path}: {what}; {advice} or choose another place, then run the same command "
+            "again: what is finished is kept"
         ) from error

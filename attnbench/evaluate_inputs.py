@@ -60,6 +60,11 @@ class OwnData:
                 named.setdefault("weights", None)  # the suite's file is another network's
             settings = self.case.evaluate.model_copy(update=named)
         case = self.case.model_copy(update={"evaluate": settings})
+        if settings.extractor == TRAINED_ON_THE_DATA and asked.weights is not None:
+            raise UserInputError(
+                f"--weights {asked.weights}: {TRAINED_ON_THE_DATA} takes no file, it is trained on the run's "
+                "data; leave --weights out, or choose another network with --extractor"
+            )
         training = training_images(self.case, self.dataset, self.workspace)
         return load_scorer(case, self.workspace, training, progress)
 
@@ -108,6 +113,8 @@ def open_sets(request: Request, runs: Path) -> list[ImageCollection]:
 
 def _open_also(word: str, runs: Path) -> ImageCollection:
     """Open a set named as --also names it: a path, a run, or a run's cell as RUN:CASE."""
+    if not word.partition(":")[0]:
+        raise UserInputError(f"--also {word!r} names nothing; give a folder, an npz, a run, or RUN:CASE")
     place, case = _place(Path(word), runs), None
     if not place.exists() and ":" in word:
         name, _, case = word.partition(":")

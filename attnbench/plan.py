@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnbench import hub
 from attnbench.contract import MacCount
-from attnbench.errors import DataError
+from attnbench.errors import AttnbenchError, DataError
 from attnbench.models.resolution import input_size
 from attnbench.specs import Case, ImageFolderData, ModelConfig, PreparedData, UserImages
 from attnbench.stages.store import STAGES, Stage, read_output
@@ -80,20 +81,42 @@ def missing_inputs(case: Case) -> tuple[str, ...]:
             read_fitting_card(case.data)
         except DataError as error:
             said.append(f"data.path: {error}")
-    return (*said, *_missing_weights(case))
+    return (*said, *_missing_autoencoder(case), *_missing_weights(case))
+
+
+def _missing_autoencoder(case: Case) -> tuple[str, ...]:
+    """Return what to do where an autoencoder on the hub is neither in the cache nor to be had."""
+    from huggingface_hub import constants
+
+    codec = case.data.codec if isinstance(case.data, UserImages) else None
+    if codec is None or codec.hub is None or not constants.HF_HUB_OFFLINE:
+        return ()
+    model = hub.HubModel(name=codec.hub, subfolder=codec.subfolder, revision=codec.revision)
+    if hub.cached(model) is not None:
+        return ()
+    return (
+        f"data.codec.hub: {model.title} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it; "
+        f"unset that, or run `{model.command}` where there is a network",
+    )
 
 
 def _missing_weights(case: Case) -> tuple[str, ...]:
-    """Return what to do where the feature network's weights file is named nowhere and in no usual place."""
-    from attnbench.metrics.weights_files import places, published
+    """Return what to do where the feature network's weights file is not there, or is not the right one."""
+    from attnbench.metrics.weights_files import find, places, published
 
-    file = published().get(case.evaluate.extractor)
-    if file is None or case.evaluate.weights is not None or any(path.is_file() for path in places(file)):
+    file, named = published().get(case.evaluate.extractor), case.evaluate.weights
+    if file is None or (named is not None and not named.exists()):  # told already
         return ()
-    return (
-        f"evaluate.weights: extractor {file.extractor} needs the weights file {file.names[0]}, which is in "
-        f"no usual place; {file.source}, or name it with -o evaluate.weights=PATH",
-    )
+    if named is None and not any(path.is_file() for path in places(file)):
+        return (
+            f"evaluate.weights: extractor {file.extractor} needs the weights file {file.names[0]}, which is "
+            f"in no usual place; {file.source}, or name it with -o evaluate.weights=PATH",
+        )
+    try:
+        find(file, named)
+    except AttnbenchError as error:  # a folder, or another file: not only after the training
+        return (f"evaluate.weights: {error}",)
+    return ()
 
 
 def stage_time_s(case: Case, stage: Stage, macs_per_s: float) -> float:

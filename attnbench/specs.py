@@ -32,7 +32,8 @@ Protocol = Literal["adm", "clean"]
 
 
 ORIGINS = ("paper", "public code", "inferred", "ours")
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # OWNER/NAME
+# OWNER/NAME as the hub's own client takes it: no `--`, no `..`, no end in a sign, at most 96 characters
+HUB_NAME = re.compile(r"(?=.{3,96}$)(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 HUB_PART = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # a branch, a tag, a folder: never `..`
 
 

@@ -203,3 +203,13 @@ def test_schema_is_json():
     schema = json.loads(attnbench("schema").stdout)
     assert schema["properties"]["train"]
     assert "description" in json.dumps(schema)
+
+
+def test_a_quiet_run_and_a_report_say_why_a_cell_failed(tmp_path):
+    """The reason stands below the table, also with -q and when the report is written again."""
+    words = ("-o", "train.lr=1e30", "-o", "train.steps=3", "-o", "matrix.model.attention=[softmax]")
+    done = attnbench("run", "quick", "-q", *words, cwd=tmp_path)
+    assert done.returncode == 1
+    again = attnbench("report", "quick", cwd=tmp_path)
+    for said in (done.stdout, again.stdout):
+        assert re.search(r"softmax: failed: train: training step \d+: .* lower train.lr", said)

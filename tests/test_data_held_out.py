@@ -255,3 +255,19 @@ def test_a_run_killed_among_the_held_out_images_goes_on_to_the_same_bytes(tmp_pa
     assert card.unreadable() == [f"val.tar.gz/{NAMES[3]}: not an image that pillow knows"]
     counts = {wnid: numbers.count(i) - (numbers[3] == i) for i, wnid in enumerate(WNIDS, 1)}
     assert card.parts["held-out"].per_class == counts
+
+
+@pytest.mark.parametrize("linked", ["files", "class folders"])
+def test_links_to_training_images_are_not_held_out(tmp_path, linked):
+    """Sets made of links are common: what lies behind them on the disk counts."""
+    source = write_files(tmp_path / "photos", class_files())
+    for folder in source.iterdir():
+        if linked == "class folders":
+            (tmp_path / "links").mkdir(exist_ok=True)
+            (tmp_path / "links" / folder.name).symlink_to(folder)
+            continue
+        (tmp_path / "links" / folder.name).mkdir(parents=True)
+        for file in folder.iterdir():
+            (tmp_path / "links" / folder.name / file.name).symlink_to(file)
+    with pytest.raises(UserInputError, match="is a training image, and --held-out-from holds it out"):
+        make(source, tmp_path / "set", held_out_from=tmp_path / "links")

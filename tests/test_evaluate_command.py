@@ -140,6 +140,9 @@ def test_pictures(place):
         ((*SCORE, "--extractor", "inception-tf", "--metrics", "fd"), "name the file with --weights"),
         ((*SCORE, "--extractor", "digits-cnn", "--metrics", "fd"), "attnbench evaluate RUN --case LABEL"),
         ((*SCORE, "--training", "real"), "give --nearest, or neither"),
+        ((*SCORE, "--classes", "random:3"), "give --tsne, or neither"),
+        ((*SCORE, "--also", ":x"), "names nothing; give a folder"),
+        (("evaluate", "x" * 300, "--reference", "real"), "File name too long; name another path"),
         ((*SCORE, "--kd-subset-size", "20", "--weights", "some.pth"), "takes no file, got some.pth"),
         ((*SCORE, "--extractor", "digits-cnn", "--metrics", "fd"), "choose another with --extractor"),
         (

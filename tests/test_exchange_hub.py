@@ -49,6 +49,10 @@ def test_a_dit_is_imported_from_the_hub(server, tmp_path, monkeypatch, capsys):
     [
         ("some/dit", "some/dit does not exist; .* or hub:some/dit for the repository on the hub"),
         ("hub:dit", "hub:dit names no repository on the hub; write hub:OWNER/NAME"),
+        ("hub:some/di--t", "hub:some/di--t names no repository on the hub"),
+        ("hub:some/dit.git", "names no repository on the hub"),
+        ("hub:some/dit.", "names no repository on the hub"),
+        (f"hub:some/{'d' * 99}", "names no repository on the hub"),
         ("hub:some/dit", "there is no repository some/dit on the hub"),
         ("hub:some/vae", r"some/vae on the hub has no config\.json in the folder transformer"),
     ],

@@ -149,6 +149,19 @@ def test_a_missing_folder_stops_before_anything_runs(tmp_path, store):
         run(load_suite(tmp_path / "s.yaml"), store, device="cpu", executor=run_inline)
 
 
+@pytest.mark.parametrize(
+    ("weights", "said"), [("folder", "no weights file"), ("zeros.pth", "its SHA-256 is")]
+)
+def test_wrong_weights_stop_before_anything_runs(suite, tmp_path, weights, said):
+    """A folder, or another file, in the place of a network's weights is not found out after the training."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "zeros.pth").write_bytes(bytes(3000))
+    named = f"evaluate.weights={tmp_path / weights}"
+    ready = suite("weights", "evaluate.extractor=inception-tf", named, "evaluate.class_accuracy=false")
+    with pytest.raises(DataError, match=rf"evaluate\.weights: .*{said}"):
+        run(ready, tmp_path / "runs", device="cpu", executor=run_inline)
+
+
 def test_a_disk_too_small_stops_before_anything_runs(suite, tmp_path, monkeypatch):
     """Needed and free space are compared before the first step."""
     usage = shutil.disk_usage(tmp_path)

@@ -32,8 +32,8 @@ def suite(tmp_path):
     return partial(tiny_suite, tmp_path)
 
 
-@pytest.mark.parametrize("shared", ["twice", "store/profile"])
-def test_a_run_waits_for_another_in_the_folders_they_share(store, suite, shared):
+@pytest.mark.parametrize(("shared", "more"), [("twice", []), ("store/profile", ["profile.rounds=3"])])
+def test_a_run_waits_for_another_in_the_folders_they_share(store, suite, shared, more):
     """Results and report are written, and costs measured, by one run at a time; the notice says by whom."""
     run(suite("twice"), store, device="cpu", executor=run_inline)
     told: list[str] = []
@@ -45,7 +45,7 @@ def test_a_run_waits_for_another_in_the_folders_they_share(store, suite, shared)
             other.close()  # the other one ends, now that it has been waited for
 
         outcome = run(
-            suite("twice"), store, device="cpu", executor=run_inline, listener=Listener(notice=hear)
+            suite("twice", *more), store, device="cpu", executor=run_inline, listener=Listener(notice=hear)
         )
     assert outcome.exit_code == 0
     assert len(told) == 1

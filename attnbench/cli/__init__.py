@@ -31,6 +31,10 @@ def main() -> NoReturn:
         _fail(error, 2)
     except AttnbenchError as error:
         _fail(error, 1)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        if error.filename is None:
+            raise
+        _fail(UserInputError(f"{error.filename}: {error.strerror}; name another path, or permit it"), 2)
     except SystemExit as stop:  # typer turns Ctrl-C into exit code 130 without a word
         if hasattr(stop, "message"):  # a training that was stopped in good order
             typer.echo(stop.message, err=True)

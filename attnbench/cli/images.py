@@ -98,7 +98,9 @@ def evaluate(
     ] = None,
     training: Annotated[Path | None, typer.Option(help="Training images, if not the reference.")] = None,
     tsne: Annotated[Path | None, typer.Option(help="t-SNE of some classes of every set, .png.")] = None,
-    classes: Annotated[str, typer.Option(help="For --tsne: close:N, random:N or names.")] = "close:5",
+    classes: Annotated[
+        str | None, typer.Option(help="For --tsne: close:N, random:N or names (close:5).")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything here, too.")] = None,
     self_test: Annotated[bool, typer.Option("--self-test", help="Prove the metrics' maths.")] = False,
     golden: Annotated[Path | None, typer.Option(help="With --self-test: folder of ADM's npz files.")] = None,
@@ -127,6 +129,8 @@ def evaluate(
     )
     if golden is not None and not self_test:
         raise UserInputError("--golden goes with --self-test: it is what the self-test compares with")
+    if classes is not None and tsne is None:
+        raise UserInputError("--classes chooses what --tsne shows; give --tsne, or neither")
     if self_test:
         raise typer.Exit(evaluate_command.self_test(settings, golden, runs=runs, device=device))
     if samples is None:
@@ -145,7 +149,7 @@ def evaluate(
         per_class=per_class,
         nearest=nearest,
         tsne=tsne,
-        classes=classes,
+        classes=classes or "close:5",
     )
     evaluate_command.evaluate(request, runs=runs, device=device, quiet=quiet)
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from attnbench.console.listing import Listing
 from attnbench.errors import StorageError
 from attnbench.report import TerminalTable, comparison_table
-from attnbench.report.tables import Table
+from attnbench.report.tables import Table, plain
 from attnbench.results import Result
 
 PLAIN_WIDTH = 200  # columns when the output is not a terminal, unless COLUMNS says otherwise
@@ -24,7 +25,7 @@ def console(*, stderr: bool = False) -> Console:
     """Return a console as wide as its terminal, or wide enough for tables when nobody watches."""
     stream = sys.stderr if stderr else sys.stdout
     asked = os.environ.get("COLUMNS", "")
-    width = int(asked) if asked.isdigit() and int(asked) else PLAIN_WIDTH
+    width = int(asked) if asked.isdecimal() and int(asked) else PLAIN_WIDTH
     return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else width)
 
 
@@ -39,8 +40,12 @@ def print_notice(text: str) -> None:
 
 
 def print_comparison(results: Sequence[Result]) -> None:
-    """Print the comparison table of a suite."""
-    print_table(comparison_table(results))
+    """Print the comparison table of a suite, and why cells are missing in it."""
+    table = comparison_table(results)
+    reasons = [
+        f"{r.label}: {r.status}: {r.reason or 'no reason recorded'}" for r in results if r.status != "ok"
+    ]
+    print_table(replace(table, notes=(*table.notes, *map(plain, reasons))))
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -13,6 +13,7 @@ from attnbench.errors import DataError
 
 CARD = "card.json"
 UNFINISHED = "unfinished"
+REQUEST = "request"  # in the folder of unfinished work: the identity of what was asked for
 PartName = Literal["train", "held-out"]
 PARTS: tuple[PartName, ...] = ("train", "held-out")
 
@@ -110,7 +111,7 @@ def read_card(folder: Path) -> Card:
     """Read the card of a finished set; raises DataError where there is none or it contradicts itself."""
     path = folder / CARD
     if not path.is_file():
-        if (folder / UNFINISHED).is_dir():
+        if (folder / UNFINISHED / REQUEST).is_file():  # not where the source was refused
             raise DataError(f"{folder} is not finished; run the same `attnbench data prepare` again")
         raise DataError(
             f"{folder} is no prepared training set: it has no {CARD}; make one with "

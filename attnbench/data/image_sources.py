@@ -8,6 +8,7 @@ unpacked to a plain one first, because images are read in the order of their nam
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 import lzma
 import os
@@ -67,9 +68,11 @@ class FolderSource:
         return self.root.joinpath(*entry.parts).read_bytes()
 
     def locations(self, entries: Iterable[Entry]) -> Iterator[str]:
-        """Yield where on the disk each file lies, the same for sources that share it."""
-        root = os.path.realpath(self.root)
-        return (os.path.join(root, *entry.parts) for entry in entries)
+        """Yield where on the disk each file lies, behind all links, the same for sources that share it."""
+        behind = functools.cache(os.path.realpath)  # of folders: there are few
+        for entry in entries:
+            path = os.path.join(behind(os.path.join(self.root, *entry.parts[:-1])), entry.parts[-1])
+            yield os.path.realpath(path) if os.path.islink(path) else path
 
 
 @dataclass(frozen=True)

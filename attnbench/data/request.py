@@ -12,7 +12,7 @@ import numpy as np
 import PIL
 
 from attnbench.atomic import atomic_write, storage_errors
-from attnbench.data.card import CARD, PARTS, UNFINISHED, Card, check_sizes, read_card
+from attnbench.data.card import CARD, PARTS, REQUEST, UNFINISHED, Card, check_sizes, read_card
 from attnbench.data.held_out import HeldOutSource
 from attnbench.data.image_sources import name_of
 from attnbench.data.selection import Selected, Selection
@@ -109,7 +109,7 @@ def identity_of(request: Request, selected: Selected, elsewhere: HeldOutSource |
 
 def finished(folder: Path, identity: str) -> Card | None:
     """Return the card of a finished set; refuse a folder begun or finished with other settings."""
-    asked = folder / UNFINISHED / "request"
+    asked = folder / UNFINISHED / REQUEST
     card = read_card(folder) if (folder / CARD).is_file() else None
     before = asked.read_text() if asked.is_file() else None
     if (card.request if card else before) not in (None, identity):

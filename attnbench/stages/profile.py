@@ -25,11 +25,20 @@ from attnbench.stages.store import read_record
 
 
 class SessionOutput(Record):
-    """What one profiling session found, by case id."""
+    """What one profiling session found: by case id, in its file by the content that was profiled."""
 
     costs: dict[str, list[Measurement]] = Field(default_factory=dict)
     failures: dict[str, str] = Field(default_factory=dict)
-    """Reasons of the cases with a failed row."""
+    """Reasons of those with a failed row."""
+
+    def of_cases(self, contents: dict[str, str]) -> SessionOutput:
+        """Return the same by case id, given the content of each: cases of several suites share a session."""
+        return SessionOutput(
+            costs={case_id: self.costs[key] for case_id, key in contents.items()},
+            failures={
+                case_id: self.failures[key] for case_id, key in contents.items() if key in self.failures
+            },
+        )
 
 
 def profile_cells(
@@ -47,13 +56,15 @@ def profile_cells(
     if not cases:
         return SessionOutput()
     contents = {case.id: content_hash(case.profile_content()) for case in cases}
-    folder = store / "profile" / content_hash([FORMAT, sorted(contents.values()), _machine(device)])
-    path = folder / "done.json"
-    if read_record(path, SessionOutput) is None:
+    folder = store / "profile" / content_hash([FORMAT, sorted(set(contents.values())), _machine(device)])
+    path = folder / "session.json"
+    found = read_record(path, SessionOutput)
+    if found is None:
         with alone_in(store / "profile", notice):
-            if read_record(path, SessionOutput) is None:  # by the one that was waited for
-                return _measure(cases, contents, path, device, progress)
-    return read_record(path, SessionOutput) or SessionOutput()
+            found = read_record(path, SessionOutput)  # of the one that was waited for
+            if found is None:
+                found = _measure(cases, contents, path, device, progress)
+    return found.of_cases(contents)
 
 
 def _measure(
@@ -63,7 +74,7 @@ def _measure(
     device: str,
     progress: Callable[[int, int, str], None],
 ) -> SessionOutput:
-    """Measure the models of cases, whose contents are given by case id; keep a session without a failure."""
+    """Measure the models of cases, whose contents are given by case id; keep a whole session at `path`."""
     distinct = {contents[case.id]: case for case in reversed(cases)}  # guidance scales share a model
     sessions: dict[str, tuple[ProfileSpec, list[ProfileRequest]]] = {}
     for key, case in distinct.items():
@@ -82,10 +93,7 @@ def _measure(
             complete = complete and row.status == "ok"
             if row.status == "failed":
                 failed[row.model] = f"profile at {row.resolution} px: {row.reason}"
-    output = SessionOutput(
-        costs={case_id: _once(found[key]) for case_id, key in contents.items()},
-        failures={case_id: failed[key] for case_id, key in contents.items() if key in failed},
-    )
+    output = SessionOutput(costs={key: _once(rows) for key, rows in found.items()}, failures=failed)
     if complete:  # what failed, or took too long this time, is measured again next time
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
