@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -162,11 +163,23 @@ profile: {{measure: [macs, params]}}
 """
 
 
+started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _leave_none_behind():
+    """End what a failed test has frozen."""
+    yield
+    while started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pop().pid, signal.SIGKILL)
+
+
 def start_run(folder: Path, name: str) -> subprocess.Popen[str]:
     """Start `attnbench run` of the suite under a name, in a process group of its own."""
     (folder / f"{name}.yaml").write_text(SUITE.replace("NAME", name))
     words = ["run", str(folder / f"{name}.yaml"), "--runs", str(folder / "runs"), "--device", "cpu"]
-    return subprocess.Popen(
+    run = subprocess.Popen(
         [sys.executable, "-m", "attnbench.cli", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -174,6 +187,8 @@ def start_run(folder: Path, name: str) -> subprocess.Popen[str]:
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
+    started.append(run)
+    return run
 
 
 def halt_in_training(run: subprocess.Popen[str], folder: Path) -> Path:
