@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, ValidationError, field_validator
 from attnbench import matrix, plugins
 from attnbench.errors import SuiteError, UnknownNameError
 from attnbench.matrix import Axis, Cell
+from attnbench.models.options import with_all_options
 from attnbench.models.recipes import load_recipes, merge
 from attnbench.problems import SET_BY_RECIPE, Problem, allowed_keys, problems_in, unknown_key
 from attnbench.specs import (
@@ -27,7 +28,7 @@ from attnbench.specs import (
     content_hash,
 )
 from attnbench.stages.initial import initial_fingerprint
-from attnbench.suite_checks import case_problems, name_problems, with_all_options
+from attnbench.suite_checks import case_problems, name_problems
 from attnbench.suite_exceptions import apply_exceptions, read_exceptions
 from attnbench.suite_files import find_suite, list_suites, shipped_folder
 from attnbench.yaml_source import (

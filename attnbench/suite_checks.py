@@ -13,7 +13,7 @@ from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.models.resolution import input_size
 from attnbench.plugins import Registry
 from attnbench.problems import Problem, problems_in
-from attnbench.specs import AttentionSpec, Case, DigitsData, ModelConfig, UserImages
+from attnbench.specs import Case, DigitsData, UserImages
 from attnbench.stages.compatibility import check_sampler
 from attnbench.yaml_source import KeyPath
 
@@ -33,22 +33,6 @@ def name_problems(data: dict[str, Any], registry: Registry) -> Iterator[Problem]
     if isinstance(extractor, str) and extractor not in registry.extractors:
         error = UnknownNameError("extractor", extractor, registry.extractors)
         yield Problem(("evaluate", "extractor"), f"{error}{_broken_plugins(registry)}")
-
-
-def with_all_options(model: ModelConfig, registry: Registry) -> ModelConfig:
-    """Return the model with every backend option written out, so that its content hash says everything.
-
-    The label keeps what the user wrote.
-    """
-
-    def complete(spec: AttentionSpec) -> AttentionSpec:
-        options = registry.backend(spec.name).options.model_validate_json(json.dumps(spec.options))
-        full = options.model_dump(mode="json")
-        return spec.model_copy(update={"options": full, "label": spec.title}) if full else spec
-
-    several = model.attention if isinstance(model.attention, list) else None
-    chosen = [complete(spec) for spec in several] if several else complete(model.attention_at(0))
-    return model.model_copy(update={"attention": chosen})
 
 
 def case_problems(case: Case) -> Iterator[Problem]:

@@ -107,7 +107,7 @@ def test_labels_that_do_not_fit_are_refused(content, says, tmp_path):
     labels.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=says):
         make(imagenet / TRAIN_TAR, tmp_path / "set", held_out_from=imagenet / VAL_TAR, labels=labels)
-    with pytest.raises(DataError, match="it has no card.json"):
+    with pytest.raises(DataError, match=r"it has no card\.json"):
         read_card(tmp_path / "set")
     labels.write_text(lines(GOOD))
     card = make(imagenet / TRAIN_TAR, tmp_path / "set", held_out_from=imagenet / VAL_TAR, labels=labels)

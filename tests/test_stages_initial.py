@@ -45,6 +45,14 @@ def test_transferred_weights_train_another_attention(tmp_path):
     assert torch.equal(averaged["blocks.0.ffn.fc1.weight"], source.weights["blocks.0.ffn.fc1.weight"])
 
 
+def test_options_at_their_defaults_need_not_be_written(tmp_path):
+    """What `attnbench transfer --attention softmax` writes starts a suite's softmax, options written out."""
+    given = exported(tmp_path / "given", digits_case("softmax", SOFTMAX))
+    full = {"name": "softmax", "options": {"implementation": "sdpa", "qkv_bias": True}}
+    found = initial_weights(tmp_path / "given", digits_case("softmax", full).model)
+    assert found.keys() == given.weights.keys()
+
+
 def test_another_model_is_refused(tmp_path):
     """Weights of softmax do not start linear attention; the error names the difference and the way out."""
     exported(tmp_path / "given", digits_case("softmax", SOFTMAX))

@@ -44,7 +44,8 @@ def import_model(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SOURCE", help="A folder of diffusers with a DiT, or a .pt file of facebookresearch/DiT."
+            metavar="SOURCE",
+            help="A folder of diffusers with a DiT, hub:OWNER/NAME, or a .pt file of facebookresearch/DiT.",
         ),
     ],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where to; a new folder.")],

@@ -38,15 +38,19 @@ def initial_weights(folder: Path, model: ModelConfig) -> dict[str, torch.Tensor]
     """
     from safetensors.torch import load
 
+    from attnbench.models.options import with_all_options
+    from attnbench.plugins import registry
+
     config = _config(folder)
     try:
-        theirs = ModelConfig.model_validate_json(json.dumps(config["model"])).content()
+        written = ModelConfig.model_validate_json(json.dumps(config["model"]))
         content = (folder / WEIGHTS).read_bytes()
     except (OSError, KeyError, ValidationError) as error:
         raise DataError(f"{folder} is no whole exported model ({error}); export it again") from error
     if hashlib.sha256(content).hexdigest() != config["weights_sha256"]:
         raise DataError(f"{folder / WEIGHTS} is not the file that {CONFIG} describes; export the model again")
-    ours = model.content()
+    # options left at their defaults may or may not be written
+    theirs, ours = (with_all_options(each, registry()).content() for each in (written, model))
     other = [name for name in ours if ours[name] != theirs.get(name) and name not in TRAINING_ONLY]
     if other:
         told = ", ".join(f"{name} {theirs.get(name)!r} (here {ours[name]!r})" for name in other)
