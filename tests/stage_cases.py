@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from attnbench.data.arrays import ArrayImages
@@ -23,8 +24,8 @@ from attnbench.models.embeddings import LabelEmbedding
 from attnbench.specs import Case, DigitsData, EvaluateSpec, ModelConfig, ProfileSpec, SampleSpec, TrainSpec
 from attnbench.stages import sample, train
 from attnbench.stages.interrupts import Stopped
-from attnbench.stages.store import Workspace
-from attnbench.stages.trainer import Trainer
+from attnbench.stages.store import Workspace, read_output
+from attnbench.stages.trainer import CHECKPOINT, Trainer
 
 NUM_CLASSES, SIDE = 3, 4
 
@@ -177,3 +178,21 @@ def start_training(root: Path, **settings: Any) -> subprocess.Popen[str]:
 
 if __name__ == "__main__":
     train_here(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]))
+
+
+def trained_bits(root: Path, case) -> tuple[dict[str, torch.Tensor], list[tuple[float, float]]]:
+    """Return the final weights (live, averaged, optimizer) and the loss curve."""
+    folder = make_workspace(root).folder("train", case)
+    weights = load_file(folder / CHECKPOINT) | load_file(folder / train.AVERAGED)
+    return weights, read_output(folder).curves["loss"]
+
+
+def assert_same_training(root_a: Path, root_b: Path, case) -> None:
+    """Two finished trainings of one case left the same bytes, curves and weights."""
+    folders = [make_workspace(root).folder("train", case) for root in (root_a, root_b)]
+    for name in (CHECKPOINT, train.AVERAGED, "train.jsonl"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    (weights_a, curve_a), (weights_b, curve_b) = trained_bits(root_a, case), trained_bits(root_b, case)
+    assert curve_a == curve_b
+    assert weights_a.keys() == weights_b.keys()
+    assert [name for name in weights_a if not torch.equal(weights_a[name], weights_b[name])] == []

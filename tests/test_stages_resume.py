@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from stage_cases import StubSource, install, make_case, make_workspace, start_training, train_here
+from stage_cases import (
+    StubSource,
+    assert_same_training,
+    install,
+    make_case,
+    make_workspace,
+    start_training,
+    train_here,
+)
 
 from attnbench.stages import train
 from attnbench.stages import trainer as engine
@@ -21,23 +28,6 @@ from attnbench.stages.store import read_output
 @pytest.fixture
 def stubs(monkeypatch):
     install(monkeypatch.setattr)
-
-
-def trained_bits(root: Path, case) -> tuple[dict[str, torch.Tensor], list[tuple[float, float]]]:
-    """Return the final weights (live, averaged, optimizer) and the loss curve."""
-    folder = make_workspace(root).folder("train", case)
-    weights = load_file(folder / engine.CHECKPOINT) | load_file(folder / train.AVERAGED)
-    return weights, read_output(folder).curves["loss"]
-
-
-def assert_same_training(root_a: Path, root_b: Path, case) -> None:
-    folders = [make_workspace(root).folder("train", case) for root in (root_a, root_b)]
-    for name in (engine.CHECKPOINT, train.AVERAGED, "train.jsonl"):
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
-    (weights_a, curve_a), (weights_b, curve_b) = trained_bits(root_a, case), trained_bits(root_b, case)
-    assert curve_a == curve_b
-    assert weights_a.keys() == weights_b.keys()
-    assert [name for name in weights_a if not torch.equal(weights_a[name], weights_b[name])] == []
 
 
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])

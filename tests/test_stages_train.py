@@ -1,12 +1,10 @@
 """The train stage: one gradient however it is cut, the output it leaves, and clear words about NaN."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from stage_cases import StubModel, StubSource, install, make_case, make_workspace
+from stage_cases import StubModel, StubSource, install, make_case, make_workspace, trained_bits
 
 from attnbench.diffusion.objective import build_objective
 from attnbench.errors import DataError, NonFiniteError, UserInputError
@@ -18,30 +16,12 @@ from attnbench.stages import trainer as engine
 from attnbench.stages.batches import BatchSchedule, Part, cut_batch
 from attnbench.stages.checkpoint import ModelInput
 from attnbench.stages.ema import WeightAverage
-from attnbench.stages.store import read_output
 from attnbench.stages.training_loss import TrainingLoss
 
 
 @pytest.fixture
 def stubs(monkeypatch):
     install(monkeypatch.setattr)
-
-
-def trained_bits(root: Path, case) -> tuple[dict[str, torch.Tensor], list[tuple[float, float]]]:
-    """Return the final weights (live, averaged, optimizer) and the loss curve."""
-    folder = make_workspace(root).folder("train", case)
-    weights = load_file(folder / engine.CHECKPOINT) | load_file(folder / train.AVERAGED)
-    return weights, read_output(folder).curves["loss"]
-
-
-def assert_same_training(root_a: Path, root_b: Path, case) -> None:
-    folders = [make_workspace(root).folder("train", case) for root in (root_a, root_b)]
-    for name in (engine.CHECKPOINT, train.AVERAGED, "train.jsonl"):
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
-    (weights_a, curve_a), (weights_b, curve_b) = trained_bits(root_a, case), trained_bits(root_b, case)
-    assert curve_a == curve_b
-    assert weights_a.keys() == weights_b.keys()
-    assert [name for name in weights_a if not torch.equal(weights_a[name], weights_b[name])] == []
 
 
 def test_micro_batches_sum_to_the_gradient_of_the_batch(monkeypatch, tmp_path):

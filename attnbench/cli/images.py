@@ -21,6 +21,12 @@ samples = typer.Typer(
 )
 app.add_typer(samples, name="samples")
 
+Extractor = Annotated[str | None, typer.Option(help="Feature network (efficientnet-lite0).")]
+Protocol = Annotated[str | None, typer.Option(help="adm: the network's resize; clean: clean-fid's (adm).")]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", "--inception-weights", help="The network's weights file.")
+]
+
 
 @samples.callback()
 def samples_group() -> None:
@@ -71,13 +77,9 @@ def evaluate(
         ),
     ] = None,
     case: Annotated[str | None, typer.Option(help="A run's cell, by label.")] = None,
-    extractor: Annotated[str | None, typer.Option(help="Feature network (efficientnet-lite0).")] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="adm: the network's resize; clean: clean-fid's (adm).")
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option("--weights", "--inception-weights", help="The network's weights file.")
-    ] = None,
+    extractor: Extractor = None,
+    protocol: Protocol = None,
+    weights: Weights = None,
     metrics: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Of fd,sfd,kd,skd,is,precision,recall; all.")
     ] = None,
@@ -160,13 +162,9 @@ def reference_build(
         Path, typer.Argument(metavar="FOLDER", help="Real images: a folder (one per class) or an npz.")
     ],
     to: Annotated[Path, typer.Option("--to", help="The reference file, .npz.")],
-    extractor: Annotated[str | None, typer.Option(help="Feature network (efficientnet-lite0).")] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="adm: the network's resize; clean: clean-fid's (adm).")
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option("--weights", "--inception-weights", help="The network's weights file.")
-    ] = None,
+    extractor: Extractor = None,
+    protocol: Protocol = None,
+    weights: Weights = None,
     reference_images: Annotated[
         int | None, typer.Option(help="Images whose features are kept (10000); the Gaussian is of all.")
     ] = None,
