@@ -20,7 +20,7 @@ from attnbench.plugins import registry
 from attnbench.specs import AttentionSpec
 
 if TYPE_CHECKING:
-    from attnbench.runner import SuiteRun
+    from attnbench.running.runner import SuiteRun
 
 
 class Attention(nn.Module):
@@ -92,7 +92,7 @@ def run_suite(path: str | Path, overrides: Sequence[str] = (), *, runs: str | Pa
 
     `overrides` are `key=value` strings as on the command line. Raises SuiteError with file and line.
     """
-    from attnbench.runner import run
-    from attnbench.suite import load_suite
+    from attnbench.running.runner import run
+    from attnbench.suite.loading import load_suite
 
     return run(load_suite(path, overrides), Path(runs))

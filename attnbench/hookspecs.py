@@ -31,7 +31,7 @@ def attnbench_extractors() -> Iterable[FeatureExtractor]:  # type: ignore[empty-
 def attnbench_training_log(label: str, folder: Path, record: Mapping[str, Any]) -> None:
     """Receive one record of a running training; called in the training process, so be quick.
 
-    `label` is the cell's, `folder` holds its checkpoint, `record` is one line of train.jsonl (`step`, and
+    `label` is the case's, `folder` holds its checkpoint, `record` is one line of train.jsonl (`step`, and
     what there is of `loss`, `grad_norm`, `lr`, `recorded`, `held_out_loss`). After a kill the steps since the
     last checkpoint are sent again: keep the last record of a step. An error is reported with the results and
     ends the calls, not the training.

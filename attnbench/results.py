@@ -71,7 +71,7 @@ class Environment(Record):
 
 
 class Result(Record):
-    """One cell's outcome: what was asked, what came out, where."""
+    """One case's outcome: what was asked, what came out, where."""
 
     format: int = FORMAT
     case_id: str

@@ -268,7 +268,7 @@ DataSpec = Annotated[
 
 
 class TrainSpec(Spec):
-    """How every cell is trained; AdamW with betas (0.9, 0.999)."""
+    """How every case is trained; AdamW with betas (0.9, 0.999)."""
 
     init_from: Path | None = Field(default=None, strict=False)
     """Start from these weights: a folder of `attnbench export`, `import` or `transfer`; null: random."""
@@ -398,7 +398,7 @@ class EvaluateSpec(Spec):
 
 
 class ProfileSpec(Spec):
-    """What is measured of each cell's cost, all cells interleaved in one session."""
+    """What is measured of each case's cost, all cases interleaved in one session."""
 
     resolutions: list[PositiveInt] | None = None
     """Sides in pixels of the decoded image; null: the data's."""
@@ -415,7 +415,7 @@ class ProfileSpec(Spec):
 
 
 class Case(Spec):
-    """One resolved cell of a suite. Its identity is its content, not its label."""
+    """One resolved case of a suite. Its identity is its content, not its label."""
 
     suite: str
     question: str = ""
@@ -423,7 +423,7 @@ class Case(Spec):
     axes: dict[str, str] = {}
     """Matrix coordinates, as reports show them."""
     exceptions: tuple[str, ...] = ()
-    """What the suite sets for this cell only, with the reason."""
+    """What the suite sets for this case only, with the reason."""
     seed: int
     code: dict[str, str] = {}
     """Fingerprints of the attention backends' sources: results of changed code are not reused."""
@@ -465,7 +465,7 @@ class Case(Spec):
         return content_hash([*content, self.evaluate.model_dump(mode="json")])
 
     def profile_content(self) -> dict[str, Any]:
-        """Everything that can change this cell's cost."""
+        """Everything that can change this case's cost."""
         return {
             "model": self.model.content(),
             "code": self.code,

@@ -26,8 +26,8 @@ from attnbench.specs import (
     TrainSpec,
 )
 from attnbench.stages import prepare, train
-from attnbench.stages.checkpoint import ModelInput
-from attnbench.stages.store import Workspace
+from attnbench.stages.training.checkpoint import ModelInput
+from attnbench.storage.store import Workspace
 
 
 def model_config(**settings: Any) -> ModelConfig:

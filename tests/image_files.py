@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 
 from attnbench.data.preparing import prepare
-from attnbench.data.request import Request
+from attnbench.data.request import PreparationRequest
 from attnbench.data.selection import Selection
 
 SIDE = 16  # pixels of the sets that `make` makes
@@ -74,7 +74,7 @@ def folder_bytes(folder):
 
 
 def make(source, folder, *, progress=lambda done, total, note: None, **settings):
-    """Prepare a training set; settings are those of Request and of Selection together."""
+    """Prepare a training set; settings are those of PreparationRequest and of Selection together."""
     choice = {key: settings.pop(key) for key in ("count", "seed", "listed", "held_out") if key in settings}
     request = {"image_size": SIDE, "selection": Selection(**choice), "workers": 2} | settings
-    return prepare(Request(source=source, folder=folder, **request), progress)
+    return prepare(PreparationRequest(source=source, folder=folder, **request), progress)

@@ -17,7 +17,7 @@ from attnbench.specs import (
     TrainSpec,
 )
 from attnbench.stages import train
-from attnbench.stages.store import Workspace
+from attnbench.storage.store import Workspace
 
 # Adam divides each gradient by its own size: where a gradient is rounding noise alone, so is its sign, and
 # two trainings may then differ by up to twice the rate per step. Elsewhere they differ by fp32 rounding.

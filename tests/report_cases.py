@@ -1,4 +1,4 @@
-"""A made-up but plausible suite of seven cells: one failed, one with a hostile label."""
+"""A made-up but plausible suite of seven cases: one failed, one with a hostile label."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABELS = ("softmax", "linear", "focused", "agent(num_agents=4)", "dydila(mode=to
 
 
 def make_result(label: str, index: int = 0, side: int = 8, **changes: object) -> Result:
-    """Return one finished cell; `index` shifts every number."""
+    """Return one finished case; `index` shifts every number."""
     fields: dict[str, object] = {
         "case_id": f"case-{index}",
         "suite": "quick",
@@ -37,7 +37,7 @@ def make_result(label: str, index: int = 0, side: int = 8, **changes: object) ->
         "status": "ok",
         "measurements": _measurements(index, side),
         "curves": {"loss": _loss(index)},
-        "artefacts": {"grid": f"cells/{index}/grid.png"},
+        "artefacts": {"grid": f"cases/{index}/grid.png"},
         "case": _case(label, index),
         "environment": ENVIRONMENT,
         "created": "2025-06-01T12:00:00Z",
@@ -46,7 +46,7 @@ def make_result(label: str, index: int = 0, side: int = 8, **changes: object) ->
 
 
 def make_suite(run_dir: Path | None = None) -> list[Result]:
-    """Return six finished cells and a failed one; writes their grids where a folder is given."""
+    """Return six finished cases and a failed one; writes their grids where a folder is given."""
     results = [make_result(label, index) for index, label in enumerate(LABELS)]
     failed = make_result("dydila(mode=map)", len(LABELS)).model_copy(
         update={
@@ -59,7 +59,7 @@ def make_suite(run_dir: Path | None = None) -> list[Result]:
     )
     if run_dir is not None:
         for index in range(len(results)):
-            write_grid(run_dir / f"cells/{index}/grid.png", index)
+            write_grid(run_dir / f"cases/{index}/grid.png", index)
     return [*results, failed]
 
 

@@ -1,10 +1,10 @@
-"""A suite of two cells that takes seconds, under any name."""
+"""A suite of two cases that takes seconds, under any name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from attnbench.suite import Suite, load_suite
+from attnbench.suite.loading import Suite, load_suite
 
 TINY = """\
 name: tiny

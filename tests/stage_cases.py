@@ -24,8 +24,9 @@ from attnbench.models.embeddings import LabelEmbedding
 from attnbench.specs import Case, DigitsData, EvaluateSpec, ModelConfig, ProfileSpec, SampleSpec, TrainSpec
 from attnbench.stages import sample, train
 from attnbench.stages.interrupts import Stopped
-from attnbench.stages.store import Workspace, read_output
-from attnbench.stages.trainer import CHECKPOINT, Trainer
+from attnbench.stages.training.trainer import Trainer
+from attnbench.storage.names import CHECKPOINT
+from attnbench.storage.store import Workspace, read_output
 
 NUM_CLASSES, SIDE = 3, 4
 

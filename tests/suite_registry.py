@@ -12,7 +12,7 @@ from attnbench.contract import AttentionBackend, BackendOptions, FeatureExtracto
 from attnbench.errors import SuiteError
 from attnbench.plugins import PluginRow, Provided, Registry
 from attnbench.specs import Case
-from attnbench.suite import load_suite
+from attnbench.suite.loading import load_suite
 
 SMALL = """\
 name: small
@@ -25,7 +25,7 @@ sample: {sampler: euler, num_steps: 25}
 
 
 def load(folder: Path, text: str, *overrides: str) -> tuple[Case, ...]:
-    """Return the cells of a suite with this text in `folder/s.yaml`."""
+    """Return the cases of a suite with this text in `folder/s.yaml`."""
     (folder / "s.yaml").write_text(text, encoding="utf-8")
     return load_suite(folder / "s.yaml", overrides).cases
 

@@ -25,7 +25,7 @@ def options(**given):
     ],
 )
 def test_options_of_absent_parts_are_refused(given, says):
-    """Two cells that differ in an option that does nothing would be one model trained twice."""
+    """Two cases that differ in an option that does nothing would be one model trained twice."""
     with pytest.raises(ValidationError, match=says):
         options(**given)
 

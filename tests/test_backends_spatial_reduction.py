@@ -44,5 +44,5 @@ def test_stride_beyond_the_grid_is_refused():
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 7])
 def test_macs(stride):
-    """The closed form is what executes, whole cells only."""
+    """The closed form is what executes, whole cases only."""
     assert len(set(module_counts("spatial-reduction", {"stride": stride}))) == 1

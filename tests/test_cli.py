@@ -83,10 +83,10 @@ def test_plan_works_without_the_data(tmp_path):
     """The paper's suite can be planned before its images, autoencoder and weights are there."""
     done = attnbench("plan", "subin_256", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "36 cells" in done.stdout
+    assert "36 cases" in done.stdout
     assert not (tmp_path / "runs").exists()
     said = " ".join(done.stdout.split())
-    said_of_data = r"every cell: data\.path: \S.* does not exist; name yours with -o data\.path=PATH"
+    said_of_data = r"every case: data\.path: \S.* does not exist; name yours with -o data\.path=PATH"
     assert re.search(said_of_data, said)
 
 
@@ -100,7 +100,7 @@ def test_plan_names_what_is_missing_and_only_that(tmp_path, monkeypatch):
         "evaluate: {extractor: inception-tf}\nmatrix: {sample.guidance_scale: [1.0, 2.0]}\n"
     )
     said = " ".join(attnbench_here("plan", "mine.yaml", cwd=tmp_path).stdout.split())
-    assert "every cell: data.path: " in said
+    assert "every case: data.path: " in said
     assert "data.codec.path" not in said
     assert "needs the weights file pt_inception-2015-12-05-6726825d.pth, which is in no usual place" in said
     assert "attnbench weights fetch inception-tf" in said
@@ -166,7 +166,7 @@ def test_show_knows_every_kind(name, says):
 
 @pytest.mark.parametrize("name", ["softmax", "dydila", "dit-s", "dydi-lit-s", "quick", "inception-tf"])
 def test_show_has_no_empty_column(name):
-    """Whatever stands under a heading says something: no cell of `show` is a dash."""
+    """Whatever stands under a heading says something: no case of `show` is a dash."""
     done = attnbench_here("show", name)
     assert done.returncode == 0, done.stderr
     assert "–" not in done.stdout.split()

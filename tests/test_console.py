@@ -159,7 +159,7 @@ def test_what_was_not_measured_says_why(width):
 def test_a_long_remark_on_a_missing_number_stands_below_the_table(width):
     """It leaves the labels their room, and is told whole."""
     remark = "failed: the counts of multiply-adds differ by 0.31% (allowed 0.1%); correct the macs()"
-    columns = Column(title="Cell", numeric=False), Column(title="Latency", group="Cost")
+    columns = Column(title="Case", numeric=False), Column(title="Latency", group="Cost")
     cells = text_cell("dig-s at guidance 1.5"), Cell(detail=remark)
     text = shown(TerminalTable(Table(title="t", columns=columns, rows=(Row(cells=cells),))), width)
     assert "dig-s at guidance 1.5" in text
@@ -257,7 +257,7 @@ def test_a_real_terminal_of_80_columns(tmp_path):
     assert process.wait(timeout=60) == 0
     lines = CONTROL.sub("", b"".join(pieces).decode()).replace("\r", "").splitlines()
     assert max(map(cell_len, lines)) <= 80
-    from attnbench.suite_files import list_suites
+    from attnbench.suite.files import list_suites
 
     for suite in list_suites():
         assert any(line.split()[:1] == [suite.name] for line in lines), suite.name

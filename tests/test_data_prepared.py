@@ -13,7 +13,7 @@ from image_files import class_files, picture, write_files
 from attnbench.data import load_dataset, preparing
 from attnbench.data.decoding import decode
 from attnbench.data.prepared import PreparedImages
-from attnbench.data.request import Request
+from attnbench.data.request import PreparationRequest
 from attnbench.data.selection import Selection
 from attnbench.errors import DataError
 from attnbench.specs import ImageFolderData, PreparedData
@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(preparing, "FILES_PER_SHARD", 4)
     write_files(tmp_path / "photos", class_files() | {"cat/bad.png": b"no"})
     preparing.prepare(
-        Request(
+        PreparationRequest(
             source=tmp_path / "photos",
             folder=tmp_path / "set",
             image_size=SIDE,

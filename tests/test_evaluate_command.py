@@ -206,10 +206,10 @@ def test_the_kernel_distance_stands_with_its_spread(place):
 
 
 def test_two_sets_of_one_name_both_stand_in_the_table(place, monkeypatch):
-    """Cells of one label in two runs: the second goes by its path, and neither is lost."""
+    """Cases of one label in two runs: the second goes by its path, and neither is lost."""
     from dataclasses import replace
 
-    from attnbench import evaluate_inputs
+    from attnbench.commands import evaluate_inputs
 
     opened = evaluate_inputs.open_images
     monkeypatch.setattr(
@@ -309,7 +309,7 @@ def test_self_test_of_the_network_sees_a_wrong_resize(monkeypatch, tmp_path):
         assert [p.status for p in prove_network(make, EvaluateSpec(**other))] == ["not run"]
 
 
-# ---- cells of a run
+# ---- cases of a run
 
 
 def test_the_self_test_shows_what_may_differ():

@@ -10,8 +10,8 @@ from command_line import attnbench_here
 from attnbench.data import load_dataset
 from attnbench.results import Result, append_result, environment
 from attnbench.stages import evaluate
-from attnbench.stages.store import Workspace
-from attnbench.suite import load_suite
+from attnbench.storage.store import Workspace
+from attnbench.suite.loading import load_suite
 
 PHOTOS = ("coffee", "cat", "rocket")
 SCORE = ("evaluate", "samples", "--reference", "real")
@@ -25,7 +25,7 @@ def values(path):
 
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
-    """A finished run of two cells of the digits suite whose samples are digits with noise, and its folder."""
+    """A finished run of two cases of the digits suite whose samples are digits with noise, and its folder."""
     folder = tmp_path_factory.mktemp("run")
     words = ("sample.per_class=6", "evaluate.kd_subset_size=40", "evaluate.kd_subsets=5")
     suite = load_suite("quick", [*words, "evaluate.class_accuracy=false"])
@@ -79,13 +79,13 @@ def test_digits_cnn_scores_other_images_of_a_run_against_a_folder(digits_run):
 @pytest.mark.parametrize(
     ("also", "said"),
     [
-        ("quick", "this run has 2 cells (softmax, linear); name one, such as --also 'quick:softmax'"),
+        ("quick", "this run has 2 cases (softmax, linear); name one, such as --also 'quick:softmax'"),
         ("quick:lineer", "did you mean 'linear'"),
         ("nowhere:linear", "nowhere is no folder of a suite's run"),
     ],
 )
 def test_also_names_a_cell_or_says_how(digits_run, also, said):
-    """A run of several cells needs RUN:CASE; what is wrong with it is one sentence."""
+    """A run of several cases needs RUN:CASE; what is wrong with it is one sentence."""
     folder, (case, _) = digits_run
     words = ("evaluate", "quick", "--case", case.label, "--also", also, "-q", "--device", "cpu")
     done = attnbench_here(*words, cwd=folder)

@@ -154,7 +154,7 @@ def test_a_png_key_needs_no_decoding(tmp_path, monkeypatch):
 
 
 def run_of(tmp_path: Path, *cells: tuple[str, int], recorded: bool = False) -> Path:
-    """A run folder with one cell per (label, seed), their samples in the store."""
+    """A run folder with one case per (label, seed), their samples in the store."""
     for label, seed in cells:
         case = make_case(seed=seed).model_copy(update={"label": label})
         key = f"elsewhere{seed}" if recorded else case.key("sample")
@@ -177,14 +177,14 @@ def run_of(tmp_path: Path, *cells: tuple[str, int], recorded: bool = False) -> P
 
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_run_of_one_cell_needs_no_choice(tmp_path, recorded):
-    """Samples are found through the cell's settings, or through what its results say of an older version."""
+    """Samples are found through the case's settings, or through what its results say of an older version."""
     run_dir = run_of(tmp_path, ("softmax", 0), recorded=recorded)
     assert torch.equal(all_images(run_dir), torch.from_numpy(pictures(6, seed=0)))
     assert open_images(run_dir).name == "softmax"
 
 
 def test_a_cell_is_chosen_by_label_or_id(tmp_path):
-    """With several cells the choice is the user's; the error lists the labels."""
+    """With several cases the choice is the user's; the error lists the labels."""
     run_dir = run_of(tmp_path, ("softmax", 0), ("linear", 1))
     with pytest.raises(UserInputError, match="choose one: --case 'softmax', --case 'linear'"):
         open_images(run_dir)
@@ -195,7 +195,7 @@ def test_a_cell_is_chosen_by_label_or_id(tmp_path):
 
 
 def test_one_label_of_two_seeds_is_chosen_by_id(tmp_path):
-    """A label that fits two cells is refused with their ids."""
+    """A label that fits two cases is refused with their ids."""
     run_dir = run_of(tmp_path, ("softmax", 0), ("softmax", 1))
     with pytest.raises(UserInputError, match=r"2 cases called 'softmax'.*--case id0 .*--case id1 "):
         open_images(run_dir, case="softmax")

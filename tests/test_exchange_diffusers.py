@@ -25,7 +25,7 @@ from attnbench.exchange import (
 )
 from attnbench.exchange.exported import CodecInfo
 from attnbench.specs import CodecSpec
-from attnbench.stages.codec import fingerprint
+from attnbench.stages.latents.codec import fingerprint
 
 # fp32 rounding: eleven matrix products in a row (embedders, five in each of two blocks), sums of up to 256
 # terms in another order (error sqrt(256) x 2^-24 each), four times over for the gains of norms and gates.

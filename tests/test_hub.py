@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hub_server import serving, settings_of, use_here
 
-from attnbench import hub
 from attnbench.errors import DataError
+from attnbench.storage import hub
 
 SAFETENSORS, PICKLED = hub.WEIGHTS
 CONTENT = {
@@ -25,7 +25,7 @@ CONTENT = {
 }
 FETCH = """
 import sys
-from attnbench.hub import HubModel, fetch
+from attnbench.storage.hub import HubModel, fetch
 print(fetch(HubModel(name=sys.argv[1]), lambda done, total, note: None).folder)
 """
 

@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 
 from attnbench.errors import StorageError
-from attnbench.locks import LOCK, alone_in
+from attnbench.storage.locks import alone_in
+from attnbench.storage.names import LOCK
 
 ROOT = Path(__file__).resolve().parent.parent
 START = """
 import os, signal, sys, time
 from pathlib import Path
-from attnbench.locks import alone_in
+from attnbench.storage.locks import alone_in
 folder, told = Path(sys.argv[1]), set()
 def tell(text):
     if text not in told and "another process" not in text:  # in the moment before it has written its name

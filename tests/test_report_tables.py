@@ -20,7 +20,7 @@ from attnbench.results import Measurement, Result
 
 
 def column(table: Table, title: str) -> list[Cell]:
-    """Return the cells under a heading."""
+    """Return the cases under a heading."""
     index = [c.title for c in table.columns].index(title)
     return [row.cells[index] for row in table.rows]
 
@@ -77,7 +77,7 @@ def test_paper_sizes_print_to_the_papers_digit() -> None:
 
 
 def test_best_is_marked_among_finished_cells_only() -> None:
-    """Neither the floor nor a failed cell is ever the best."""
+    """Neither the floor nor a failed case is ever the best."""
     best_failed = make_suite()
     best_failed[6] = with_measurement(
         best_failed[6], Measurement(name="FD-digits", values=[0.1], better="lower")
@@ -126,7 +126,7 @@ def test_spread_and_real_accuracy_stand_beside_their_values() -> None:
 
 
 def test_different_floors_get_a_row_each() -> None:
-    """Cells on different data have different floors, and each floor says for whom it is."""
+    """Cases on different data have different floors, and each floor says for whom it is."""
     other = with_measurement(make_result("b", 1), Measurement(name="floor:FD-digits", values=[7.0]))
     rows = comparison_table([make_result("a", 0), other]).rows
     assert [row.cells[0].text for row in rows[2:]] == [
@@ -165,7 +165,7 @@ def test_cost_table_has_a_row_per_cell_and_resolution() -> None:
 
 
 def test_cost_table_states_intervals_flags_and_ratios() -> None:
-    """Raw latencies are counted, outliers flagged, and the ratio to the first cell has a verdict."""
+    """Raw latencies are counted, outliers flagged, and the ratio to the first case has a verdict."""
     table = cost_table(make_suite())
     assert table is not None
     assert column(table, "Samples")[0].text == "25"
@@ -190,7 +190,7 @@ def test_few_samples_say_so() -> None:
 
 
 def test_times_of_different_machines_are_not_compared() -> None:
-    """A ratio needs both cells from the same environment."""
+    """A ratio needs both cases from the same environment."""
     elsewhere = make_result("b", 1, environment=ENVIRONMENT.model_copy(update={"cpu": "another"}))
     table = cost_table([make_result("a", 0), elsewhere])
     assert table is not None
@@ -222,7 +222,7 @@ def test_unknown_measurements_land_in_their_own_table() -> None:
 
 
 def test_problems_name_cell_status_and_reason_on_one_line() -> None:
-    """A reason with a line break stays one cell."""
+    """A reason with a line break stays one case."""
     table = problems_table(make_suite())
     assert table is not None
     assert [c.text for c in table.rows[0].cells] == [
@@ -233,17 +233,17 @@ def test_problems_name_cell_status_and_reason_on_one_line() -> None:
 
 
 def test_rows_must_fit_the_heading() -> None:
-    """A table with a missing cell cannot be built."""
+    """A table with a missing case cannot be built."""
     with pytest.raises(ValueError, match="1 cells for 2 columns"):
         Table(title="t", columns=(Column(title="a"), Column(title="b")), rows=(Row(cells=(Cell(),)),))
 
 
 def test_selected_columns_keep_labels_and_drop_an_empty_floor() -> None:
-    """The cost columns alone keep every cell's label but not the row of real images."""
+    """The cost columns alone keep every case's label but not the row of real images."""
     whole = comparison_table(make_suite())
     wanted = [i for i, c in enumerate(whole.columns) if c.group == "Cost"]
     part = select_columns(whole, wanted, "cost")
-    assert [c.title for c in part.columns] == ["Cell", "Latency", "Peak memory", "Train step"]
+    assert [c.title for c in part.columns] == ["Case", "Latency", "Peak memory", "Train step"]
     assert [row.status for row in part.rows] == ["ok"] * 6 + ["failed"]
 
 

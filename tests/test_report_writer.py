@@ -19,10 +19,10 @@ from rich.console import Console
 
 from attnbench.errors import StorageError, UserInputError
 from attnbench.report import ReportPaths, TerminalTable, comparison_table, write_report
-from attnbench.report.facts import at_a_glance, definitions, warnings
 from attnbench.report.figures import LATENCY, loss_figure, tradeoff_figure
 from attnbench.report.markdown import escape
 from attnbench.report.quantities import other_names
+from attnbench.report.sections import at_a_glance, definitions, warnings
 from attnbench.report.tables import plain
 from attnbench.results import Measurement
 
@@ -111,7 +111,7 @@ def test_page_holds_every_part(run_dir: Path) -> None:
 
 
 def test_markdown_tables_survive_hostile_labels(run_dir: Path) -> None:
-    """Each row has as many cells as its heading, and the label reads as it was given."""
+    """Each row has as many cases as its heading, and the label reads as it was given."""
     text = (run_dir / "report.md").read_text()
     rows = markdown_cells(text)
     comparison = rows[: len(make_suite()) + 2]
@@ -183,7 +183,7 @@ def test_figures_are_wellformed_for_any_label(text: str) -> None:
 
 
 def test_loss_curves_leave_out_what_is_not_finite() -> None:
-    """A cell that broke with NaN keeps the curve it had; one without a curve is left out."""
+    """A case that broke with NaN keeps the curve it had; one without a curve is left out."""
     broken = make_result("broken", curves={"loss": [(1.0, 0.9), (2.0, 0.8), (3.0, math.nan)]})
     svg = loss_figure([broken, make_result("none", 1, curves={})])
     assert svg is not None
@@ -208,7 +208,7 @@ def test_a_wide_range_of_losses_is_drawn_on_a_log_axis() -> None:
 
 
 def test_tradeoff_needs_two_finished_cells() -> None:
-    """One point is no comparison, and a failed cell is no point."""
+    """One point is no comparison, and a failed case is no point."""
     suite = make_suite()
     assert tradeoff_figure([suite[0], suite[6]], LATENCY) is None
     assert tradeoff_figure(suite[:2], LATENCY) is not None
@@ -224,8 +224,8 @@ def test_figures_do_not_depend_on_the_run(run_dir: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("path", "content", "reason"),
     [
-        ("cells/0/missing.png", None, "cannot be read: No such file"),
-        ("cells/0/grid.png", b"not an image", "is not a PNG file"),
+        ("cases/0/missing.png", None, "cannot be read: No such file"),
+        ("cases/0/grid.png", b"not an image", "is not a PNG file"),
         ("../outside.png", None, "outside the run directory"),
     ],
 )
@@ -235,9 +235,9 @@ def test_a_grid_that_cannot_be_shown_says_why(
     """A missing, broken or outside grid is named; the report is written all the same."""
     folder = tmp_path / "run"
     write_grid(tmp_path / "outside.png", 0)
-    write_grid(folder / "cells/1/grid.png", 1)
+    write_grid(folder / "cases/1/grid.png", 1)
     if content is not None:
-        (folder / "cells/0").mkdir()
+        (folder / "cases/0").mkdir()
         (folder / path).write_bytes(content)
     results = [make_result("a", 0, artefacts={"grid": path}), make_result("b", 1)]
     html = write_report(folder, results, TITLE, QUESTION).html.read_text()
@@ -246,7 +246,7 @@ def test_a_grid_that_cannot_be_shown_says_why(
 
 
 def test_a_report_of_failures_alone_is_written(tmp_path: Path) -> None:
-    """When every cell failed, the report says so instead of failing too."""
+    """When every case failed, the report says so instead of failing too."""
     nothing: dict[str, object] = {"measurements": [], "curves": {}, "artefacts": {}}
     failed = [make_result(f"c{i}", i, status="failed", reason="out of memory", **nothing) for i in range(2)]
     paths = write_report(tmp_path, failed, TITLE, QUESTION)
@@ -270,7 +270,7 @@ def test_an_unwritable_folder_is_a_storage_error(tmp_path: Path) -> None:
 
 
 def test_the_last_result_of_a_case_counts(tmp_path: Path) -> None:
-    """A cell that failed first and then finished is reported as finished."""
+    """A case that failed first and then finished is reported as finished."""
     first = make_result("a", 0, status="failed", reason="killed")
     text = write_report(tmp_path, [first, make_result("a", 0)], TITLE, QUESTION).markdown.read_text()
     assert "1 (1 ok)" in text
@@ -295,11 +295,11 @@ def test_many_images_on_inception_need_no_warning() -> None:
     """FID on 50,000 images in one clean environment warns only of the single seed."""
     fid = Measurement(name="FID", values=[3.94], n=50_000, better="lower")
     result = make_result("a", measurements=[fid])
-    assert warnings([result]) == ["One seed per cell: the spread between seeds is unknown."]
+    assert warnings([result]) == ["One seed per case: the spread between seeds is unknown."]
 
 
 def test_a_note_of_some_cells_names_them() -> None:
-    """What a stage noted about one cell is not told of all; shared notes stand once."""
+    """What a stage noted about one case is not told of all; shared notes stand once."""
     noted = Measurement(name="latency_ms@8", values=[2.0], note="batch 1")
     other = Measurement(name="latency_ms@8", values=[2.0], note="batch 2")
     shared = [make_result(label, i, measurements=[noted]) for i, label in enumerate("ab")]
@@ -309,12 +309,12 @@ def test_a_note_of_some_cells_names_them() -> None:
 
 
 def _with_held_out(losses):
-    """Return cells whose FD grows with their index, with these held-out losses."""
+    """Return cases whose FD grows with their index, with these held-out losses."""
     return [
-        make_result(f"cell {i}", i).model_copy(
+        make_result(f"case {i}", i).model_copy(
             update={
                 "measurements": [
-                    *make_result(f"cell {i}", i).measurements,
+                    *make_result(f"case {i}", i).measurements,
                     Measurement(name="held_out_loss", values=[loss], n=256, better="lower"),
                 ]
             }
@@ -328,10 +328,10 @@ def _with_held_out(losses):
     [([0.1, 0.2, 0.3], "1.00 over 3"), ([0.3, 0.2, 0.1], "-1.00 over 3"), ([0.1, math.nan, 0.2], None)],
 )
 def test_held_out_loss_is_held_against_the_distance(losses, said):
-    """At a glance: how well the cheap signal orders the cells; nothing where fewer than three have both."""
+    """At a glance: how well the cheap signal orders the cases; nothing where fewer than three have both."""
     found = dict(at_a_glance(_with_held_out(losses)))
     told = [value for name, value in found.items() if name.startswith("Held-out loss against FD")]
-    assert told == ([f"rank correlation {said} cells"] if said else [])
+    assert told == ([f"rank correlation {said} cases"] if said else [])
 
 
 def test_intervals_over_images_stand_beside_the_values():
@@ -361,7 +361,7 @@ def test_floor_of_the_autoencoder_is_a_row_of_its_own():
 
 
 def test_what_training_and_evaluation_warned_of_is_told():
-    """Their notes stand among the warnings, with the cell, and in no table."""
+    """Their notes stand among the warnings, with the case, and in no table."""
     result = make_result("a", 0)
     noted = Measurement(name="training_warnings", values=[1], note="a checkpoint was damaged")
     results = [result.model_copy(update={"measurements": [*result.measurements, noted]})]

@@ -1,4 +1,4 @@
-"""A whole suite: cells that fail beside cells that finish, resuming, full disks, killed processes."""
+"""A whole suite: cases that fail beside cases that finish, resuming, full disks, killed processes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from torch import nn
 
 from attnbench.contract import AttentionBackend, MacCount
 from attnbench.errors import DataError, StorageError
-from attnbench.executors import run_in_process, run_inline
-from attnbench.plan import plan
 from attnbench.plugins import Provided, registry
 from attnbench.results import latest, read_results
-from attnbench.runner import run
-from attnbench.suite import load_suite
+from attnbench.running.executors import run_in_process, run_inline
+from attnbench.running.plan import plan
+from attnbench.running.runner import run
+from attnbench.suite.loading import load_suite
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def bad_backends(monkeypatch):
 
 
 def test_a_suite_runs_and_is_read_the_second_time(store, suite):
-    """The first run computes every cell and writes results and report; the second computes nothing."""
+    """The first run computes every case and writes results and report; the second computes nothing."""
     first = run(suite("twice"), store, device="cpu", executor=run_inline)
     assert [r.status for r in first.results] == ["ok", "ok"]
     assert first.exit_code == 0
@@ -88,7 +88,7 @@ def test_a_suite_runs_and_is_read_the_second_time(store, suite):
     lines = (first.run_dir / "results.jsonl").read_text()
 
     def forbidden(*_):
-        raise AssertionError("a finished cell was computed again")
+        raise AssertionError("a finished case was computed again")
 
     second = run(suite("twice"), store, device="cpu", executor=forbidden)
     assert second.computed == 0
@@ -98,7 +98,7 @@ def test_a_suite_runs_and_is_read_the_second_time(store, suite):
 
 
 def test_bad_plugins_are_failed_rows_beside_finished_cells(store, suite, bad_backends):
-    """A wrong shape, NaN and a crash each fail their own cell with a reason; softmax is finished."""
+    """A wrong shape, NaN and a crash each fail their own case with a reason; softmax is finished."""
     overrides = ["matrix.model.attention=[short, poisoned, crashing, softmax]"]
     outcome = run(suite("bad", *overrides), store, device="cpu", executor=run_inline)
     reasons = {r.label: r.reason for r in outcome.results}
@@ -129,7 +129,7 @@ def test_changed_code_is_not_read_from_the_store(suite):
 
 
 def test_guidance_scales_share_one_training(suite):
-    """Cells that differ downstream of training have one training key."""
+    """Cases that differ downstream of training have one training key."""
     overrides = ["matrix.model.attention=[softmax]", "matrix.sample.guidance_scale=[1.0, 2.0]"]
     a, b = suite("shared", *overrides).cases
     assert a.key("train") == b.key("train")
@@ -172,7 +172,7 @@ def test_a_disk_too_small_stops_before_anything_runs(suite, tmp_path, monkeypatc
 
 def test_a_disk_that_fills_up_fails_the_cell_and_keeps_the_rest(store, suite, monkeypatch):
     """No space left while training: one clear reason, and the same command finishes it later."""
-    from attnbench.stages import checkpoint
+    from attnbench.stages.training import checkpoint
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -188,7 +188,7 @@ def test_a_disk_that_fills_up_fails_the_cell_and_keeps_the_rest(store, suite, mo
 
 
 def test_a_checkpoint_cut_in_half_is_a_failed_row_that_names_it(store, suite):
-    """Half a file of averaged weights: the sample stage names the file; the other cell finishes."""
+    """Half a file of averaged weights: the sample stage names the file; the other case finishes."""
     loaded = suite("cut", "seed=6")
     run(loaded, store, device="cpu", executor=run_inline)
     folder = store / "store" / "train" / loaded.cases[0].key("train")
@@ -204,7 +204,7 @@ def test_a_checkpoint_cut_in_half_is_a_failed_row_that_names_it(store, suite):
 
 
 def test_a_killed_cell_is_a_failed_row_and_resumes(store, suite):
-    """SIGKILL to a cell's process: the row names the signal; the next run finishes the cell."""
+    """SIGKILL to a case's process: the row names the signal; the next run finishes the case."""
     loaded = suite(
         "killed", "seed=7", "train.steps=400", "train.checkpoint_every=5", "matrix.model.attention=[softmax]"
     )
@@ -215,7 +215,7 @@ def test_a_killed_cell_is_a_failed_row_and_resumes(store, suite):
                 children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
                 for pid in {int(word) for path in children for word in path.read_text().split()}:
                     command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                    if b"attnbench.stages.cell" in command:
+                    if b"attnbench.stages.case" in command:
                         os.kill(pid, signal.SIGKILL)
 
         return run_in_process(case, folder, device, kill)
@@ -242,7 +242,7 @@ def test_results_survive_a_crash_in_the_middle_of_a_line(store, suite):
 
 
 def test_plan_runs_nothing_and_knows_what_is_finished(store, suite):
-    """A finished cell has nothing left; an unfinished one an estimate of time and disk."""
+    """A finished case has nothing left; an unfinished one an estimate of time and disk."""
     run(suite("twice"), store, device="cpu", executor=run_inline)
     finished, other = plan([*suite("twice").cases[:1], *suite("later", "seed=9").cases[:1]], store / "store")
     assert finished.time_s == 0

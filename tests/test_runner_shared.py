@@ -1,4 +1,4 @@
-"""Runs that work at the same time in the same folders: they wait, say for whom, and share out the cells."""
+"""Runs that work at the same time in the same folders: they wait, say for whom, and share out the cases."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 from runner_cases import tiny_suite
 
 from attnbench.errors import StorageError
-from attnbench.executors import run_inline
-from attnbench.locks import alone_in
 from attnbench.results import latest, read_results
-from attnbench.runner import Listener, run
+from attnbench.running.executors import run_inline
+from attnbench.running.runner import Listener, run
+from attnbench.storage.locks import alone_in
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_picture_cut_by_a_full_disk_is_copied_again(store, suite, monkeypatch)
 
 
 def test_a_cell_in_other_hands_comes_last(store, suite):
-    """Where another run trains the first cell, this one takes the second first: they share the work."""
+    """Where another run trains the first case, this one takes the second first: they share the work."""
     ready, order = suite("shared-out", "seed=3"), []
     claimed = contextlib.ExitStack()
     claimed.enter_context(alone_in(store / "store/train" / ready.cases[0].key("train"), print))
@@ -105,7 +105,7 @@ def test_a_cell_in_other_hands_comes_last(store, suite):
 
 
 def test_what_another_run_finished_meanwhile_is_read(store, suite):
-    """A cell that was waited for and is finished then is not computed again."""
+    """A case that was waited for and is finished then is not computed again."""
     ready = suite("meanwhile", "seed=4", "matrix.model.attention=[softmax]")
     (case,) = ready.cases
     root = store / "store"
@@ -125,7 +125,7 @@ def test_what_another_run_finished_meanwhile_is_read(store, suite):
 
 
 def test_what_failed_here_and_was_finished_elsewhere_is_finished(store, suite):
-    """A run whose cell failed while another run finished it reports the finished one, not its failure."""
+    """A run whose case failed while another run finished it reports the finished one, not its failure."""
     ready = suite("overtaken", "seed=5", "matrix.model.attention=[softmax]")
 
     def fail_while_another_succeeds(case, root, device, progress):

@@ -17,10 +17,10 @@ from attnbench.contract import AttentionContext
 from attnbench.errors import NonFiniteError
 from attnbench.models import build_model
 from attnbench.specs import AttentionSpec, TrainSpec
-from attnbench.stages.batches import Part
-from attnbench.stages.global_batch_norm import use_global_batch_norm, work_alone
-from attnbench.stages.over_processes import MeanOverProcesses
-from attnbench.stages.training_loss import TrainingLoss
+from attnbench.stages.training.batches import MicroBatch
+from attnbench.stages.training.global_batch_norm import use_global_batch_norm, work_alone
+from attnbench.stages.training.loss import TrainingLoss
+from attnbench.stages.training.over_processes import MeanOverProcesses
 
 CPU, IMAGES = torch.device("cpu"), 8
 BALANCED = {
@@ -47,18 +47,18 @@ def training_loss(attention: str, processes: int, **settings) -> TrainingLoss:
     return TrainingLoss(model, objective, given, CPU, processes)
 
 
-def part(first: int, images: int) -> Part:
+def part(first: int, images: int) -> MicroBatch:
     """Return some of the batch's images."""
     generator = torch.Generator().manual_seed(1)
     x0, noise = torch.randn(2, IMAGES, 1, 8, 8, generator=generator, dtype=torch.float64)
     some = slice(first, first + images)
     times = torch.linspace(10.0, 990.0, IMAGES, dtype=torch.float64)
-    return Part(
+    return MicroBatch(
         first=first, x0=x0[some], noise=noise[some], times=times[some], labels=torch.arange(IMAGES)[some]
     )
 
 
-def gradients(loss: TrainingLoss, images: Part) -> dict[str, torch.Tensor]:
+def gradients(loss: TrainingLoss, images: MicroBatch) -> dict[str, torch.Tensor]:
     """Return the loss of a part and the gradient of every weight it reaches, by name."""
     value = loss(images)
     value.backward()

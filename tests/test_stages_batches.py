@@ -13,21 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbench.diffusion.objective import FlowObjective
-from attnbench.stages import latents
-from attnbench.stages.batches import AHEAD, BatchSchedule, Part, PartMaker, prefetched
-from attnbench.stages.latents import LatentSource
+from attnbench.stages.latents import encoding as latents
+from attnbench.stages.latents.encoding import LatentSource
+from attnbench.stages.training.batches import AHEAD, BatchSchedule, MicroBatch, PartMaker, prefetched
 
 CPU = torch.device("cpu")
 PATIENCE_S = 30  # for what another thread is to do at once
 SCALE = 0.18215  # not a power of two: it rounds
 
 
-def part_of(step: int) -> list[Part]:
+def part_of(step: int) -> list[MicroBatch]:
     numbers = torch.full((2, 1, 1, 1), float(step))
-    return [Part(first=0, x0=numbers, noise=numbers, times=numbers, labels=numbers)]
+    return [MicroBatch(first=0, x0=numbers, noise=numbers, times=numbers, labels=numbers)]
 
 
-def number_of(parts: list[Part]) -> int:
+def number_of(parts: list[MicroBatch]) -> int:
     return int(parts[0].x0[0])
 
 
@@ -54,7 +54,7 @@ def test_every_step_comes_once_and_in_order(first, count):
     """Steps [first, last) arrive in order with their own parts, each made once; an empty range makes none."""
     made = []
 
-    def make(step: int) -> list[Part]:
+    def make(step: int) -> list[MicroBatch]:
         made.append(step)
         return part_of(step)
 
@@ -69,7 +69,7 @@ def test_order_does_not_depend_on_which_thread_is_done_first():
     """A step that is made after its follower still comes before it."""
     follower_done = threading.Event()
 
-    def make(step: int) -> list[Part]:
+    def make(step: int) -> list[MicroBatch]:
         if step == 0:
             assert follower_done.wait(PATIENCE_S), "no second thread made step 1 meanwhile"
         if step == 1:
@@ -83,7 +83,7 @@ def test_no_more_than_the_next_steps_are_made_ahead():
     """While the caller works on step s, exactly the steps to s + AHEAD are made: memory is bounded."""
     made, told = [], threading.Condition()
 
-    def make(step: int) -> list[Part]:
+    def make(step: int) -> list[MicroBatch]:
         with told:
             made.append(step)
             told.notify()
@@ -101,7 +101,7 @@ def test_an_error_is_raised_at_its_step():
     """Steps before the failing one arrive whole; then its error does, and no thread is left."""
     failed, found, made = threading.Event(), [], []
 
-    def make(step: int) -> list[Part]:
+    def make(step: int) -> list[MicroBatch]:
         made.append(step)
         if step == 3:
             failed.set()
@@ -126,7 +126,7 @@ def test_a_caller_that_stops_leaves_nothing_running(end):
     """An error of the caller's, a break, or one of the first step: makers end before the loop is left."""
     running, made, release = [], [], threading.Event()
 
-    def make(step: int) -> list[Part]:
+    def make(step: int) -> list[MicroBatch]:
         made.append(step)
         if step == 0:
             if end == "first step fails":

@@ -7,16 +7,23 @@ from safetensors.torch import save_file
 from stage_cases import install, make_case, make_workspace
 
 from attnbench.errors import CheckpointError, StorageError
-from attnbench.stages import checkpoint, train
-from attnbench.stages.checkpoint import Checkpoint, ModelInput, Progress, load_checkpoint, save_checkpoint
-from attnbench.stages.trainer import CHECKPOINT
+from attnbench.stages import train
+from attnbench.stages.training import checkpoint
+from attnbench.stages.training.checkpoint import (
+    Checkpoint,
+    ModelInput,
+    TrainingProgress,
+    load_checkpoint,
+    save_checkpoint,
+)
+from attnbench.storage.names import CHECKPOINT
 
 GROUPS = {
     "model": {"a.weight": torch.randn(2, 3), "count": torch.tensor(7)},
     "ema": {"a.weight": torch.randn(2, 3)},
     "optimizer": {"0/step": torch.tensor(3.0)},
 }
-PROGRESS = Progress(step=3, curve=[(2, 0.1)], open_losses=[0.30000000000000004], open_norms=[1e-17])
+PROGRESS = TrainingProgress(step=3, curve=[(2, 0.1)], open_losses=[0.30000000000000004], open_norms=[1e-17])
 
 
 @pytest.fixture

@@ -16,16 +16,18 @@ from stand_ins import write_autoencoder, write_photo_folder
 from test_stages_prepare import ALL, COUNT, KEPT, images, latent_case, save_codec
 from test_suite_scale import OF_THE_PAPER, SMALL
 
-from attnbench import hub
 from attnbench.data import load_dataset
 from attnbench.errors import DataError, SuiteError
-from attnbench.plan import plan
 from attnbench.results import latest, read_results
+from attnbench.running.plan import plan
 from attnbench.specs import CodecSpec
 from attnbench.stages import prepare
-from attnbench.stages.codec import fingerprint, load_codec
-from attnbench.stages.store import Workspace
-from attnbench.suite import load_suite
+from attnbench.stages.latents import model_space
+from attnbench.stages.latents.codec import fingerprint, load_codec
+from attnbench.storage import hub
+from attnbench.storage.names import MADE_FROM
+from attnbench.storage.store import Workspace
+from attnbench.suite.loading import load_suite
 
 __all__ = ["images"]  # a fixture
 
@@ -49,7 +51,7 @@ def hub_case(images, kind="autoencoder-kl", **where):
 
 
 def note_of(case, workspace):
-    return json.loads((workspace.folder("prepare", case) / prepare.MADE_FROM).read_text())
+    return json.loads((workspace.folder("prepare", case) / MADE_FROM).read_text())
 
 
 @pytest.mark.parametrize("kind", ["autoencoder-kl", "autoencoder-tiny"])
@@ -64,14 +66,14 @@ def test_prepare_fetches_and_later_stages_need_no_network(images, tmp_path, monk
         prepare.run(case, workspace)
         assert [line.rpartition("/")[2] for line in server.asked] == [hub.CONFIG, hub.WEIGHTS[0]]
     dataset = load_dataset(case.data)
-    source = prepare.training_source(case, dataset, workspace)
-    decode = prepare.decoder(case, workspace)
+    source = model_space.training_source(case, dataset, workspace)
+    decode = model_space.decoder(case, workspace)
     local = latent_case(images, tmp_path / "vae", kind)
     prepare.run(local, workspace)
-    expected = prepare.training_source(local, dataset, workspace).batch(ALL, KEPT)
+    expected = model_space.training_source(local, dataset, workspace).batch(ALL, KEPT)
     latents = source.batch(ALL, KEPT)
     assert torch.equal(latents, expected)
-    assert torch.equal(decode(latents), prepare.decoder(local, workspace)(latents))
+    assert torch.equal(decode(latents), model_space.decoder(local, workspace)(latents))
     assert fingerprint(case.data.codec) == fingerprint(local.data.codec)
     assert note_of(case, workspace)["commit"] == commit
     assert len(source) == COUNT
@@ -97,7 +99,7 @@ def test_nothing_but_prepare_fetches(server, images, tmp_path):
     for act in (
         lambda: load_codec(case.data.codec, CPU),
         lambda: fingerprint(case.data.codec),
-        lambda: prepare.decoder(case, workspace),
+        lambda: model_space.decoder(case, workspace),
     ):
         with pytest.raises(DataError, match=r"some/vae is not in the hub's cache .*stage `prepare`"):
             act()
@@ -120,7 +122,7 @@ def test_a_cache_that_moved_on_is_noticed(server, images, tmp_path):
     server.add(NAME, tmp_path / "old")
     case, workspace = hub_case(images), make_workspace(tmp_path / "runs")
     prepare.run(case, workspace)
-    assert callable(prepare.decoder(case, workspace))
+    assert callable(model_space.decoder(case, workspace))
     save_codec(tmp_path / "new", seed=1)
     fetch_main(server.add(NAME, tmp_path / "new"))
     assert snapshot_download(NAME, local_files_only=True).endswith(list(server.repositories[NAME].commits)[1])
@@ -128,9 +130,9 @@ def test_a_cache_that_moved_on_is_noticed(server, images, tmp_path):
     with pytest.raises(DataError, match=changed):
         prepare.run(case, workspace)
     with pytest.raises(DataError, match=changed):
-        prepare.decoder(case, workspace)
+        model_space.decoder(case, workspace)
     with pytest.raises(DataError, match=r"have codec .* changed since"):
-        prepare.training_source(case, load_dataset(case.data), workspace)
+        model_space.training_source(case, load_dataset(case.data), workspace)
 
 
 def fetch_main(commit):
@@ -149,7 +151,7 @@ def test_a_later_commit_of_the_same_files_goes_on(server, images, tmp_path):
     prepare.run(case, workspace)
     fetch_main(server.add(NAME, tmp_path / "vae"))
     prepare.run(case, workspace)
-    prepare.decoder(case, workspace)
+    model_space.decoder(case, workspace)
     assert note_of(case, workspace)["commit"] == first
 
 
@@ -162,7 +164,7 @@ def test_files_altered_in_the_cache_are_noticed(server, images, tmp_path):
     config = hub.open_cached(hub.HubModel(name=NAME)).folder / hub.CONFIG
     config.write_text(config.read_text() + "\n")
     with pytest.raises(DataError, match=r"data\.codec\.hub changed since"):
-        prepare.decoder(case, workspace)
+        model_space.decoder(case, workspace)
 
 
 def test_where_an_autoencoder_lies_is_part_of_the_key(images):
@@ -224,7 +226,7 @@ def test_planning_and_validating_fetch_nothing(server, images, tmp_path):
 
 @pytest.mark.slow
 def test_a_suite_of_the_paper_runs_on_an_autoencoder_of_the_hub(tmp_path):
-    """`run` fetches it in the cell's process; a further cell of the same data runs with no hub to ask."""
+    """`run` fetches it in the case's process; a further case of the same data runs with no hub to ask."""
     write_photo_folder(tmp_path / "photos")
     write_autoencoder(tmp_path / "vae")
     words = ("data", "prepare", "photos", "--to", "set", "--image-size", "32", "--held-out", "0")

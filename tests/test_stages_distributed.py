@@ -18,13 +18,13 @@ from process_cases import assert_same_but_for_rounding, digits_case, trained
 from torch import nn
 
 from attnbench.errors import AttnbenchError, UserInputError
-from attnbench.executors import LAUNCHER_VARIABLES, take_over_launcher
 from attnbench.results import latest, read_results
+from attnbench.running.executors import LAUNCHER_VARIABLES, take_over_launcher
 from attnbench.specs import SampleSpec
 from attnbench.stages import distributed, sample, train
-from attnbench.stages.batches import cut_batch
-from attnbench.stages.global_batch_norm import use_global_batch_norm, work_alone
-from attnbench.stages.store import Workspace, read_output
+from attnbench.stages.training.batches import cut_batch
+from attnbench.stages.training.global_batch_norm import use_global_batch_norm, work_alone
+from attnbench.storage.store import Workspace, read_output
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_the_first_copy_of_a_launcher_does_the_work(monkeypatch, variables, take
 
 @pytest.mark.parametrize(
     ("here", "processes", "message"),
-    [("1", 1, "on several machines, 1 of them here.*share out the cells"), ("2", 3, "--processes is 3")],
+    [("1", 1, "on several machines, 1 of them here.*share out the cases"), ("2", 3, "--processes is 3")],
 )
 def test_launchers_that_cannot_be_followed_are_refused(monkeypatch, here, processes, message):
     """Several machines, or another number of processes: the error says what to type instead."""
@@ -121,7 +121,7 @@ def test_launchers_that_cannot_be_followed_are_refused(monkeypatch, here, proces
 
 @pytest.mark.slow
 def test_torchrun_runs_a_suite(tmp_path):
-    """`torchrun --nproc-per-node 2` of the command line runs every cell once, with two processes."""
+    """`torchrun --nproc-per-node 2` of the command line runs every case once, with two processes."""
     words = ["run", "quick", "-o", "train.steps=4", "-o", "sample.per_class=2", "-o", "sample.num_steps=2"]
     words += ["-o", "evaluate.kd_subset_size=10", "-o", "matrix.model.attention=[softmax]"]
     words += ["-o", "profile.measure=[params]", "-q", "--runs", str(tmp_path)]

@@ -16,9 +16,10 @@ from attnbench.metrics import classifier
 from attnbench.metrics.gaussian import frechet_distance, statistics
 from attnbench.plugins import Provided
 from attnbench.specs import CodecSpec, DigitsData, EvaluateSpec, ImageFolderData
-from attnbench.stages import evaluate, features
-from attnbench.stages.codec import load_codec
-from attnbench.stages.store import StageOutput, read_output, write_output
+from attnbench.stages import evaluate
+from attnbench.stages import scored_images as features
+from attnbench.stages.latents.codec import load_codec
+from attnbench.storage.store import StageOutput, read_output, write_output
 
 SETTINGS = {"extractor": "pixels", "kd_subsets": 4, "kd_subset_size": 20, "neighbours": 3}
 
@@ -157,7 +158,7 @@ def test_real_images_are_looked_at_once(digits, pixels, tmp_path):
 
 
 def test_equal_images_are_looked_at_once(digits, pixels, tmp_path):
-    """Samples that another cell has drawn, too, are known by their content; their order changes nothing."""
+    """Samples that another case has drawn, too, are known by their content; their order changes nothing."""
     workspace = make_workspace(tmp_path)
     images, labels = noisy(digits)
     first = evaluate.run(case_with_samples(workspace, images, labels), workspace)

@@ -14,8 +14,8 @@ from stage_cases import make_case, make_workspace
 
 from attnbench import cli
 from attnbench.results import Measurement, Result, append_result, environment
-from attnbench.stages import export, shards
-from attnbench.stages.store import StageOutput, write_output
+from attnbench.stages.sampling import export, shards
+from attnbench.storage.store import StageOutput, write_output
 
 COUNT, SIDE = 10, 6
 
@@ -81,7 +81,7 @@ def test_npz_is_what_adms_evaluator_reads(attnbench, run_dir):
     """arr_0 uint8 [N, H, W, 3] and arr_1 int64 [N], stored uncompressed with a version 1.0 header."""
     run_dir()
     done = attnbench("samples", "export", "test", "--npz", "out.npz")
-    assert (done.returncode, "10 images of cell" in done.stdout) == (0, True), done.stderr
+    assert (done.returncode, "10 images of case" in done.stdout) == (0, True), done.stderr
     images, labels = content()
     with np.load("out.npz") as arrays:
         assert sorted(arrays) == ["arr_0", "arr_1"]
@@ -122,13 +122,13 @@ def test_png_files_name_index_and_class(attnbench, run_dir, channels):
     run_dir(channels)
     words = ("samples", "export", "test", "--png", "pictures")
     done = attnbench(*words)
-    assert "10 images of cell, 10 of them new" in done.stdout, done.stderr
+    assert "10 images of case, 10 of them new" in done.stdout, done.stderr
     images, labels = content(channels)
     for index in range(COUNT):
         path = Path("pictures") / f"{index:06d}-class{labels[index]}.png"
         assert np.array_equal(np.asarray(Image.open(path)).reshape(SIDE, SIDE, channels), images[index])
     path.unlink()
-    assert "10 images of cell, 1 of them new" in attnbench(*words).stdout
+    assert "10 images of case, 1 of them new" in attnbench(*words).stdout
     assert path.exists()
 
 
@@ -180,7 +180,7 @@ def test_removed_samples_are_told(attnbench, run_dir):
     folder.rename(folder.with_name("elsewhere"))
     done = attnbench("samples", "export", "test", "--npz", "a.npz")
     assert done.returncode == 2
-    assert "no finished samples of 'cell'" in done.stderr
+    assert "no finished samples of 'case'" in done.stderr
     assert "run the suite again" in done.stderr
 
 

@@ -10,8 +10,8 @@ from attnbench.data.arrays import ArrayImages
 from attnbench.diffusion.noise import KeyedNoise
 from attnbench.diffusion.objective import build_objective
 from attnbench.stages import train
-from attnbench.stages.ema import WeightAverage
-from attnbench.stages.held_out_loss import (
+from attnbench.stages.training.ema import WeightAverage
+from attnbench.stages.training.held_out_loss import (
     COST_SHARE,
     NUM_TIMES,
     STEP_PER_FORWARD,
@@ -74,7 +74,7 @@ def test_weights_are_the_averaged_ones_and_the_model_stays(tmp_path):
 
 
 def test_images_do_not_depend_on_the_seed(tmp_path):
-    """Cells of other seeds are measured on the same images."""
+    """Cases of other seeds are measured on the same images."""
     chosen = [held_out_images(make_case(seed=s), dataset(), make_workspace(tmp_path)) for s in (0, 1)]
     assert torch.equal(chosen[0].x0, chosen[1].x0)
     assert len(set(chosen[0].x0[:, 0, 0, 0].tolist())) == len(chosen[0].x0)
@@ -139,7 +139,7 @@ def test_it_changes_nothing_in_the_training(monkeypatch, tmp_path):
 
 def test_latents_are_the_scaled_means_of_their_posteriors(monkeypatch, tmp_path):
     """A latent model's held-out examples are scale (mean - shift), without the log variance behind it."""
-    from attnbench.stages import held_out_loss
+    from attnbench.stages.training import held_out_loss
 
     codec = SimpleNamespace(
         channels=1,

@@ -7,9 +7,9 @@ from exchange_cases import digits_case, random_export, workspace_of
 from attnbench.errors import DataError, UserInputError
 from attnbench.exchange import transferred, write_exported
 from attnbench.stages import train
-from attnbench.stages.checkpoint import load_averaged
-from attnbench.stages.initial import initial_fingerprint, initial_weights
-from attnbench.suite import load_suite
+from attnbench.stages.training.checkpoint import load_averaged
+from attnbench.stages.training.initial_weights import initial_fingerprint, initial_weights
+from attnbench.suite.loading import load_suite
 
 STILL = 1e-30  # a learning rate too small to change any float32 weight
 SOFTMAX = {"name": "softmax"}

@@ -18,9 +18,9 @@ from attnbench.data.arrays import ArrayImages
 from attnbench.data.pixels import to_model_space
 from attnbench.errors import DataError
 from attnbench.specs import CodecSpec
-from attnbench.stages import latents
-from attnbench.stages.codec import load_codec
-from attnbench.stages.taesd import TAESD_FILES, load_taesd
+from attnbench.stages.latents import encoding as latents
+from attnbench.stages.latents.codec import load_codec
+from attnbench.stages.latents.taesd import TAESD_FILES, load_taesd
 
 SIDE, COUNT = 8, 11
 CPU = torch.device("cpu")

@@ -12,8 +12,10 @@ from attnbench.data import load_dataset
 from attnbench.data.pixels import to_images, to_model_space
 from attnbench.errors import DataError, NonFiniteError, UserInputError
 from attnbench.specs import CodecSpec, ImageFolderData
-from attnbench.stages import latents, prepare
-from attnbench.stages.store import read_output
+from attnbench.stages import prepare
+from attnbench.stages.latents import encoding as latents
+from attnbench.stages.latents import model_space
+from attnbench.storage.store import read_output
 
 SIDE, CHANNELS, COUNT = 16, 4, 10
 
@@ -68,7 +70,7 @@ def latent_case(images, codec, kind="autoencoder-kl", seed=0, side=SIDE, **model
 def prepared(case, workspace):
     prepare.run(case, workspace)
     dataset = load_dataset(case.data)
-    return dataset, prepare.training_source(case, dataset, workspace)
+    return dataset, model_space.training_source(case, dataset, workspace)
 
 
 ALL = torch.arange(COUNT)
@@ -87,7 +89,7 @@ def test_pixels_need_no_preparation(tmp_path):
     assert torch.equal(batch[:1], to_model_space(dataset.train.images[5:6]))
     assert torch.equal(batch[1], batch[0].flip(-1))  # left to right, not upside down
     assert torch.equal(source.labels, dataset.train.labels)
-    assert torch.equal(prepare.decoder(case, workspace)(batch[:1]), dataset.train.images[5:6])
+    assert torch.equal(model_space.decoder(case, workspace)(batch[:1]), dataset.train.images[5:6])
 
 
 def test_kl_latents_are_draws_from_the_posterior(images, tmp_path):
@@ -134,7 +136,7 @@ def test_the_decoder_undoes_scale_and_shift(images, tmp_path, kind):
     case = latent_case(images, tmp_path / "vae", kind)
     scale, shift = (0.5, 0.25) if kind == "autoencoder-kl" else (1.0, 0.0)
     z = torch.randn(11, CHANNELS, 8, 8, generator=torch.Generator().manual_seed(0))  # more than one call
-    decode = prepare.decoder(case, make_workspace(tmp_path))
+    decode = model_space.decoder(case, make_workspace(tmp_path))
     with torch.no_grad():
         expected = to_images(network.decode(z).sample)
     found = decode(scale * (z - shift))
@@ -178,7 +180,7 @@ def test_another_autoencoder_in_the_same_folder_is_noticed(images, tmp_path):
     dataset, _ = prepared(case, workspace)
     save_codec(tmp_path / "vae", seed=1)
     with pytest.raises(DataError, match=r"have codec .* changed since"):
-        prepare.training_source(case, dataset, workspace)
+        model_space.training_source(case, dataset, workspace)
 
 
 def test_other_images_in_the_same_folder_are_noticed(images, tmp_path):
@@ -201,7 +203,7 @@ def test_other_images_in_the_same_folder_are_noticed(images, tmp_path):
 
 
 def test_another_autoencoder_is_noticed_before_anything_is_decoded_with_it(images, tmp_path):
-    """Weights that changed after `prepare` has finished stop the next cell on the same data."""
+    """Weights that changed after `prepare` has finished stop the next case on the same data."""
     save_codec(tmp_path / "vae")
     case, workspace = latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs")
     prepare.run(case, workspace)
@@ -229,7 +231,7 @@ def test_stored_factors_are_checked(images, tmp_path, name, value):
     path = workspace.folder("prepare", case) / latents.INDEX
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     with pytest.raises(DataError, match=f"have {name} {value}"):
-        prepare.training_source(case, dataset, workspace)
+        model_space.training_source(case, dataset, workspace)
 
 
 def test_latents_that_are_not_finite_stop_the_stage(images, monkeypatch, tmp_path):
@@ -274,13 +276,13 @@ def test_latent_models_need_a_codec(tmp_path):
     case, workspace = make_case(model={"input": "latent", "in_channels": 4}), make_workspace(tmp_path)
     dataset = load_dataset(case.data)
     with pytest.raises(UserInputError, match="digits has no codec"):
-        prepare.training_source(case, dataset, workspace)
+        model_space.training_source(case, dataset, workspace)
     with pytest.raises(UserInputError, match="digits has no codec"):
-        prepare.decoder(case, workspace)
+        model_space.decoder(case, workspace)
 
 
 def test_channels_of_model_and_data_must_agree(tmp_path):
     """Three input channels on grey digits name the number to set."""
     case, workspace = make_case(model={"in_channels": 3}), make_workspace(tmp_path)
     with pytest.raises(UserInputError, match=r"set model\.in_channels to 1"):
-        prepare.training_source(case, load_dataset(case.data), workspace)
+        model_space.training_source(case, load_dataset(case.data), workspace)

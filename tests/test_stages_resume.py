@@ -19,10 +19,11 @@ from stage_cases import (
     train_here,
 )
 
+from attnbench.diffusion.noise import fork_rng
 from attnbench.stages import train
-from attnbench.stages import trainer as engine
-from attnbench.stages.checkpoint import ModelInput, load_checkpoint, previous_path
-from attnbench.stages.store import read_output
+from attnbench.stages.training import trainer as engine
+from attnbench.stages.training.checkpoint import ModelInput, load_checkpoint, previous_path
+from attnbench.storage.store import read_output
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_stopped_training_goes_on_bit_for_bit(stubs, tmp_path, objective):
     workspace = make_workspace(tmp_path / "parts")
     source = StubSource()
     for stop in (2, 7):
-        with train.fork_rng(workspace.device):
+        with fork_rng(workspace.device):
             model = train.initial_model(
                 case, ModelInput(shape=source.shape, num_classes=3), torch.device("cpu")
             )
@@ -125,7 +126,7 @@ def test_a_signal_ends_with_a_checkpoint_of_the_present_step(stubs, tmp_path, nu
     child.send_signal(number)
     _, errors = child.communicate()
     assert child.returncode == code
-    assert f"cell: stopped by {number.name} at training step 5 of 10, which is saved; run the same" in errors
+    assert f"case: stopped by {number.name} at training step 5 of 10, which is saved; run the same" in errors
     folder = make_workspace(tmp_path / "stopped").folder("train", case)
     assert load_checkpoint(folder / engine.CHECKPOINT, case.key("train")).progress.step == 5
     train.run(case, make_workspace(tmp_path / "stopped"))

@@ -20,11 +20,11 @@ from stage_cases import NUM_CLASSES, SIDE, StubModel, install, make_case, make_w
 from attnbench.diffusion.noise import KeyedNoise, keyed_labels
 from attnbench.diffusion.samplers import euler_steps
 from attnbench.errors import CheckpointError, NonFiniteError
-from attnbench.stages import sample, sampler, shards
-from attnbench.stages.checkpoint import ModelInput, save_averaged
-from attnbench.stages.decoding import DecodePipeline
-from attnbench.stages.store import DONE
-from attnbench.stages.train import AVERAGED
+from attnbench.stages import sample
+from attnbench.stages.sampling import sampler, shards
+from attnbench.stages.sampling.decoding import DecodePipeline
+from attnbench.stages.training.checkpoint import ModelInput, save_averaged
+from attnbench.storage.names import AVERAGED, DONE
 
 DDPM = {"objective": "ddpm"}
 ALL_SAMPLERS = [

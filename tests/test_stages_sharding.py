@@ -17,12 +17,12 @@ from attnbench.data import load_dataset
 from attnbench.errors import AttnbenchError, NonFiniteError, UnsupportedError
 from attnbench.specs import Case
 from attnbench.stages import distributed, train
-from attnbench.stages.checkpoint import ModelInput
 from attnbench.stages.distributed import World, joined
-from attnbench.stages.prepare import training_source
-from attnbench.stages.sharding import own_part, shard_model
-from attnbench.stages.store import Workspace
-from attnbench.stages.trainer import Trainer
+from attnbench.stages.latents.model_space import training_source
+from attnbench.stages.training.checkpoint import ModelInput
+from attnbench.stages.training.sharding import own_part, shard_model
+from attnbench.stages.training.trainer import Trainer
+from attnbench.storage.store import Workspace
 
 CPU = torch.device("cpu")
 
@@ -123,7 +123,7 @@ def test_a_checkpoint_is_continued_by_another_number_of_processes(monkeypatch, t
                 raise EnoughError
             os.kill(started[0].pid, signal.SIGKILL)
 
-    monkeypatch.setattr("attnbench.stages.journal.REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr("attnbench.stages.training.bookkeeping.REPORT_EVERY_S", 0.0)
     root = tmp_path / "parts"
     with pytest.raises((AttnbenchError, EnoughError)):
         train.run(case, Workspace(root=root, device=CPU, processes=first, progress=strike))

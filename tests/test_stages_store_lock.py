@@ -19,12 +19,14 @@ import torch
 from command_line import ROOT
 from stage_cases import install, make_case, make_workspace
 
-from attnbench.locks import LOCK, alone_in
 from attnbench.results import read_results
-from attnbench.stages import store, train
-from attnbench.stages.store import NOTICE, Workspace, read_output
-from attnbench.stages.trainer import CHECKPOINT, Trainer
-from attnbench.suite import load_suite
+from attnbench.stages import train
+from attnbench.stages.training.trainer import Trainer
+from attnbench.storage import store
+from attnbench.storage.locks import alone_in
+from attnbench.storage.names import CHECKPOINT, LOCK
+from attnbench.storage.store import NOTICE, Workspace, read_output
+from attnbench.suite.loading import load_suite
 
 TRAIN = {"checkpoint_every": 3}
 BYTES = (CHECKPOINT, train.AVERAGED, "train.jsonl")
@@ -206,13 +208,13 @@ def halt_in_training(run: subprocess.Popen[str], folder: Path) -> Path:
 
 
 def cell_of(folder: Path, name: str) -> Path:
-    """Return what a run holds while it works on the suite's cell; suites of equal cells share it."""
+    """Return what a run holds while it works on the suite's case; suites of equal cases share it."""
     (case,) = load_suite(folder / f"{name}.yaml").cases
     return folder / "runs" / "store" / "cells" / case.key("evaluate")
 
 
 def undisturbed(folder: Path, name: str) -> dict[str, bytes]:
-    """Train the suite's cell once more, elsewhere and alone, and return its files."""
+    """Train the suite's case once more, elsewhere and alone, and return its files."""
     (case,) = load_suite(folder / f"{name}.yaml").cases
     workspace = make_workspace(folder / "alone")
     train.run(case, workspace)

@@ -6,17 +6,18 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from stage_cases import StubModel, StubSource, install, make_case, make_workspace, trained_bits
 
+from attnbench.diffusion.noise import fork_rng
 from attnbench.diffusion.objective import build_objective
 from attnbench.errors import DataError, NonFiniteError, UserInputError
 from attnbench.models import build_model
 from attnbench.models.recipes import recipe
 from attnbench.specs import AttentionSpec, TrainSpec
 from attnbench.stages import train
-from attnbench.stages import trainer as engine
-from attnbench.stages.batches import BatchSchedule, Part, cut_batch
-from attnbench.stages.checkpoint import ModelInput
-from attnbench.stages.ema import WeightAverage
-from attnbench.stages.training_loss import TrainingLoss
+from attnbench.stages.training import trainer as engine
+from attnbench.stages.training.batches import BatchSchedule, MicroBatch, cut_batch
+from attnbench.stages.training.checkpoint import ModelInput
+from attnbench.stages.training.ema import WeightAverage
+from attnbench.stages.training.loss import TrainingLoss
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_micro_batches_sum_to_the_gradient_of_the_batch(monkeypatch, tmp_path):
     found = []
     for accumulation in (1, 2, 4):
         case = make_case(train={"grad_accumulation": accumulation})
-        with train.fork_rng(torch.device("cpu")):
+        with fork_rng(torch.device("cpu")):
             model = train.initial_model(case, ModelInput(shape=(1, 4, 4), num_classes=3), torch.device("cpu"))
             model.double()
             model.norm = torch.nn.Identity()  # statistics of a batch are not those of its parts
@@ -58,7 +59,7 @@ def test_activation_checkpointing_changes_no_bit(attention):
     }
     config = recipe("tiny-dit").model_copy(update=sizes)
     x, times = torch.randn(4, 1, 8, 8), torch.rand(4)
-    part = Part(first=0, x0=x, noise=torch.randn_like(x), times=times, labels=torch.arange(4))
+    part = MicroBatch(first=0, x0=x, noise=torch.randn_like(x), times=times, labels=torch.arange(4))
     found = []
     for again in (False, True):
         model = build_model(config, 8, 10).train()

@@ -11,9 +11,10 @@ from stage_cases import StubModel, install, make_case, make_workspace
 from attnbench.errors import UserInputError
 from attnbench.hookspecs import hookimpl
 from attnbench.plugins import load_plugins
-from attnbench.stages import train, training_log
-from attnbench.stages.loss_curve import Timing
-from attnbench.stages.training_log import LogRecord, RecordedStatistics, TrainingLog, read_lines, scalars
+from attnbench.stages import train
+from attnbench.stages.training import log as training_log
+from attnbench.stages.training.log import LogRecord, RecordedStatistics, TrainingLog, read_lines, scalars
+from attnbench.stages.training.loss_curve import Timing
 
 
 def lines(folder) -> list[dict]:

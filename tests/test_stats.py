@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from attnbench.stats import compare_paired, median, median_interval, outliers, quantile, summarise
+from attnbench.report.statistics import compare_paired, median, median_interval, outliers, quantile, summarise
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60)
 TIMES = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=40)

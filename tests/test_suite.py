@@ -1,4 +1,4 @@
-"""Suites: resolved cells with readable labels, and every wrong line named."""
+"""Suites: resolved cases with readable labels, and every wrong line named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from suite_registry import SMALL, errors, load
 from attnbench.errors import SuiteError, UnknownNameError, UserInputError
 from attnbench.problems import models_in
 from attnbench.specs import AttentionSpec, ImageFolderData
-from attnbench.suite import PATH_SETTINGS, SuiteSpec, load_suite, suite_json_schema
+from attnbench.suite.loading import PATH_SETTINGS, SuiteSpec, load_suite, suite_json_schema
 
 pytestmark = pytest.mark.usefixtures("imagined_plugins")
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("imagined_plugins")
 
 
 def test_quick_is_six_attentions_in_one_skeleton() -> None:
-    """The quick suite differs between its cells in attention only."""
+    """The quick suite differs between its cases in attention only."""
     cases = load_suite("quick").cases
     assert [case.label for case in cases] == [
         "softmax", "linear", "focused", "agent(num_agents=4)", "dydila-token", "dydila-map",
@@ -62,11 +62,11 @@ def test_suites_are_found_by_path_or_name(here: Path) -> None:
         load_suite("suites")
 
 
-# --- cells
+# --- cases
 
 
 def test_a_suite_without_a_matrix_is_one_cell(here: Path) -> None:
-    """The single cell is called by its recipe."""
+    """The single case is called by its recipe."""
     (case,) = load(here, SMALL)
     assert (case.suite, case.label, case.axes, case.seed) == ("small", "tiny-dit", {}, 0)
     assert (case.train.lr, case.sample.num_steps) == (2e-3, 25)
@@ -99,7 +99,7 @@ def test_attentions_per_block_are_labelled_as_runs(here: Path) -> None:
 
 
 def test_options_are_completed_so_that_defaults_and_stated_values_are_equal(here: Path) -> None:
-    """The content of a cell does not depend on whether a default was written; its label does."""
+    """The content of a case does not depend on whether a default was written; its label does."""
     short = load(here, SMALL, "model.attention=dydila")[0]
     long = load(here, SMALL, "model.attention={name: dydila, options: {mode: token, gamma_init: 3}}")[0]
     assert short.key("evaluate") == long.key("evaluate")
@@ -229,5 +229,5 @@ def test_any_value_anywhere_is_a_suite_or_a_suite_error(here: Path, key: str, va
 
 def test_listing_suites_needs_no_torch() -> None:
     """`attnbench list suites` answers at once."""
-    code = "import sys, attnbench.suite_files as s; assert s.list_suites(); assert 'torch' not in sys.modules"
+    code = "import sys, attnbench.suite.files as s; assert s.list_suites(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -153,14 +153,14 @@ def test_all_problems_are_listed_in_file_order(here: Path) -> None:
     ],
 )
 def test_wrong_matrices_are_refused(here: Path, matrix: str, line: str) -> None:
-    """Keys that name nothing, lists that are none or empty, axes that overlap, cells that repeat."""
+    """Keys that name nothing, lists that are none or empty, axes that overlap, cases that repeat."""
     (found,) = errors(here, SMALL + f"matrix: {matrix}\n")
     assert found.startswith("s.yaml:7:")
     assert f": {line}" in found
 
 
 def test_cells_equal_through_defaults_are_refused(here: Path) -> None:
-    """Stating a default makes no new cell."""
+    """Stating a default makes no new case."""
     (line,) = errors(here, SMALL, "matrix.model.attention=[dydila, {name: dydila, options: {mode: token}}]")
     assert "matrix.model.attention[1]: has the same content as matrix.model.attention[0]" in line
 
@@ -237,6 +237,6 @@ def test_folders_fit_the_models_input(here: Path, data: str, model: str, line: s
 
 
 def test_a_problem_shared_by_all_cells_is_said_once(here: Path) -> None:
-    """Ten cells with one wrong sampler are one line."""
+    """Ten cases with one wrong sampler are one line."""
     text = SMALL + "seed: [0, 1, 2, 3, 4]\nmatrix:\n  model.depth: [2, 4]\n"
     assert len(errors(here, text, "sample.sampler=ddpm")) == 1

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("imagined_plugins")
 
 
 def test_an_exception_sets_what_it_says_where_it_holds(here: Path) -> None:
-    """Only the cells on those places of the matrix change, and they carry the reason."""
+    """Only the cases on those places of the matrix change, and they carry the reason."""
     text = "matrix: {model.attention: [softmax, linear, dig], sample.guidance_scale: [1.0, 2.0]}\n"
     when = "model.attention: [linear, dig], sample.guidance_scale: 2.0"
     cases = load(here, SMALL + text + RULE % (when, "train.precision: bf16, train.steps: 7"))
@@ -43,7 +43,7 @@ def test_an_exception_sets_what_it_says_where_it_holds(here: Path) -> None:
     ],
 )
 def test_wrong_exceptions_are_one_line_each(here: Path, when: str, sets: str, line: str) -> None:
-    """Names of nothing, values of no cell, settings that would belie a cell's label, empty rules."""
+    """Names of nothing, values of no case, settings that would belie a case's label, empty rules."""
     (found,) = errors(here, SMALL + MATRIX + RULE % (when, sets))
     assert found.startswith("s.yaml:8:")
     assert line in found
@@ -54,7 +54,7 @@ def test_two_exceptions_must_not_claim_one_setting(here: Path) -> None:
     rule = "{when: {model.attention: linear}, set: {train.lr: %s}, reason: so}"
     text = SMALL + MATRIX + f"exceptions: [{rule % 1e-3}, {rule % 2e-3}]\n"
     (line,) = errors(here, text)
-    assert "exceptions[1].set.train.lr: exceptions[0].set.train.lr sets it for some of the same cells" in line
+    assert "exceptions[1].set.train.lr: exceptions[0].set.train.lr sets it for some of the same cases" in line
 
 
 def test_exceptions_do_not_make_equal_cells_differ(here: Path) -> None:
@@ -65,22 +65,22 @@ def test_exceptions_do_not_make_equal_cells_differ(here: Path) -> None:
 
 
 def test_an_override_may_shorten_the_axis(here: Path) -> None:
-    """A stand-in run of some cells keeps the rules for those that are left."""
+    """A stand-in run of some cases keeps the rules for those that are left."""
     rule = RULE % ("model.attention: [linear]", "train.steps: 7")
     (case,) = load(here, SMALL + MATRIX + rule, "matrix.model.attention=[softmax]")
     assert not case.exceptions
 
 
 def test_an_exception_needs_its_reason(here: Path) -> None:
-    """A comparison whose cells differ in secret is no comparison."""
+    """A comparison whose cases differ in secret is no comparison."""
     text = SMALL + MATRIX + "exceptions: [{when: {model.attention: linear}, set: {train.steps: 7}}]\n"
     assert any("reason" in line for line in errors(here, text))
 
 
 def test_an_override_of_what_an_exception_sets_is_refused(here: Path) -> None:
-    """Otherwise it would be overruled in silence for some cells."""
+    """Otherwise it would be overruled in silence for some cases."""
     rule = RULE % ("model.attention: linear", "train.steps: 7")
-    with pytest.raises(SuiteError, match=r"exceptions set train\.steps for some cells"):
+    with pytest.raises(SuiteError, match=r"exceptions set train\.steps for some cases"):
         load(here, SMALL + MATRIX + rule, "train.steps=3")
     cases = load(here, SMALL + MATRIX + rule, "train.steps=3", "exceptions=[]")
     assert [case.train.steps for case in cases] == [3, 3]

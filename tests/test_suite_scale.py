@@ -11,7 +11,7 @@ from attnbench.models.recipes import recipe
 from attnbench.models.resolution import input_size
 from attnbench.results import latest, read_results
 from attnbench.specs import PreparedData
-from attnbench.suite import load_suite
+from attnbench.suite.loading import load_suite
 
 TABLES = {
     "subin_512": ("table2", 512, {1.0, 4.0}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from attnbench.models.published import recipes_of
-from attnbench.suite import list_suites, load_suite
+from attnbench.suite.loading import list_suites, load_suite
 
 
 def test_subin_is_table_one_and_needs_no_data() -> None:

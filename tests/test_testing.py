@@ -339,4 +339,4 @@ def test_the_suite_in_the_guide_is_valid(tmp_path):
     (tmp_path / "mine.yaml").write_text(suite.replace("my-attention", "linear"))
     done = attnbench("validate", "mine.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 cells" in done.stdout
+    assert "2 cases" in done.stdout

@@ -15,8 +15,8 @@ from command_line import attnbench as command
 from extractor_cases import empty_caches
 from typer.testing import CliRunner
 
-from attnbench import weights_command
 from attnbench.cli import app
+from attnbench.commands import weights as weights_command
 from attnbench.errors import DataError, UserInputError
 from attnbench.metrics import inception_tf
 from attnbench.metrics.weights_files import find

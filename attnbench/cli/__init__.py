@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Heavy imports happen inside the commands.
 
-One module per kind of command; importing it registers its commands, in the order of `attnbench --help`.
+One module per group of commands, called after it; importing one registers its commands, in the order of
+`attnbench --help`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from attnbench.errors import AttnbenchError, UserInputError
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
-COMMANDS = ("suites", "images", "models", "things")  # in the order of --help
+COMMANDS = (  # in the order of --help
+    "suites", "profile", "evaluate", "exchange", "catalogue", "plugins", "data", "samples", "weights",
+)  # fmt: skip
 
 for _module in COMMANDS:
     importlib.import_module(f"attnbench.cli.{_module}")
 
 
 def main() -> NoReturn:
-    """Run the command line; exit codes 0 fine, 1 a cell failed, 2 the input was wrong."""
+    """Run the command line; exit codes 0 fine, 1 a case failed, 2 the input was wrong."""
     try:
         app(prog_name="attnbench")
     except UserInputError as error:

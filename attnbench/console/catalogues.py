@@ -70,7 +70,7 @@ def models() -> Listing:
 
 def suites() -> Listing:
     """List shipped suites."""
-    from attnbench.suite_files import list_suites
+    from attnbench.suite.files import list_suites
 
     rows = [(s.name, s.question, str(s.path)) for s in list_suites()]
     return listing("suites", ("name", "question", "file"), rows)

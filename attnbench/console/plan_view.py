@@ -1,4 +1,4 @@
-"""What `attnbench plan` prints: every cell, what is finished, what the rest takes, and what is in the way."""
+"""What `attnbench plan` prints: every case, what is finished, what the rest takes, and what is in the way."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 from attnbench.console.listing import Listing, listing
 
 if TYPE_CHECKING:
-    from attnbench.plan import PlannedCell
-    from attnbench.suite import Suite
+    from attnbench.running.plan import PlannedCase
+    from attnbench.suite.loading import Suite
 
 NUM_STAGES = 4
 _MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86_400, 365 * 86_400
-_FEW = 3  # cells named by their labels; more are counted
+_FEW = 3  # cases named by their labels; more are counted
 
 
-def plan_listing(suite: Suite, cells: Sequence[PlannedCell]) -> Listing:
-    """Return every cell, and below them the sum and every reason why cells cannot run, each once."""
+def plan_listing(suite: Suite, cells: Sequence[PlannedCase]) -> Listing:
+    """Return every case, and below them the sum and every reason why cases cannot run, each once."""
     total = duration(sum(c.time_s for c in cells)), _size(sum(c.disk_bytes for c in cells))
     notes = [
-        f"{len(cells)} cells; about {total[0]} and {total[1]} to go on this machine",
+        f"{len(cells)} cases; about {total[0]} and {total[1]} to go on this machine",
         "estimates from closed-form multiply-adds and a quick matmul measurement; nothing was run",
         *_reasons(cells),
     ]
@@ -29,14 +29,14 @@ def plan_listing(suite: Suite, cells: Sequence[PlannedCell]) -> Listing:
     return listing(f"plan of {suite.name}", columns, rows, notes, numeric=("time left", "disk"))
 
 
-def _row(cell: PlannedCell) -> tuple[str, str, str, str]:
+def _row(cell: PlannedCase) -> tuple[str, str, str, str]:
     cost = ("cannot run", "") if cell.problem else (duration(cell.time_s), _size(cell.disk_bytes))
     finished = "all" if len(cell.finished) == NUM_STAGES else ", ".join(cell.finished) or "nothing"
     return (cell.case.label, *cost, finished)
 
 
-def _reasons(cells: Sequence[PlannedCell]) -> list[str]:
-    """Return what keeps cells from running, each reason once with the cells it is for."""
+def _reasons(cells: Sequence[PlannedCase]) -> list[str]:
+    """Return what keeps cases from running, each reason once with the cases it is for."""
     affected: dict[str, list[str]] = {}
     for cell in cells:
         for reason in (*cell.missing, *([cell.problem] if cell.problem else [])):
@@ -47,10 +47,10 @@ def _reasons(cells: Sequence[PlannedCell]) -> list[str]:
     return ["", "`attnbench run` cannot do this yet:", *lines]
 
 
-def _whose(labels: Sequence[str], num_cells: int) -> str:
-    if len(labels) == num_cells:
-        return "every cell"
-    return ", ".join(labels) if len(labels) <= _FEW else f"{len(labels)} of {num_cells} cells"
+def _whose(labels: Sequence[str], num_cases: int) -> str:
+    if len(labels) == num_cases:
+        return "every case"
+    return ", ".join(labels) if len(labels) <= _FEW else f"{len(labels)} of {num_cases} cases"
 
 
 def duration(seconds: float) -> str:

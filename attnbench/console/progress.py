@@ -1,31 +1,34 @@
-"""Bars while something runs, and one line per finished cell; nothing of it without a terminal."""
+"""Bars while something runs, and one line per finished case; nothing of it without a terminal."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import (
+    Progress as Bars,
+)
 
 from attnbench.console.screen import console
+from attnbench.progress import Progress
 from attnbench.results import Result
 
 if TYPE_CHECKING:
-    from attnbench.runner import Listener
+    from attnbench.running.runner import Listener
 
 
-def _bars(quiet: bool) -> Progress:
+def _bars(quiet: bool) -> Bars:
     screen = console(stderr=True)
-    return Progress(
+    return Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -38,7 +41,7 @@ def _bars(quiet: bool) -> Progress:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+def progress_bar(title: str, *, quiet: bool) -> Iterator[Progress]:
     """Yield a sink (done, total, note) that draws one bar with the time left."""
     with _bars(quiet) as bars:
         task = bars.add_task(escape(title), total=None, note="")
@@ -46,12 +49,12 @@ def progress_bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int, str
 
 
 @contextlib.contextmanager
-def run_listener(num_cells: int, *, quiet: bool) -> Iterator[Listener]:
-    """Yield a listener that shows all cells, the stage at work, and one line per finished cell."""
-    from attnbench.runner import Listener
+def run_listener(num_cases: int, *, quiet: bool) -> Iterator[Listener]:
+    """Yield a listener that shows all cases, the stage at work, and one line per finished case."""
+    from attnbench.running.runner import Listener
 
     with _bars(quiet) as bars:
-        cells = bars.add_task("cells", total=num_cells, note="")
+        cases = bars.add_task("cases", total=num_cases, note="")
         stages: dict[str, TaskID] = {}
 
         def show(title: str, done: int, total: int, note: str) -> None:
@@ -63,7 +66,7 @@ def run_listener(num_cells: int, *, quiet: bool) -> Iterator[Listener]:
             bars.update(stages[title], completed=done, total=total, note=escape(note))
 
         def finished(result: Result, cached: bool) -> None:
-            bars.advance(cells)
+            bars.advance(cases)
             if not quiet:
                 word = "cached" if cached else result.status
                 reason = f": {result.reason}" if result.reason else ""

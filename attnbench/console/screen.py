@@ -40,7 +40,7 @@ def print_notice(text: str) -> None:
 
 
 def print_comparison(results: Sequence[Result]) -> None:
-    """Print the comparison table of a suite, and why cells are missing in it."""
+    """Print the comparison table of a suite, and why cases are missing in it."""
     table = comparison_table(results)
     reasons = [
         f"{r.label}: {r.status}: {r.reason or 'no reason recorded'}" for r in results if r.status != "ok"

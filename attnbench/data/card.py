@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from attnbench.data.dataset import PartName
 from attnbench.errors import DataError
+from attnbench.storage.hashing import file_sha256
 
 CARD = "card.json"
 UNFINISHED = "unfinished"
 REQUEST = "request"  # in the folder of unfinished work: the identity of what was asked for
-PartName = Literal["train", "held-out"]
 PARTS: tuple[PartName, ...] = ("train", "held-out")
 
 
@@ -52,7 +52,7 @@ class Shard(StoredFile):
         return [f"{start}{name}: {reason}" for name, reason in self.unreadable.items()]
 
 
-class Part(Described):
+class PreparedPart(Described):
     """The training images, or the held-out ones."""
 
     num_images: int
@@ -82,7 +82,7 @@ class Card(Described):
     """Where the held-out images come from, if not from `source`."""
     held_out_labels: LabelFile | None = None
     """Where their classes come from, if not from folders."""
-    parts: dict[PartName, Part]
+    parts: dict[PartName, PreparedPart]
     num_unreadable: int
     unused_parts: dict[str, int]
     """Images of parts of the source that were not asked for."""
@@ -150,12 +150,6 @@ def verify(folder: Path, progress: Callable[[int, int, str], None]) -> list[str]
             faults.append(f"{file.name} {fault}")
     progress(len(stored), len(stored), "")
     return faults
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size_fault(folder: Path, stored: StoredFile) -> str | None:

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from attnbench.atomic import atomic_path
 from attnbench.data.layout import Entry
 from attnbench.errors import DataError
 from attnbench.specs import content_hash
+from attnbench.storage.atomic import atomic_path
 
 COMPRESSED: dict[bytes, Any] = {
     b"\xfd7zXZ\x00": lzma.open,

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from attnbench.data.card import LabelFile, file_sha256
+from attnbench.data.card import LabelFile
 from attnbench.data.image_sources import Source, is_archive, name_of, open_source
 from attnbench.data.layout import Entry, last_of_each_name
 from attnbench.errors import DataError
+from attnbench.storage.hashing import file_sha256
 
 META = ("data", "meta.mat")
 TRUTH = ("data", "ILSVRC2012_validation_ground_truth.txt")

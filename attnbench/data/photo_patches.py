@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from attnbench.data.dataset import Dataset, DatasetRow
+from attnbench.data.dataset import Dataset, DatasetRow, PartName
 from attnbench.data.hashing import hash_order
 from attnbench.errors import DataError
 from attnbench.specs import PhotoPatchesData
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 
     from attnbench.data.arrays import ArrayImages
 
-Part = Literal["train", "held-out"]
 
 CROPS_HIGH = 6
 """A photograph's height is this many crops, so that a crop shows a thing and not a texture."""
-BANDS: tuple[tuple[Part, float, float], ...] = (("train", 0.0, 0.75), ("held-out", 0.75, 1.0))
+BANDS: tuple[tuple[PartName, float, float], ...] = (("train", 0.0, 0.75), ("held-out", 0.75, 1.0))
 """Vertical bands of every photograph as fractions of its width."""
 
 
@@ -104,7 +103,7 @@ def _open(photo: Photo) -> Image:
         ) from error
 
 
-def _cut_bands(photo: Image, side: int) -> dict[Part, Tensor]:
+def _cut_bands(photo: Image, side: int) -> dict[PartName, Tensor]:
     """Cut a photograph into its bands, then shrink each; uint8 [H, W, 3].
 
     Cutting comes first: a filter that shrinks the whole photograph would mix pixels across the cut.
@@ -114,7 +113,7 @@ def _cut_bands(photo: Image, side: int) -> dict[Part, Tensor]:
     import torch
 
     height = CROPS_HIGH * side
-    bands: dict[Part, Tensor] = {}
+    bands: dict[PartName, Tensor] = {}
     for part, start, end in BANDS:
         band = photo.crop((round(start * photo.width), 0, round(end * photo.width), photo.height))
         width = max(side, round(band.width * height / photo.height))
@@ -123,7 +122,7 @@ def _cut_bands(photo: Image, side: int) -> dict[Part, Tensor]:
     return bands
 
 
-def _part(bands: list[dict[Part, Tensor]], part: Part, side: int, crops: int) -> ArrayImages:
+def _part(bands: list[dict[PartName, Tensor]], part: PartName, side: int, crops: int) -> ArrayImages:
     """Return `crops` crops of each photograph out of its band of one part."""
     import torch
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnbench.data.dataset import Dataset, DatasetRow
+from attnbench.data.dataset import Dataset, DatasetRow, PartName
 from attnbench.errors import DataError
 from attnbench.specs import PreparedData, content_hash
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from attnbench.data.card import Card, PartName
+    from attnbench.data.card import Card
 
 ROW = DatasetRow(
     name="prepared",

@@ -19,39 +19,30 @@ import numpy as np
 import PIL
 from pydantic import ValidationError
 
-from attnbench.atomic import atomic_path, atomic_write
-from attnbench.data.card import (
-    CARD,
-    PARTS,
-    UNFINISHED,
-    Card,
-    Part,
-    PartName,
-    Shard,
-    StoredFile,
-    file_sha256,
-)
+from attnbench.data.card import CARD, PARTS, UNFINISHED, Card, PreparedPart, Shard, StoredFile
+from attnbench.data.dataset import PartName
 from attnbench.data.held_out import HeldOutSource, check_apart, open_held_out
 from attnbench.data.image_sources import Source, open_source
 from attnbench.data.layout import TRAIN, Layout, arrange
-from attnbench.data.request import FILES_PER_SHARD, Request, check, claim, finished, identity_of
+from attnbench.data.request import FILES_PER_SHARD, PreparationRequest, check, claim, finished, identity_of
 from attnbench.data.selection import LabelledFile, Selected, select
 from attnbench.data.shard_decoding import decode_all
 from attnbench.errors import DataError, StorageError
-from attnbench.locks import alone_in
+from attnbench.progress import Progress
+from attnbench.storage.atomic import atomic_path, atomic_write
+from attnbench.storage.hashing import file_sha256
+from attnbench.storage.locks import alone_in
 
 NAMED = 3  # unreadable files that an error shows
 CROP = "halved with a box filter while twice too large, bicubic resize, centre crop (ADM's center_crop_arr)"
 NORMALISATION = "uint8 as stored; x / 127.5 - 1 when a model reads it"
-
-Progress = Callable[[int, int, str], None]  # done, total, note
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
     """What one run does: the chosen files of an open source, and where they go."""
 
-    request: Request
+    request: PreparationRequest
     source: Source
     elsewhere: HeldOutSource | None
     """Where held-out images come from, if not from `source`."""
@@ -69,7 +60,9 @@ class _Work:
         return self.elsewhere.source, self.elsewhere.name
 
 
-def prepare(request: Request, progress: Progress, notice: Callable[[str], None] = lambda text: None) -> Card:
+def prepare(
+    request: PreparationRequest, progress: Progress, notice: Callable[[str], None] = lambda text: None
+) -> Card:
     """Make the set, or go on where a killed run stopped, or return the card of a finished one.
 
     Another command that makes a set in the same folder is waited for; `notice` hears, again and again, for
@@ -81,7 +74,7 @@ def prepare(request: Request, progress: Progress, notice: Callable[[str], None] 
         return _prepare(request, progress)
 
 
-def _prepare(request: Request, progress: Progress) -> Card:
+def _prepare(request: PreparationRequest, progress: Progress) -> Card:
     scratch = claim(request)
     progress(0, 0, "listing the source")
     with (
@@ -106,9 +99,9 @@ def _prepare(request: Request, progress: Progress) -> Card:
     return card
 
 
-def _write_parts(work: _Work) -> dict[PartName, Part]:
+def _write_parts(work: _Work) -> dict[PartName, PreparedPart]:
     _check_space(work)
-    parts: dict[PartName, Part] = {}
+    parts: dict[PartName, PreparedPart] = {}
     with ThreadPoolExecutor(work.request.workers) as pool:
         unreadable: list[str] = []
         done = 0
@@ -175,7 +168,9 @@ def _check_unreadable(unreadable: list[str], work: _Work) -> None:
     )
 
 
-def _describe(work: _Work, part: PartName, files: Sequence[LabelledFile], shards: list[Shard]) -> Part:
+def _describe(
+    work: _Work, part: PartName, files: Sequence[LabelledFile], shards: list[Shard]
+) -> PreparedPart:
     """Write a part's labels and count its classes; raises DataError for a class without an image."""
     unreadable = {name for shard in shards for name in shard.unreadable}
     labels = np.array([f.label for f in files if f.entry.name not in unreadable], dtype=np.int64)
@@ -185,7 +180,7 @@ def _describe(work: _Work, part: PartName, files: Sequence[LabelledFile], shards
         empty = next(name for name, count in per_class.items() if not count)
         raise DataError(f"class {empty} has no readable image; repair or remove its folder")
     stored = _save(work.request.folder, f"{part}/labels.npy", labels)
-    return Part(num_images=len(labels), per_class=per_class, labels=stored, shards=shards)
+    return PreparedPart(num_images=len(labels), per_class=per_class, labels=stored, shards=shards)
 
 
 def _save(folder: Path, name: str, array: np.ndarray[Any, Any]) -> StoredFile:
@@ -195,7 +190,7 @@ def _save(folder: Path, name: str, array: np.ndarray[Any, Any]) -> StoredFile:
     return StoredFile(name=name, num_bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
-def _card(work: _Work, layout: Layout, identity: str, parts: dict[PartName, Part]) -> Card:
+def _card(work: _Work, layout: Layout, identity: str, parts: dict[PartName, PreparedPart]) -> Card:
     request, selected, elsewhere = work.request, work.selected, work.elsewhere
     outside = [f"{elsewhere.name}/{name}" for name in elsewhere.outside] if elsewhere else []
     return Card(

@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from attnbench.atomic import atomic_write, storage_errors
 from attnbench.data.card import CARD, PARTS, REQUEST, UNFINISHED, Card, check_sizes, read_card
 from attnbench.data.held_out import HeldOutSource
 from attnbench.data.image_sources import name_of
 from attnbench.data.selection import Selected, Selection
 from attnbench.errors import DataError, UserInputError
-from attnbench.locks import LOCK
+from attnbench.storage.atomic import atomic_write, storage_errors
+from attnbench.storage.names import LOCK
 
 FILES_PER_SHARD = 512  # 96 MiB at 256 px; a killed run decodes at most these again
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class PreparationRequest:
     """A training set to be made of `source` in `folder`."""
 
     source: Path
@@ -53,7 +53,7 @@ class Request:
         return name_of(self.source)
 
 
-def _check_sources(request: Request) -> None:
+def _check_sources(request: PreparationRequest) -> None:
     what = "a folder with one sub-folder per class, or its tar"
     if not request.source.exists():
         raise DataError(f"{request.source} does not exist; SOURCE is {what}")
@@ -72,7 +72,7 @@ def _check_sources(request: Request) -> None:
             raise UserInputError(f"--to {request.folder} and {path} lie in each other; name another folder")
 
 
-def check(request: Request) -> None:
+def check(request: PreparationRequest) -> None:
     """Refuse sources that are not there and a folder that is in use for something else."""
     _check_sources(request)
     if request.folder.exists() and not request.folder.is_dir():
@@ -82,7 +82,7 @@ def check(request: Request) -> None:
         raise UserInputError(f"--to {request.folder} holds other files; name a new or an empty folder")
 
 
-def claim(request: Request) -> Path:
+def claim(request: PreparationRequest) -> Path:
     """Make the folder, clear what a killed run has left, return where unfinished work lies."""
     scratch = request.folder / UNFINISHED
     for left_over in request.folder.rglob(".*.part"):
@@ -93,7 +93,9 @@ def claim(request: Request) -> Path:
     return scratch
 
 
-def identity_of(request: Request, selected: Selected, elsewhere: HeldOutSource | None = None) -> str:
+def identity_of(
+    request: PreparationRequest, selected: Selected, elsewhere: HeldOutSource | None = None
+) -> str:
     """Return the SHA-256 of everything that the set's bytes depend on."""
     settings = [request.source_name, request.image_size, request.licence, FILES_PER_SHARD]
     versions = [version("attnbench"), PIL.__version__, np.__version__]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,3 +72,8 @@ def _streams(key: int, indices: Iterable[int], step: int) -> Iterator[np.random.
 def _digest(seed: int, purpose: str, *position: int) -> int:
     text = "/".join([str(seed), purpose, *map(str, position)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+
+
+def fork_rng(device: torch.device) -> Any:
+    """Return a context that leaves torch's global generators as it found them."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

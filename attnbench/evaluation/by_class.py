@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnbench.atomic import atomic_write
 from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.labelled import checked_labels, same_width
 from attnbench.evaluation.pictures import FAINT, INK, PALETTE, drawing, new_figure, save_png, shortened
 from attnbench.metrics.checks import check_features
 from attnbench.metrics.pairwise import precision, recall
 from attnbench.specs import Metric
+from attnbench.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

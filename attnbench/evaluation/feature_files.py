@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from attnbench.atomic import atomic_path
+from attnbench.storage.atomic import atomic_path
 
 Arrays = dict[str, torch.Tensor]
 

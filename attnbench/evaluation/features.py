@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attnbench.atomic import storage_errors
 from attnbench.contract import ExtractorInputs, FeatureExtractor, Features
 from attnbench.errors import NonFiniteError, PluginError, UserInputError
 from attnbench.evaluation.collection import ImageCollection, ImageShard, single_colour
 from attnbench.evaluation.feature_files import Arrays, DamagedFileError, read_arrays, write_arrays
 from attnbench.plugins import Provided
 from attnbench.specs import content_hash
+from attnbench.storage.atomic import storage_errors
 
 FORMAT = 1  # of cached shards; raised when their meaning changes
 DIGEST_BYTES = 16
 KINDS = ("pooled", "spatial", "logits")
 Network = Callable[[torch.Tensor], Features]
-OnProgress = Callable[[int], None]  # number of images just finished
+CountImages = Callable[[int], None]  # number of images just finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class FeatureCache:
         return self.folder / self.key / f"{shard.key}.safetensors"
 
     def features(
-        self, collection: ImageCollection, progress: OnProgress = lambda images: None
+        self, collection: ImageCollection, progress: CountImages = lambda images: None
     ) -> ExtractedFeatures:
         """Return the features of all images in their order, extracting the shards that are not known yet.
 
@@ -163,7 +163,7 @@ class FeatureCache:
         plain = torch.tensor([single_colour(image) for image in images])
         return _Decoded(images=images, arrays={"digests": pixel_digests(images), "single_colour": plain})
 
-    def _extract(self, images: torch.Tensor, name: str, first: int, progress: OnProgress) -> Arrays:
+    def _extract(self, images: torch.Tensor, name: str, first: int, progress: CountImages) -> Arrays:
         """Run the network over a shard whose first image is number `first` of the collection."""
         found: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
         network = self.network  # outside no_grad: some are trained when they are loaded

@@ -13,9 +13,9 @@ from attnbench.evaluation.collection import (
     refuse_dead_sets,
 )
 from attnbench.evaluation.image_files import open_image_folder
-from attnbench.evaluation.npz_files import SHARDS, open_npz_images, open_npz_shards
-from attnbench.evaluation.run_samples import DONE, sample_folder
-from attnbench.run_folders import RESULTS
+from attnbench.evaluation.npz_files import open_npz_images, open_npz_shards
+from attnbench.evaluation.run_samples import sample_folder
+from attnbench.storage.names import DONE, RESULTS, SAMPLE_SHARDS
 
 __all__ = ["SHARD_SIZE", "ImageCollection", "ImageShard", "open_images"]
 
@@ -28,7 +28,7 @@ ACCEPTED = (
 def open_images(path: Path, *, case: str | None = None, allow_jpeg: bool = False) -> ImageCollection:
     """Open a set of images without decoding more than its headers and (usually) two images.
 
-    `case` is a label or id of a cell, for a run folder with several. `allow_jpeg` is for real images that
+    `case` is a label or id of a case, for a run folder with several. `allow_jpeg` is for real images that
     never were anything else. Raises DataError for what cannot be scored, UnknownNameError for `case`.
     """
     if case is not None and not (path / RESULTS).is_file():
@@ -50,7 +50,7 @@ def _open(path: Path, case: str | None, allow_jpeg: bool) -> ImageCollection:
     if (path / RESULTS).is_file():
         result, folder = sample_folder(path, case)
         return open_npz_shards(folder, name=result.label)
-    if any(path.glob(SHARDS)):
+    if any(path.glob(SAMPLE_SHARDS)):
         collection = open_npz_shards(path, name=str(path))
         if not (path / DONE).is_file():
             collection.warn(f"{path} has no {DONE}: the sampling that wrote it may not be finished")

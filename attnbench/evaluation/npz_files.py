@@ -20,9 +20,9 @@ from numpy.lib import format as npy
 
 from attnbench.errors import DataError
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard, check_labels, listed
+from attnbench.storage.names import SAMPLE_SHARDS
 
 IMAGES, LABELS = "arr_0", ("labels", "arr_1")
-SHARDS = "samples-*.npz"
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
 _AS_UINT8 = "numpy.clip(numpy.round(127.5 * x + 127.5), 0, 255).astype(numpy.uint8)"
 
@@ -211,7 +211,7 @@ def open_npz_images(path: Path) -> ImageCollection:
 
 def open_npz_shards(folder: Path, *, name: str) -> ImageCollection:
     """Open the shards `samples-00000.npz`, ... of a folder, in order; raises DataError for a missing one."""
-    paths = sorted(folder.glob(SHARDS))
+    paths = sorted(folder.glob(SAMPLE_SHARDS))
     numbers = [int(found.group(1)) if (found := re.search(r"-(\d+)\.npz$", p.name)) else -1 for p in paths]
     missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
     if missing or -1 in numbers:

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from attnbench.atomic import atomic_path
 from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.features import ExtractedFeatures
 from attnbench.metrics.gaussian import CHUNK, RunningStatistics, Statistics
 from attnbench.results import Record, environment
+from attnbench.storage.atomic import atomic_path
 
 FORMAT = 1
 ADM_ARRAYS = ("mu", "sigma", "mu_s", "sigma_s")

@@ -1,4 +1,4 @@
-"""Where the samples of a cell lie, found from the folder of a suite's run."""
+"""Where the samples of a case lie, found from the folder of a suite's run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 
 from attnbench.errors import DataError, UserInputError
 from attnbench.results import Result, read_results
-from attnbench.run_folders import RESULTS, case_of, choose_result, store_of
-
-DONE = "done.json"
+from attnbench.storage.names import DONE, RESULTS
+from attnbench.storage.run_folders import case_of, choose_result, store_of
 
 
 def sample_folder(run_dir: Path, case: str | None) -> tuple[Result, Path]:
-    """Return the result of a run's cell and the folder of its finished samples.
+    """Return the result of a run's case and the folder of its finished samples.
 
-    `case` is a label or an id; None: the only cell. Raises UserInputError where the choice is open, DataError
+    `case` is a label or an id; None: the only case. Raises UserInputError where the choice is open, DataError
     where the samples are not there.
     """
     result, store = choose_result(run_dir, case), store_of(run_dir)
@@ -31,7 +30,7 @@ def sample_folder(run_dir: Path, case: str | None) -> tuple[Result, Path]:
 
 
 def _keys(run_dir: Path, result: Result) -> list[str]:
-    """Return the keys under which a cell's samples may lie: as its results say, and as computed now."""
+    """Return the keys under which a case's samples may lie: as its results say, and as computed now."""
     lines = [line for line in read_results(run_dir / RESULTS) if line.case_id == result.case_id]
     pictures = [Path(path) for line in lines for path in line.artefacts.values()]
     keys = [path.parts[1] for path in pictures if path.parts[0] == "sample" and len(path.parts) > 2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,12 +24,12 @@ from attnbench.evaluation.reference import (
 from attnbench.evaluation.scores import check_sizes, measure
 from attnbench.metrics.names import metric_name
 from attnbench.plugins import registry
+from attnbench.progress import Progress, unheard
 from attnbench.results import Measurement
 from attnbench.specs import EvaluateSpec, Metric
 
 SEED = 0
 """Every set of images is judged by the same networks and the same random subsets."""
-OnProgress = Callable[[int, int, str], None]  # images done, images in all, what is being looked at
 
 
 @dataclass(kw_only=True)
@@ -42,7 +41,7 @@ class Scorer:
 
     settings: EvaluateSpec
     cache: FeatureCache
-    progress: OnProgress = lambda done, total, note: None
+    progress: Progress = unheard
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -127,7 +126,7 @@ class Scorer:
 
 
 def make_scorer(
-    settings: EvaluateSpec, cache: Path, device: torch.device, progress: OnProgress = lambda *_: None
+    settings: EvaluateSpec, cache: Path, device: torch.device, progress: Progress = unheard
 ) -> Scorer:
     """Return a scorer for images of any origin; raises UnknownNameError for an extractor nobody provides."""
     known = registry()

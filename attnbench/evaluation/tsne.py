@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnbench.atomic import atomic_write
 from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.class_choice import MAX_CLASSES
 from attnbench.evaluation.labelled import checked_labels
 from attnbench.evaluation.pictures import FAINT, MARKERS, PALETTE, drawing, new_figure, save_png, shortened
 from attnbench.evaluation.separability import Separability, separability
 from attnbench.metrics.checks import check_features
+from attnbench.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

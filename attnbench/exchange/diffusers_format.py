@@ -19,9 +19,9 @@ from attnbench.exchange.exported import Exported, ExportedConfig
 from attnbench.exchange.folders import new_folder, read_bytes, writing
 from attnbench.exchange.layouts import diffusers_layout, not_a_dit, qkv_bias_of, rename_from, rename_to
 from attnbench.exchange.weight_files import read_weights
-from attnbench.hub import model_files
 from attnbench.specs import CodecSpec, ModelConfig
-from attnbench.stages.codec import digest_of, fingerprint
+from attnbench.stages.latents.codec import digest_of, fingerprint
+from attnbench.storage.hub import model_files
 
 DESCRIPTION = "attnbench.json"
 NULL_CLASS = 1000  # DiTPipeline's, whatever the number of classes

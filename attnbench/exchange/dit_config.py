@@ -11,7 +11,7 @@ from attnbench.exchange.exported import ExportedConfig
 from attnbench.exchange.layouts import not_a_dit, qkv_bias_of
 from attnbench.exchange.trained import origins
 from attnbench.specs import AttentionSpec, FfnSpec, ModelConfig
-from attnbench.stages.checkpoint import ModelInput
+from attnbench.stages.training.checkpoint import ModelInput
 
 
 def dit_config(

@@ -19,8 +19,9 @@ from attnbench.exchange.card import model_card
 from attnbench.exchange.folders import new_folder, read_bytes, writing
 from attnbench.results import Record, environment
 from attnbench.specs import ModelConfig
-from attnbench.stages.checkpoint import ModelInput
-from attnbench.stages.initial import CONFIG, EXPORT_FORMAT, WEIGHTS
+from attnbench.stages.training.checkpoint import ModelInput
+from attnbench.stages.training.initial_weights import CONFIG, EXPORT_FORMAT, WEIGHTS
+from attnbench.storage.hashing import file_sha256
 
 FORMAT: Literal["attnbench-export-1"] = EXPORT_FORMAT
 CARD = "README.md"
@@ -102,7 +103,7 @@ def write_exported(exported: Exported, folder: Path, *, force: bool = False) -> 
     with new_folder(folder, CONFIG, force=force) as temporary, writing(folder):
         alone = {name: tensor.detach().cpu().clone() for name, tensor in exported.weights.items()}
         save_file(alone, temporary / WEIGHTS, {"format": "pt"})
-        config = exported.config.model_copy(update={"weights_sha256": sha256(temporary / WEIGHTS)})
+        config = exported.config.model_copy(update={"weights_sha256": file_sha256(temporary / WEIGHTS)})
         (temporary / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (temporary / CARD).write_text(model_card(config), encoding="utf-8")
     return config
@@ -149,15 +150,6 @@ def read_config(folder: Path) -> ExportedConfig:
             f"{path}: {where}: {first['msg']}; it is damaged or of a newer attnbench: export the model "
             "again, or update attnbench"
         ) from error
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hex digits; raises DataError."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def is_exported(source: Path) -> bool:

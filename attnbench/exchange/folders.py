@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from attnbench.atomic import temporary_beside
 from attnbench.errors import DataError, StorageError, UserInputError
+from attnbench.storage.atomic import temporary_beside
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -12,8 +12,9 @@ from attnbench.exchange.exported import Exported, ExportedConfig, read_exported
 from attnbench.exchange.trained import find_case, trained_model
 from attnbench.models.skeleton import DiffusionTransformer, build_model, fuse_for_inference
 from attnbench.plugins import registry
-from attnbench.run_folders import RESULTS, store_of
-from attnbench.stages.initial import CONFIG
+from attnbench.stages.training.initial_weights import CONFIG
+from attnbench.storage.names import RESULTS
+from attnbench.storage.run_folders import store_of
 
 
 def open_model(source: Path, case: str | None = None) -> Exported:

@@ -9,14 +9,14 @@ from attnbench.data import load_dataset
 from attnbench.errors import DataError, UserInputError
 from attnbench.exchange.exported import BackendOrigin, CodecInfo, Exported, ExportedConfig
 from attnbench.plugins import registry
-from attnbench.run_folders import case_of, choose_result
 from attnbench.specs import Case, UserImages
-from attnbench.stages.checkpoint import ModelInput, load_averaged
-from attnbench.stages.codec import on_hub
-from attnbench.stages.latents import INDEX, LatentIndex
-from attnbench.stages.prepare import MADE_FROM, MadeFrom, codec_of
-from attnbench.stages.store import read_output, read_record
-from attnbench.stages.train import AVERAGED
+from attnbench.stages.latents.codec import on_hub
+from attnbench.stages.latents.encoding import LatentIndex
+from attnbench.stages.latents.model_space import MadeFrom, codec_of
+from attnbench.stages.training.checkpoint import ModelInput, load_averaged
+from attnbench.storage.names import AVERAGED, LATENT_INDEX, MADE_FROM
+from attnbench.storage.run_folders import case_of, choose_result
+from attnbench.storage.store import read_output, read_record
 
 
 def find_case(run_dir: Path, wanted: str | None = None) -> Case:
@@ -90,9 +90,10 @@ def _codec(case: Case, store: Path) -> CodecInfo | None:
     if case.model.input != "latent":
         return None
     folder = store / "prepare" / case.key("prepare")
-    index, made_from = read_record(folder / INDEX, LatentIndex), read_record(folder / MADE_FROM, MadeFrom)
+    index = read_record(folder / LATENT_INDEX, LatentIndex)
+    made_from = read_record(folder / MADE_FROM, MadeFrom)
     if index is None:
-        raise DataError(f"{folder / INDEX} is missing or damaged; run the suite {case.suite} again")
+        raise DataError(f"{folder / LATENT_INDEX} is missing or damaged; run the suite {case.suite} again")
     codec = codec_of(case)
     model = on_hub(codec) if codec is not None else None
     commit = made_from.commit if made_from is not None else ""

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from attnbench.errors import DataError
-from attnbench.hub import WEIGHTS
+from attnbench.storage.hub import WEIGHTS
 
 SAFETENSORS, PICKLED = WEIGHTS
 

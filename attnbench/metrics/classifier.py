@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from attnbench.atomic import atomic_write, storage_errors
 from attnbench.contract import ExtractorInputs, FeatureExtractor, Features
 from attnbench.errors import UserInputError
 from attnbench.hookspecs import hookimpl
 from attnbench.metrics.spatial import first_channels
 from attnbench.specs import content_hash
+from attnbench.storage.atomic import atomic_write, storage_errors
 
 FEATURE_WIDTH = 128
 
@@ -198,7 +198,7 @@ def _augmented(x: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> t
 def _training_data(inputs: ExtractorInputs) -> LabelledImages:
     if inputs.train_images is None or inputs.train_labels is None:
         raise UserInputError(
-            "extractor digits-cnn trains on the dataset, got no training images; it scores the cells of a "
+            "extractor digits-cnn trains on the dataset, got no training images; it scores the cases of a "
             "suite only: choose another with --extractor"
         )
     return LabelledImages(

@@ -13,7 +13,8 @@ from attnbench.errors import UnsupportedError
 from attnbench.hookspecs import hookimpl
 from attnbench.metrics.clean_resize import clean_resize
 from attnbench.metrics.spatial import first_channels
-from attnbench.metrics.weights_files import WeightsFile, file_sha256, find
+from attnbench.metrics.weights_files import WeightsFile, find
+from attnbench.storage.hashing import file_sha256
 from attnbench.torchvision_ops import define_missing_ops
 
 SIDE = 299

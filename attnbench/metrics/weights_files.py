@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from attnbench.errors import DataError, UserInputError
+from attnbench.storage.hashing import file_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,24 +112,6 @@ def _check(file: WeightsFile, path: Path) -> None:
             f"{path} is not {file.names[0]}: its SHA-256 is {file_sha256(path)}, expected {file.sha256}; "
             f"{file.source}"
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal, computed once per process; raises DataError."""
-    try:
-        stat = path.stat()
-        return _sha256(path, stat.st_mtime_ns, stat.st_size)
-    except OSError as error:
-        raise DataError(
-            f"cannot read the weights file {path}: {error.strerror}; make it readable or name another"
-        ) from error
-
-
-@functools.lru_cache(maxsize=16)
-def _sha256(path: Path, mtime_ns: int, size: int) -> str:
-    """Read the whole file; time and size are parts of the key, so that a replaced file is read again."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from attnbench.devices import check_device
 from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
 from attnbench.models import build_model, fuse_for_inference
 from attnbench.models.macs import macs_by_part
@@ -19,9 +20,8 @@ from attnbench.profiling.child import Child
 from attnbench.profiling.counters import check_agreement, count_with_fvcore, count_with_torch
 from attnbench.profiling.protocol import Job, Ready, Refusal, Samples
 from attnbench.profiling.rows import ProfileRequest, ProfileRow
+from attnbench.progress import Progress
 from attnbench.specs import ProfileSpec
-
-Progress = Callable[[int, int, str], None]  # steps done, steps in all, what comes next
 
 _WARM_UP_LIMIT_S = 3.0
 _WARM_UP_SHARE = 0.2  # at most, of a row's time limit
@@ -125,18 +125,6 @@ class _Draft:
             status=self.refusal.status if self.refusal else "ok",
             reason=self.refusal.reason if self.refusal else self.ready.memory_reason,
         )
-
-
-def check_device(device: str) -> None:
-    """Raise UserInputError unless `device` is a CPU or CUDA device that is there."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UserInputError(f"unknown device {device!r}; choose cpu, cuda or cuda:0") from error
-    if kind not in ("cpu", "cuda"):
-        raise UserInputError(f"attnbench runs on cpu and cuda, got {device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserInputError(f"device {device!r} asked for, but this torch sees no CUDA device; choose cpu")
 
 
 def _count(draft: _Draft, spec: ProfileSpec) -> None:

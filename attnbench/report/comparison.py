@@ -1,4 +1,4 @@
-"""The comparison table: one row per cell with size, quality and cost, and the floor of real images below."""
+"""The comparison table: one row per case with size, quality and cost, and the floor of real images below."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from attnbench.report.quantities import (
     main_resolution,
     quality_quantities,
 )
+from attnbench.report.statistics import median, median_interval
 from attnbench.report.tables import (
     MISSING,
     Cell,
@@ -35,7 +36,6 @@ from attnbench.report.tables import (
     text_cell,
 )
 from attnbench.results import Measurement, Result
-from attnbench.stats import median, median_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,10 @@ class _Line:
 
 
 def comparison_table(results: Sequence[Result]) -> Table:
-    """Return the table of a suite: what each cell costs and what quality it buys.
+    """Return the table of a suite: what each case costs and what quality it buys.
 
-    Best values are marked among the cells that finished; the floor and failed cells never compete. Where
-    cells differ by seed nothing is marked: the best of several seeds is no result.
+    Best values are marked among the cases that finished; the floor and failed cases never compete. Where
+    cases differ by seed nothing is marked: the best of several seeds is no result.
     """
     axes = shown_axes(results)
     cells = [
@@ -97,7 +97,7 @@ def comparison_table(results: Sequence[Result]) -> Table:
     sides = {line.resolution for line in cells if line.resolution is not None}
     competing = [line.status == "ok" and not _many_seeds(results) for line in lines]
     columns: list[FilledColumn] = [
-        (Column(title="Cell", numeric=False), [text_cell(line.label) for line in lines]),
+        (Column(title="Case", numeric=False), [text_cell(line.label) for line in lines]),
         *((Column(title=plain(axis), numeric=False), [text_cell(line.axes[i]) for line in lines])
           for i, axis in enumerate(axes)),
     ]  # fmt: skip
@@ -114,7 +114,7 @@ def comparison_table(results: Sequence[Result]) -> Table:
 
 
 def shown_axes(results: Sequence[Result]) -> list[str]:
-    """Return the matrix axes that differ between cells and that labels do not already tell."""
+    """Return the matrix axes that differ between cases and that labels do not already tell."""
     names = dict.fromkeys(axis for result in results for axis in result.axes)
     return [
         axis
@@ -137,7 +137,7 @@ def _is_profiled(quantity: Quantity) -> bool:
 
 
 def _floors(results: Sequence[Result], axes: int) -> list[_Line]:
-    """Return one row per kind of real images, or one for each set of cells whose floors differ."""
+    """Return one row per kind of real images, or one for each set of cases whose floors differ."""
     return [line for kind, label in FLOORS.items() for line in _floors_of(results, kind, label, axes)]
 
 
@@ -168,7 +168,7 @@ def _many_seeds(results: Sequence[Result]) -> bool:
 
 
 def _notes(sides: set[int], lines: Sequence[_Line], many_seeds: bool) -> tuple[str, ...]:
-    bold = "Several seeds: no value is marked as best; compare cells by the spread of their seeds."
+    bold = "Several seeds: no value is marked as best; compare cases by the spread of their seeds."
     if not many_seeds:
         bold = "Bold marks the best printed value, not significance."
     notes = [f"↓ lower is better, ↑ higher is better. {bold}"]

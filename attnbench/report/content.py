@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnbench.report import facts
+from attnbench.report import sections as facts
 from attnbench.report.comparison import comparison_table
 from attnbench.report.costs import cost_table, other_table, problems_table, training_table
 from attnbench.report.figures import LATENCY, MACS, loss_figure, tradeoff_figure
@@ -20,7 +20,7 @@ SAME_NOISE = (
 )
 SAME_SEED_ONLY = (
     "Grids of one seed start from the same noise and class at each position; here the seeds differ between "
-    "cells. One row per class."
+    "cases. One row per class."
 )
 
 
@@ -97,6 +97,6 @@ def _figures(results: Sequence[Result]) -> list[Figure]:
 
 
 def _held_out_figure(results: Sequence[Result]) -> str | None:
-    """Return the held-out curves where some cell was measured more than once."""
+    """Return the held-out curves where some case was measured more than once."""
     several = any(len(result.curves.get("held_out_loss", [])) > 1 for result in results)
     return loss_figure(results, "held_out_loss", "held-out loss") if several else None

@@ -25,7 +25,7 @@ LATENCY, MEMORY = SPEED
 
 
 def cost_table(results: Sequence[Result]) -> Table | None:
-    """Return what each cell costs at each resolution, or None if nothing was profiled."""
+    """Return what each case costs at each resolution, or None if nothing was profiled."""
     sides = sorted({side for result in results for side in resolutions(result)})
     rows = [
         ProfiledRow(result=result, side=side, series=series)
@@ -36,7 +36,7 @@ def cost_table(results: Sequence[Result]) -> Table | None:
     if not rows:
         return None
     columns: list[FilledColumn] = [
-        (Column(title="Cell", numeric=False), [text_cell(row.result.label) for row in rows]),
+        (Column(title="Case", numeric=False), [text_cell(row.result.label) for row in rows]),
         (Column(title="Side", unit="px"), [Cell(text=str(row.side), value=row.side) for row in rows]),
     ]
     for quantity in (*SIZE, MEMORY, LATENCY):
@@ -66,22 +66,22 @@ def other_table(results: Sequence[Result]) -> Table | None:
 
 
 def problems_table(results: Sequence[Result]) -> Table | None:
-    """Return the cells that did not finish, each with its reason."""
+    """Return the cases that did not finish, each with its reason."""
     found = [(series, result) for series, result in enumerate(results) if result.status != "ok"]
     if not found:
         return None
     columns: list[FilledColumn] = [
-        (Column(title="Cell", numeric=False), [text_cell(r.label) for _, r in found]),
+        (Column(title="Case", numeric=False), [text_cell(r.label) for _, r in found]),
         (Column(title="Status", numeric=False), [text_cell(r.status) for _, r in found]),
         (Column(title="Reason", numeric=False), [text_cell(r.reason or "none recorded") for _, r in found]),
     ]
-    return assemble("Failed and skipped cells", columns, [RowHead(series=series) for series, _ in found])
+    return assemble("Failed and skipped cases", columns, [RowHead(series=series) for series, _ in found])
 
 
 def _plain_table(title: str, quantities: Sequence[Quantity], results: Sequence[Result]) -> Table | None:
-    """Return one row per cell and one column per quantity that any cell has, or None if none has any."""
+    """Return one row per case and one column per quantity that any case has, or None if none has any."""
     columns: list[FilledColumn] = [
-        (Column(title="Cell", numeric=False), [text_cell(r.label) for r in results])
+        (Column(title="Case", numeric=False), [text_cell(r.label) for r in results])
     ]
     for quantity in quantities:
         entries = [_measured(result.measurement(quantity.name)) for result in results]

@@ -30,7 +30,7 @@ _WIDE_RANGE = 8.0  # a ratio of largest to smallest value that a linear axis sho
 
 
 def loss_figure(results: Sequence[Result], curve: str = "loss", name: str = "training loss") -> str | None:
-    """Return one loss curve of all cells in one SVG, or None where there are none."""
+    """Return one loss curve of all cases in one SVG, or None where there are none."""
     curves = {i: _finite(r.curves.get(curve, [])) for i, r in enumerate(results)}
     curves = {i: points for i, points in curves.items() if points}
     if not curves:
@@ -47,11 +47,11 @@ def loss_figure(results: Sequence[Result], curve: str = "loss", name: str = "tra
         axes.set_xlabel("optimizer steps")
         axes.set_ylabel(name)
         _label_ends(figure, axes, {i: points[-1] for i, points in curves.items()}, results)
-        return _svg(figure, curve, f"{name.capitalize()} of every cell against optimizer steps")
+        return _svg(figure, curve, f"{name.capitalize()} of every case against optimizer steps")
 
 
 def tradeoff_figure(results: Sequence[Result], cost: Quantity) -> str | None:
-    """Return the first quality metric against one cost in one SVG, or None where two cells lack both."""
+    """Return the first quality metric against one cost in one SVG, or None where two cases lack both."""
     quality = next(iter(quality_quantities(results)), None)
     points = _points(results, cost, quality) if quality else {}
     if quality is None or len(points) < 2:
@@ -76,7 +76,7 @@ LATENCY = Quantity(name="latency_ms", title="Latency", unit="ms")
 
 
 def _points(results: Sequence[Result], cost: Quantity, quality: Quantity) -> dict[int, tuple[float, float]]:
-    """Return (cost, quality) of every finished cell that has both, by its position."""
+    """Return (cost, quality) of every finished case that has both, by its position."""
     points = {}
     for i, result in enumerate(results):
         x = _value(result.measurement(f"{cost.name}@{main_resolution(result)}"))

@@ -16,7 +16,7 @@ _HEADER_BYTES = 24  # signature, chunk length, "IHDR", width, height
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The sample grid of one cell, or why there is none."""
+    """The sample grid of one case, or why there is none."""
 
     label: str
     series: int
@@ -29,7 +29,7 @@ class Grid:
 
 
 def read_grids(run_dir: Path, results: Sequence[Result]) -> list[Grid]:
-    """Read the grid of every cell that names one; a file that cannot be shown says why."""
+    """Read the grid of every case that names one; a file that cannot be shown says why."""
     return [
         _read(run_dir, plain(result.label), index, result.artefacts["grid"])
         for index, result in enumerate(results)

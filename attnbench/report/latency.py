@@ -1,4 +1,4 @@
-"""What the cost table says of raw latencies: interval, count, flagged samples, ratio to the first cell."""
+"""What the cost table says of raw latencies: interval, count, flagged samples, ratio to the first case."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnbench.report.quantities import SIZE, SPEED, Quantity
+from attnbench.report.statistics import Verdict, compare_paired, median_interval, outliers
 from attnbench.report.tables import Cell, Column, FilledColumn, plain, significant
 from attnbench.results import Measurement, Result
-from attnbench.stats import Verdict, compare_paired, median_interval, outliers
 
 LATENCY = SPEED[0]
 PARAMS = SIZE[0]
@@ -23,7 +23,7 @@ _WORDS: dict[Verdict, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ProfiledRow:
-    """One cell at one resolution."""
+    """One case at one resolution."""
 
     result: Result
     side: int

@@ -61,7 +61,7 @@ SPEED = (
              definition="Wall-clock time of one forward pass: median of all raw samples, with its interval."),
     Quantity(name="peak_memory_mib", title="Peak memory", unit="MiB", better="lower", significant=True,
              group="Cost", definition="Highest memory of one forward pass: allocated on a GPU; on a CPU the "
-                                      "resident-set high-water mark of the cell's own process."),
+                                      "resident-set high-water mark of the case's own process."),
 )  # fmt: skip
 STEP_TIME = Quantity(
     name="step_time_ms", title="Train step", unit="ms", better="lower", significant=True, group="Cost",
@@ -75,7 +75,7 @@ TRAINING = (
              definition="Training loss at the end; compare it only under the same objective and data."),
     Quantity(name="held_out_loss", title="Held-out loss", better="lower", decimals=4,
              definition="Denoising loss of the averaged weights on held-out images, mean over 8 equidistant "
-                        "times, the same noise for every cell; compare it only under the same objective."),
+                        "times, the same noise for every case; compare it only under the same objective."),
     Quantity(name="data_wait_share", title="Waiting for data", better="lower", decimals=3,
              definition="Share of the training time that steps waited for their batch."),
     Quantity(name="sample_time_s", title="Sampling", unit="s", better="lower", significant=True),
@@ -112,7 +112,7 @@ def resolutions(result: Result) -> list[int]:
 
 
 def main_resolution(result: Result) -> int | None:
-    """Return the side that stands for a cell: its data's where measured, else the smallest."""
+    """Return the side that stands for a case: its data's where measured, else the smallest."""
     measured = resolutions(result)
     data = result.case.get("data")
     side = data.get("image_size") if isinstance(data, dict) else None

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from attnbench.report.quantities import Quantity
+from attnbench.report.statistics import median
 from attnbench.results import Direction
-from attnbench.stats import median
 
 RowStatus = Literal["ok", "failed", "skipped", "floor"]
 MISSING = "–"

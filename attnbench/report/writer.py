@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnbench.atomic import atomic_write, storage_errors
 from attnbench.errors import UserInputError
 from attnbench.report import markdown, page
 from attnbench.report.content import gather
 from attnbench.results import Result, latest
+from attnbench.storage.atomic import atomic_write, storage_errors
+from attnbench.storage.names import REPORT_HTML, REPORT_MARKDOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ def write_report(run_dir: Path, results: Sequence[Result], title: str, question:
         raise UserInputError(f"no results to report in {run_dir}; run the suite first")
     content = gather(run_dir, latest(list(results)), title, question)
     files = {figure.name: f"figures/{figure.name}.svg" for figure in content.figures}
-    paths = ReportPaths(markdown=run_dir / "report.md", html=run_dir / "report.html")
+    paths = ReportPaths(markdown=run_dir / REPORT_MARKDOWN, html=run_dir / REPORT_HTML)
     for figure in content.figures:
         # Outside a page the drawing brings its own paper, or dark viewers would hide the ink.
         _write(run_dir / files[figure.name], figure.svg.replace("<svg ", '<svg style="background: #fff" ', 1))

@@ -1,6 +1,6 @@
 """Several processes that work on one stage together: starting them, joining them, and ending them.
 
-The cell's own process is rank 0. It starts the others as `python -m attnbench.stages.worker` and joins
+The case's own process is rank 0. It starts the others as `python -m attnbench.stages.worker` and joins
 them through a file (no port is taken), by gloo on the CPU and nccl on GPUs, one GPU each. A process
 that loses its parent ends itself; a parent that loses a process ends the others and says which and why.
 """
@@ -24,11 +24,12 @@ from typing import IO, Any, Literal
 import torch
 import torch.distributed as dist
 
+from attnbench.devices import device_of_rank
 from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
 from attnbench.specs import Case
-from attnbench.stages.store import Workspace
+from attnbench.storage.store import Workspace
 
-Part = Literal["train", "sample"]
+SharedStage = Literal["train", "sample"]
 READY = "ready"
 PATIENCE = timedelta(minutes=30)  # the others wait while rank 0 writes a checkpoint of tens of gigabytes
 DYING_S = 5.0  # a process whose peer has died notices within this time
@@ -71,7 +72,7 @@ class World:
 ALONE = World()
 
 
-def check_processes(case: Case, workspace: Workspace, part: Part) -> None:
+def check_processes(case: Case, workspace: Workspace, part: SharedStage) -> None:
     """Raise UserInputError where the processes cannot share a batch, UnsupportedError without the GPUs."""
     size, parts = workspace.processes, case.train.grad_accumulation * workspace.processes
     if part == "train" and case.train.batch_size % parts:
@@ -84,11 +85,6 @@ def check_processes(case: Case, workspace: Workspace, part: Part) -> None:
             f"{size} processes need {size} GPUs, this machine shows {torch.cuda.device_count()}; "
             "lower --processes"
         )
-
-
-def device_of(device: torch.device, rank: int, size: int) -> torch.device:
-    """Return the device of one process: the CPU, or the GPU with its number."""
-    return torch.device("cuda", rank) if device.type == "cuda" and size > 1 else device
 
 
 @contextlib.contextmanager
@@ -111,7 +107,7 @@ def joined(world: World, store: Path, device: torch.device) -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def together(case: Case, workspace: Workspace, part: Part) -> Iterator[World]:
+def together(case: Case, workspace: Workspace, part: SharedStage) -> Iterator[World]:
     """Start the other processes of a stage and be rank 0 of them; alone where one process is asked for."""
     if workspace.processes == 1:
         yield ALONE
@@ -123,7 +119,7 @@ def together(case: Case, workspace: Workspace, part: Part) -> Iterator[World]:
         try:
             for worker in workers:
                 worker.wait_until_ready()
-            device = device_of(workspace.device, 0, workspace.processes)
+            device = device_of_rank(workspace.device, 0, workspace.processes)
             with joined(World(rank=0, size=workspace.processes), store, device) as world:
                 yield world
         except AttnbenchError:
@@ -139,7 +135,7 @@ def together(case: Case, workspace: Workspace, part: Part) -> Iterator[World]:
 class _Worker:
     """One process of rank 1 or higher; it lives as long as its standard input stays open."""
 
-    def __init__(self, case: Case, workspace: Workspace, part: Part, rank: int, store: Path) -> None:
+    def __init__(self, case: Case, workspace: Workspace, part: SharedStage, rank: int, store: Path) -> None:
         self.name = f"{part} process {rank} of {workspace.processes}"
         self._log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -155,7 +151,7 @@ class _Worker:
             "part": part,
             "case": case.model_dump(mode="json"),
             "root": str(workspace.root),
-            "device": str(device_of(workspace.device, rank, workspace.processes)),
+            "device": str(device_of_rank(workspace.device, rank, workspace.processes)),
             "rank": rank,
             "size": workspace.processes,
             "store": str(store),

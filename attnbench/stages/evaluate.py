@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from attnbench.data import Dataset, load_dataset
+from attnbench.data.dataset import PartName
 from attnbench.errors import DataError
 from attnbench.evaluation.by_class import by_class, class_figure, write_csv
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard
@@ -19,9 +20,9 @@ from attnbench.evaluation.scores import check_sizes, measure
 from attnbench.metrics.classifier import Classifier, LabelledImages, Recipe, load_or_train_classifier
 from attnbench.results import Measurement
 from attnbench.specs import Case, CodecSpec, content_hash
-from attnbench.stages.codec import fingerprint, load_codec
-from attnbench.stages.features import (
-    Part,
+from attnbench.stages.latents.codec import fingerprint, load_codec
+from attnbench.stages.latents.model_space import codec_of
+from attnbench.stages.scored_images import (
     batches_of,
     cache_folder,
     dataset_key,
@@ -30,12 +31,11 @@ from attnbench.stages.features import (
     sampled_images,
     training_images,
 )
-from attnbench.stages.prepare import codec_of
-from attnbench.stages.store import StageOutput, Workspace, features_folder, read_output, write_output
+from attnbench.storage.names import CLASSES, REFERENCE
+from attnbench.storage.store import StageOutput, Workspace, features_folder, read_output, write_output
 
 FLOOR, CODEC_FLOOR = "floor:", "floor-codec:"  # before a metric's name: real images in place of samples
 CODEC_FLOOR_IMAGES = 10_000  # at most: a decoder is slow, and more images would not change what is read off
-CLASSES = "classes"
 
 
 def run(case: Case, workspace: Workspace) -> StageOutput:
@@ -97,7 +97,7 @@ class Evaluation:
         """The real images that everything is compared with; its file is shared by all cases of the data."""
         settings = self.case.evaluate
         what = ["reference", settings.reference, settings.reference_images, self.scorer.cache.key]
-        path = cache_folder(self.case, self.dataset, self.workspace, *what) / "reference.npz"
+        path = cache_folder(self.case, self.dataset, self.workspace, *what) / REFERENCE
         if path.exists():
             try:
                 return load_reference(path)
@@ -139,7 +139,7 @@ class Evaluation:
 
     def _held_out_floor(self) -> Iterable[Measurement]:
         """Score the part of the dataset that is not the reference as if it were samples."""
-        other: Part = "held-out" if self.case.evaluate.reference == "train" else "train"
+        other: PartName = "held-out" if self.case.evaluate.reference == "train" else "train"
         count = len(part_of(self.dataset, other))
         return self._floor(
             FLOOR, f"{other} images scored", count, lambda: dataset_images(self.dataset, other)

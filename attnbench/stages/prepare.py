@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NoReturn, Protocol
 
-import torch
-
-from attnbench import hub
-from attnbench.atomic import atomic_write
 from attnbench.data import Dataset, load_dataset
-from attnbench.data.pixels import to_images, to_model_space
-from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.scores import check_sizes
-from attnbench.results import Measurement, Record
-from attnbench.specs import Case, CodecSpec, UserImages
-from attnbench.stages.codec import fingerprint, load_codec, on_hub
-from attnbench.stages.latents import INDEX, encode_all, open_latents
-from attnbench.stages.store import (
-    DONE,
+from attnbench.results import Measurement
+from attnbench.specs import Case, CodecSpec
+from attnbench.stages.latents.codec import fingerprint, on_hub
+from attnbench.stages.latents.encoding import encode_all
+from attnbench.stages.latents.model_space import MadeFrom, codec_of, refuse_changed, which_codec
+from attnbench.storage import hub
+from attnbench.storage.atomic import atomic_write
+from attnbench.storage.names import DONE, LATENT_INDEX, MADE_FROM
+from attnbench.storage.store import (
     StageOutput,
     Workspace,
     read_output,
@@ -29,81 +23,7 @@ from attnbench.stages.store import (
     write_output,
 )
 
-Decoder = Callable[[torch.Tensor], torch.Tensor]  # float [B, C, h, w] -> uint8 [B, H, W, C]
-
-MADE_FROM = "made_from.json"
 NAMED = 20  # files named one by one in a report; the rest are counted
-
-
-class MadeFrom(Record):
-    """What the user's files held when a stage read them first: their places alone are in its key."""
-
-    data: str
-    codec: str
-    commit: str = ""
-    """Commit of an autoencoder on the hub; a later one with the same files makes no difference."""
-
-    def of_same_files(self, other: MadeFrom) -> bool:
-        """Say whether both are of the same content."""
-        return (self.data, self.codec) == (other.data, other.codec)
-
-
-class TrainingSource(Protocol):
-    """Training examples in the model's input space."""
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """Class of every example, int64 [N]."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the model's input."""
-
-    def __len__(self) -> int:
-        """Return the number of examples, N."""
-
-    @property
-    def has_posterior(self) -> bool:
-        """Whether examples are distributions to draw from."""
-
-    def batch(
-        self, indices: torch.Tensor, flips: torch.Tensor, draws: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return float32 [B, C, H, W] examples.
-
-        `indices` int64 [B]; `flips` bool [B], mirrored where true; `draws` [B, C, H, W], standard normal,
-        where examples have a posterior; without them its mean.
-        """
-
-
-@dataclass(frozen=True)
-class PixelSource:
-    """The training images themselves, scaled to [-1, 1]."""
-
-    dataset: Dataset
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """Class of every image, int64 [N]."""
-        return self.dataset.train.labels
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        return self.dataset.channels, self.dataset.image_size, self.dataset.image_size
-
-    def __len__(self) -> int:
-        """Return the number of images, N."""
-        return len(self.dataset.train)
-
-    has_posterior: ClassVar[bool] = False
-
-    def batch(
-        self, indices: torch.Tensor, flips: torch.Tensor, draws: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return float32 [B, C, H, W] images in [-1, 1], mirrored left to right where `flips`."""
-        x = to_model_space(self.dataset.train.get(indices))
-        return torch.where(flips[:, None, None, None], x.flip(-1), x)
 
 
 def run(case: Case, workspace: Workspace) -> StageOutput:
@@ -140,24 +60,11 @@ def _made_from(dataset: Dataset, codec: CodecSpec | None, workspace: Workspace) 
 def _check_unchanged(case: Case, folder: Path, now: MadeFrom) -> None:
     """Note what this stage works on; raises DataError where the note of an earlier run says otherwise."""
     before = read_record(folder / MADE_FROM, MadeFrom)
-    begun = any((folder / name).exists() for name in (DONE, INDEX))
+    begun = any((folder / name).exists() for name in (DONE, LATENT_INDEX))
     if before is None or not begun:
         atomic_write(folder / MADE_FROM, now.model_dump_json().encode())
     elif not before.of_same_files(now):
-        _refuse_changed("images in data.path" if before.data != now.data else _which_codec(case), folder)
-
-
-def _which_codec(case: Case) -> str:
-    codec = codec_of(case)
-    return f"autoencoder in data.codec.{'hub' if codec is not None and codec.hub else 'path'}"
-
-
-def _refuse_changed(what: str, folder: Path) -> NoReturn:
-    raise DataError(
-        f"the {what} changed since results were made with them: the settings name the same place, but its "
-        "files are others; choose another --runs folder, or restore the files (noted in "
-        f"{folder / MADE_FROM})"
-    )
+        refuse_changed("images in data.path" if before.data != now.data else which_codec(case), folder)
 
 
 def _left_out(dataset: Dataset) -> list[Measurement]:
@@ -167,46 +74,3 @@ def _left_out(dataset: Dataset) -> list[Measurement]:
     shown, more = dataset.unreadable[:NAMED], len(dataset.unreadable) - NAMED
     names = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
     return [Measurement(name="unreadable_images", values=[len(dataset.unreadable)], note=names)]
-
-
-def training_source(case: Case, dataset: Dataset, workspace: Workspace) -> TrainingSource:
-    """Return what the train stage reads batches from: images, or latents that `run` has made.
-
-    Raises UserInputError when the model's input is not what the data gives.
-    """
-    source: TrainingSource = PixelSource(dataset)
-    if case.model.input == "latent":
-        folder = workspace.folder("prepare", case)
-        source = open_latents(folder, _needed_codec(case), dataset.train.labels)
-    if source.shape[0] != case.model.in_channels:
-        raise UserInputError(
-            f"model {case.model.name} takes {case.model.in_channels} channels, {case.data.name} gives "
-            f"{source.shape[0]}; set model.in_channels to {source.shape[0]}"
-        )
-    return source
-
-
-def decoder(case: Case, workspace: Workspace) -> Decoder:
-    """Return the function from the model's space, float [B, C, h, w], to uint8 [B, H, W, C]."""
-    if case.model.input == "pixel":
-        return to_images
-    codec, folder = _needed_codec(case), workspace.folder("prepare", case)
-    before = read_record(folder / MADE_FROM, MadeFrom)
-    if before is not None and before.codec != fingerprint(codec):  # days may lie between training and here
-        _refuse_changed(_which_codec(case), folder)
-    return load_codec(codec, workspace.device).decode
-
-
-def codec_of(case: Case) -> CodecSpec | None:
-    """Return the autoencoder that the data names, if any."""
-    return case.data.codec if isinstance(case.data, UserImages) else None
-
-
-def _needed_codec(case: Case) -> CodecSpec:
-    codec = codec_of(case)
-    if codec is None:
-        raise UserInputError(
-            f"model {case.model.name} reads latents, but the data {case.data.name} has no codec; use "
-            "prepared or image-folder with `codec`, or a recipe with `input: pixel`"
-        )
-    return codec

@@ -1,7 +1,7 @@
-"""The cost of all cells of a suite, measured together so that they meet the same machine.
+"""The cost of all cases of a suite, measured together so that they meet the same machine.
 
-Unlike the other stages this one runs once per suite: latencies are comparable only when the cells
-take turns. Its key is the content of all its cells and the device.
+Unlike the other stages this one runs once per suite: latencies are comparable only when the cases
+take turns. Its key is the content of all its cases and the device.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from attnbench.atomic import atomic_write, storage_errors
 from attnbench.data import load_dataset
-from attnbench.locks import alone_in
+from attnbench.devices import device_name
 from attnbench.profiling.rows import ProfileRequest, to_measurements
 from attnbench.profiling.session import profile_models
+from attnbench.progress import Progress
 from attnbench.results import Measurement, Record, environment
 from attnbench.specs import FORMAT, Case, ProfileSpec, content_hash
-from attnbench.stages.cell import device_name
-from attnbench.stages.store import read_record
+from attnbench.storage.atomic import atomic_write, storage_errors
+from attnbench.storage.locks import alone_in
+from attnbench.storage.names import PROFILE, SESSION
+from attnbench.storage.store import read_record
 
 
 class SessionOutput(Record):
@@ -41,11 +43,11 @@ class SessionOutput(Record):
         )
 
 
-def profile_cells(
+def profile_cases(
     cases: Sequence[Case],
     store: Path,
     device: str,
-    progress: Callable[[int, int, str], None],
+    progress: Progress,
     notice: Callable[[str], None] = lambda text: None,
 ) -> SessionOutput:
     """Measure every distinct model of the cases, interleaved; a finished session is read.
@@ -56,11 +58,11 @@ def profile_cells(
     if not cases:
         return SessionOutput()
     contents = {case.id: content_hash(case.profile_content()) for case in cases}
-    folder = store / "profile" / content_hash([FORMAT, sorted(set(contents.values())), _machine(device)])
-    path = folder / "session.json"
+    folder = store / PROFILE / content_hash([FORMAT, sorted(set(contents.values())), _machine(device)])
+    path = folder / SESSION
     found = read_record(path, SessionOutput)
     if found is None:
-        with alone_in(store / "profile", notice):
+        with alone_in(store / PROFILE, notice):
             found = read_record(path, SessionOutput)  # of the one that was waited for
             if found is None:
                 found = _measure(cases, contents, path, device, progress)
@@ -72,7 +74,7 @@ def _measure(
     contents: dict[str, str],
     path: Path,
     device: str,
-    progress: Callable[[int, int, str], None],
+    progress: Progress,
 ) -> SessionOutput:
     """Measure the models of cases, whose contents are given by case id; keep a whole session at `path`."""
     distinct = {contents[case.id]: case for case in reversed(cases)}  # guidance scales share a model

@@ -12,16 +12,17 @@ from pathlib import Path
 
 from torch import nn
 
+from attnbench.devices import device_of_rank
+from attnbench.diffusion.noise import fork_rng
 from attnbench.models import build_model, fuse_for_inference
 from attnbench.results import Measurement
 from attnbench.specs import Case
-from attnbench.stages.checkpoint import load_averaged, load_into
 from attnbench.stages.compatibility import check_sampler
-from attnbench.stages.distributed import World, device_of, together
-from attnbench.stages.grid import MAX_COLUMNS, MAX_ROWS, write_grid
-from attnbench.stages.prepare import decoder
-from attnbench.stages.sampler import Sampler
-from attnbench.stages.shards import (
+from attnbench.stages.distributed import World, together
+from attnbench.stages.latents.model_space import decoder
+from attnbench.stages.sampling.grid import MAX_COLUMNS, MAX_ROWS, write_grid
+from attnbench.stages.sampling.sampler import Sampler
+from attnbench.stages.sampling.shards import (
     ShardTimes,
     read_images,
     read_shard,
@@ -30,10 +31,9 @@ from attnbench.stages.shards import (
     shard_ranges,
     write_shard,
 )
-from attnbench.stages.store import StageOutput, Workspace, read_output, write_output
-from attnbench.stages.train import AVERAGED, fork_rng
-
-GRID = "grid.png"
+from attnbench.stages.training.checkpoint import load_averaged, load_into
+from attnbench.storage.names import AVERAGED, GRID
+from attnbench.storage.store import StageOutput, Workspace, read_output, write_output
 
 
 def run(case: Case, workspace: Workspace) -> StageOutput:
@@ -56,7 +56,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
 
 def draw_part(case: Case, workspace: Workspace, world: World) -> Sampler:
     """Draw the shards that fall to one of the processes of a world; all of them are drawn on return."""
-    device = device_of(workspace.device, world.rank, world.size)
+    device = device_of_rank(workspace.device, world.rank, world.size)
     sampler = load_sampler(case, replace(workspace, device=device))
     draw_shards(sampler, workspace.folder("sample", case), rank=world.rank, world=world.size)
     world.meet()

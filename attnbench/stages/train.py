@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from attnbench.data import load_dataset
+from attnbench.devices import device_of_rank
+from attnbench.diffusion.noise import fork_rng
 from attnbench.errors import UserInputError
 from attnbench.models import build_model
 from attnbench.specs import Case
-from attnbench.stages.checkpoint import ModelInput, load_into, previous_path, save_averaged
 from attnbench.stages.compatibility import check_objective
-from attnbench.stages.distributed import World, device_of, together
-from attnbench.stages.held_out_loss import held_out_images
-from attnbench.stages.initial import initial_weights
-from attnbench.stages.loss_curve import describe_training
-from attnbench.stages.prepare import training_source
-from attnbench.stages.sharding import put_together
-from attnbench.stages.store import StageOutput, Workspace, read_output, write_output
-from attnbench.stages.trainer import CHECKPOINT, Trainer
-
-AVERAGED = "ema.safetensors"
+from attnbench.stages.distributed import World, together
+from attnbench.stages.latents.model_space import training_source
+from attnbench.stages.training.checkpoint import ModelInput, load_into, previous_path, save_averaged
+from attnbench.stages.training.held_out_loss import held_out_images
+from attnbench.stages.training.initial_weights import initial_weights
+from attnbench.stages.training.loss_curve import describe_training
+from attnbench.stages.training.sharding import put_together
+from attnbench.stages.training.trainer import Trainer
+from attnbench.storage.names import AVERAGED, CHECKPOINT, further_average
+from attnbench.storage.store import StageOutput, Workspace, read_output, write_output
 
 
 def run(case: Case, workspace: Workspace) -> StageOutput:
@@ -47,7 +47,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
 
 def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     """Train one case as one of the processes of a world; the first of them writes the averaged weights."""
-    device = device_of(workspace.device, world.rank, world.size)
+    device = device_of_rank(workspace.device, world.rank, world.size)
     dataset = load_dataset(case.data)
     source = training_source(case, dataset, workspace)
     model_input = ModelInput(shape=source.shape, num_classes=dataset.num_classes)
@@ -64,7 +64,7 @@ def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     for decay, average in trainer.averages.items():
         weights = put_together(average.state_dict(), keep=world.is_first)
         if world.is_first:
-            name = AVERAGED if decay == case.train.ema_decay else averaged_name(decay)
+            name = AVERAGED if decay == case.train.ema_decay else further_average(decay)
             save_averaged(folder / name, weights, model_input, case.key("train"))
     if not world.is_first:
         return StageOutput()
@@ -72,11 +72,6 @@ def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     output.measurements.append(trainer.held_out.measurement(trainer.progress.held_out_curve))
     output.curves["held_out_loss"] = trainer.progress.held_out_curve
     return output
-
-
-def averaged_name(decay: float) -> str:
-    """Return the file of a further average, as `extra_ema_decays` asks for it."""
-    return f"ema-{decay}.safetensors"
 
 
 def initial_model(case: Case, model_input: ModelInput, device: torch.device) -> nn.Module:
@@ -96,8 +91,3 @@ def initial_model(case: Case, model_input: ModelInput, device: torch.device) -> 
         seed=case.seed,
         device=device,
     )
-
-
-def fork_rng(device: torch.device) -> Any:
-    """Return a context that leaves torch's global generators as it found them."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

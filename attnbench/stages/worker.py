@@ -18,8 +18,8 @@ from attnbench.specs import Case
 from attnbench.stages.distributed import READY, World, joined
 from attnbench.stages.interrupts import SIGNALS
 from attnbench.stages.sample import draw_part
-from attnbench.stages.store import Workspace
 from attnbench.stages.train import train_case
+from attnbench.storage.store import Workspace
 
 PARTS: dict[str, Callable[[Case, Workspace, World], object]] = {"train": train_case, "sample": draw_part}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from attnbench.contract import AttentionBackend, BackendOptions
 from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.problems import problems_in
+from attnbench.progress import Progress
 from attnbench.testing import (
     declarations,
     divided_batch,
@@ -39,7 +40,6 @@ CHECKS: tuple[Check, ...] = (
 _BY_NAME = {check.name: check for check in CHECKS}
 
 Options = Mapping[str, Any]
-Progress = Callable[[int, int, str], None]
 
 
 def check_backend(

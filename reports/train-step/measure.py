@@ -24,9 +24,9 @@ from attnbench.diffusion.ddpm import GaussianDiffusion
 from attnbench.models import build_model
 from attnbench.models.recipes import recipe
 from attnbench.specs import Case, DigitsData, EvaluateSpec, ProfileSpec, SampleSpec, TrainSpec
-from attnbench.stages.batches import prefetched
-from attnbench.stages.store import Workspace
-from attnbench.stages.trainer import Trainer
+from attnbench.stages.training.batches import prefetched
+from attnbench.stages.training.trainer import Trainer
+from attnbench.storage.store import Workspace
 from attnbench.torchvision_ops import define_missing_ops
 
 define_missing_ops()

@@ -13,8 +13,8 @@ from PIL import Image
 
 from attnbench.data.photo_patches import PHOTOS
 from attnbench.stages import prepare
-from attnbench.stages.store import Workspace
-from attnbench.suite import load_suite
+from attnbench.storage.store import Workspace
+from attnbench.suite.loading import load_suite
 from attnbench.torchvision_ops import define_missing_ops
 
 ATTNBENCH = str(Path(sys.executable).with_name("attnbench"))
@@ -80,7 +80,7 @@ def save_autoencoder(folder: Path) -> None:
 
 
 def suite_file(folder: Path, *, batch: int) -> Path:
-    """Write the suite of one cell, dit-s on the latents, with this batch size; returns its path."""
+    """Write the suite of one case, dit-s on the latents, with this batch size; returns its path."""
     path = folder / f"overhead-{batch}.yaml"
     path.write_text(SUITE.format(set=folder / "set", vae=folder / "vae", batch=batch))
     load_suite(str(path), [])  # says what is wrong with it, if anything

@@ -17,11 +17,12 @@ from inputs import suite_file
 from attnbench.data import load_dataset
 from attnbench.data.mapped import map_array
 from attnbench.diffusion.objective import build_objective
-from attnbench.stages import batches, prepare
-from attnbench.stages.batches import BatchSchedule, PartMaker, prefetched
-from attnbench.stages.latents import LatentSource
-from attnbench.stages.store import Workspace
-from attnbench.suite import load_suite
+from attnbench.stages.latents import model_space
+from attnbench.stages.latents.encoding import LatentSource
+from attnbench.stages.training import batches
+from attnbench.stages.training.batches import BatchSchedule, PartMaker, prefetched
+from attnbench.storage.store import Workspace
+from attnbench.suite.loading import load_suite
 
 BATCH, COPIES = 256, 8
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ def latent_source(folder: Path) -> LatentSource:
     """Open the latents; their shard is put into eight files, so that there are 4,096 in 256 MiB."""
     case = load_suite(str(suite_file(folder, batch=BATCH)), []).cases[0]
     workspace = Workspace(root=folder / "store", device=CPU)
-    source = prepare.training_source(case, load_dataset(case.data), workspace)
+    source = model_space.training_source(case, load_dataset(case.data), workspace)
     assert isinstance(source, LatentSource)
     (shard,) = workspace.folder("prepare", case).glob("*.npy")
     copies = [Path(shutil.copy(shard, folder / f"copy-{number}.npy")) for number in range(COPIES)]

@@ -4,7 +4,7 @@
 
 Makes a small real training set (photographs of scikit-image and scikit-learn, `attnbench data prepare`,
 latents by a random autoencoder) in a temporary folder and runs each part in a process of its own, with the
-memory settings that `attnbench run` gives its cells. Under 6 minutes on 2 idle cores; 6 GiB of disk.
+memory settings that `attnbench run` gives its cases. Under 6 minutes on 2 idle cores; 6 GiB of disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from inputs import make_inputs
 
-from attnbench.executors import KEEP_MEMORY_MAPPED
+from attnbench.running.executors import KEEP_MEMORY_MAPPED
 
 PARTS = ("loader", "saving", "resume")
 

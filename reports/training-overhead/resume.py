@@ -21,7 +21,7 @@ PATIENCE_S = 300
 
 
 def one_cell_of_quick(folder: Path) -> Path:
-    """Write the shipped suite `quick` without its matrix: one cell, softmax attention."""
+    """Write the shipped suite `quick` without its matrix: one case, softmax attention."""
     shipped = Path(__file__).parents[2] / "suites" / "quick.yaml"
     suite = YAML(typ="safe").load(shipped.read_text(encoding="utf-8"))
     del suite["matrix"]
@@ -31,7 +31,7 @@ def one_cell_of_quick(folder: Path) -> Path:
 
 
 class Run:
-    """`attnbench run` of a suite of one cell in a process group of its own, watched through its files."""
+    """`attnbench run` of a suite of one case in a process group of its own, watched through its files."""
 
     def __init__(self, suite: Path, runs: Path, overrides: list[str]) -> None:
         self.runs = runs
@@ -87,7 +87,7 @@ class Run:
         return ticks / os.sysconf("SC_CLK_TCK") if found else float("nan")
 
     def kill(self) -> None:
-        """kill -9 of the command and its cell."""
+        """kill -9 of the command and its case."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -130,6 +130,6 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=4, help="of dit-s: 256 would take minutes a step here")
     args = parser.parse_args()
     print("resume: kill -9 after the first checkpoint, then the same command again")
-    measure("quick, one cell", one_cell_of_quick(args.folder), args.folder / "runs-quick", 20, args.rounds)
+    measure("quick, one case", one_cell_of_quick(args.folder), args.folder / "runs-quick", 20, args.rounds)
     dit = suite_file(args.folder, batch=args.batch)
     measure(f"dit-s on latents, batch {args.batch}", dit, args.folder / "runs-dit", 5, args.rounds)

@@ -12,15 +12,16 @@ import torch
 from inputs import suite_file
 
 from attnbench.data import load_dataset
+from attnbench.diffusion.noise import fork_rng
 from attnbench.specs import Case
-from attnbench.stages import prepare
-from attnbench.stages.checkpoint import ModelInput
-from attnbench.stages.loss_curve import Timing
-from attnbench.stages.store import Workspace
-from attnbench.stages.train import fork_rng, initial_model
-from attnbench.stages.trainer import Trainer
-from attnbench.stages.training_log import LogRecord, TrainingLog
-from attnbench.suite import load_suite
+from attnbench.stages.latents import model_space
+from attnbench.stages.train import initial_model
+from attnbench.stages.training.checkpoint import ModelInput
+from attnbench.stages.training.log import LogRecord, TrainingLog
+from attnbench.stages.training.loss_curve import Timing
+from attnbench.stages.training.trainer import Trainer
+from attnbench.storage.store import Workspace
+from attnbench.suite.loading import load_suite
 
 CPU = torch.device("cpu")
 RUN_S = 600
@@ -30,7 +31,7 @@ def make_trainer(case: Case, folder: Path) -> Trainer:
     """Return a trainer on the latents, after one step: its optimizer holds its moments."""
     workspace = Workspace(root=folder / "store", device=CPU)
     dataset = load_dataset(case.data)
-    source = prepare.training_source(case, dataset, workspace)
+    source = model_space.training_source(case, dataset, workspace)
     model = initial_model(case, ModelInput(shape=source.shape, num_classes=dataset.num_classes), CPU)
     trainer = Trainer(case, workspace, model, source, flip=True)
     trainer.train_until(1)

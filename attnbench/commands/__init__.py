@@ -1,0 +1,1 @@
+"""What a command does that is more than a call; `cli` only parses."""

@@ -1,0 +1,177 @@
+"""What `attnbench evaluate` and `attnbench reference build` do: score sets of images that lie anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from pydantic import ValidationError
+
+from attnbench.commands.evaluate_inputs import EvaluationRequest, OwnData, open_sets, open_training, own_data
+from attnbench.console import print_table, progress_bar, scores_table, self_test_listing, write_json
+from attnbench.devices import chosen_device
+from attnbench.errors import UnknownNameError, UserInputError
+from attnbench.evaluation.by_class import by_class, class_figure, write_csv
+from attnbench.evaluation.collection import ImageCollection
+from attnbench.evaluation.figures import class_names, draw_nearest, draw_tsne, labels_as_in
+from attnbench.evaluation.images import open_images
+from attnbench.evaluation.reference import Reference, holds, save_reference
+from attnbench.evaluation.scorer import Scorer, make_scorer
+from attnbench.evaluation.scores import check_sizes
+from attnbench.evaluation.self_test import prove_golden, prove_maths, prove_network
+from attnbench.plugins import registry
+from attnbench.progress import Progress
+from attnbench.results import Measurement, environment
+from attnbench.specs import EvaluateSpec, Metric
+from attnbench.storage.names import STORE
+from attnbench.storage.store import features_folder
+
+
+def evaluate(request: EvaluationRequest, *, runs: Path, device: str, quiet: bool) -> None:
+    """Score a set of images, print the table, write what else was asked for; raises UserInputError."""
+    for path in (request.json_file, request.per_class, request.nearest, request.tsne):
+        check_target(path)
+    with progress_bar("evaluate", quiet=quiet) as progress:
+        own = own_data(request, runs, torch.device(chosen_device(device)))
+        scorer = own.scorer(request, progress) if own else _scorer(request, runs, device, progress)
+        sets, training = open_sets(request, runs), open_training(request, own)
+        _check_early(request, scorer.settings, sets, own)
+        if request.reference is not None:
+            reference = scorer.open_reference(request.reference)
+        else:
+            assert own is not None  # or there would be no reference at all
+            reference = scorer.reference_from(own.reference())
+        for each in sets if request.tsne else sets[:1] if request.per_class else []:
+            labels_as_in(reference, each)  # to fail before hours of extraction
+        scored = {each.name: scorer.measure(reference, each) for each in sets}
+        notes = _draw(request, scorer, reference, sets, training)
+    if request.json_file is not None:
+        write_json(request.json_file, _record(scorer, reference, scored) | {"notes": notes})
+        notes.append(f"written: {request.json_file}")
+    print_table(scores_table(scorer, reference, scored, notes))
+
+
+def _scorer(request: EvaluationRequest, runs: Path, device: str, progress: Progress) -> Scorer:
+    return make_scorer(
+        request.settings, features_folder(runs / STORE), torch.device(chosen_device(device)), progress
+    )
+
+
+def _check_early(
+    request: EvaluationRequest, settings: EvaluateSpec, sets: Sequence[ImageCollection], own: OwnData | None
+) -> None:
+    """Raise UserInputError for settings that do not fit the numbers of images, before any extraction."""
+    if request.reference is None:
+        assert own is not None  # or there would be no reference at all
+        real = own.reference()
+    elif "meta" in holds(request.reference):
+        return  # a reference file says its number at once
+    else:
+        real = open_images(request.reference, allow_jpeg=True)
+    for images in sets:
+        check_sizes(settings, len(images), min(len(real), settings.reference_images))
+
+
+def build_reference(
+    folder: Path, target: Path, settings: EvaluateSpec, *, runs: Path, device: str, quiet: bool
+) -> Reference:
+    """Make a reference file of a set of real images; raises UserInputError, StorageError."""
+    if target.exists() and folder.exists() and target.samefile(folder):
+        raise UserInputError(f"{target} holds the images themselves; give --to another name")
+    if target.suffix != ".npz":
+        raise UserInputError(f"a reference file ends in .npz, got {target}; give --to {target.stem}.npz")
+    check_target(target)
+    with progress_bar("reference", quiet=quiet) as progress:
+        scorer = make_scorer(
+            settings, features_folder(runs / STORE), torch.device(chosen_device(device)), progress
+        )
+        reference = scorer.reference_from(open_images(folder, allow_jpeg=True))
+    save_reference(target, reference)
+    return reference
+
+
+def settings_from(**given: Any) -> EvaluateSpec:
+    """Return the settings the options name; raises UserInputError naming the option that is wrong."""
+    metrics = given.pop("metrics", None)
+    if metrics is not None:
+        given["metrics"] = [word.strip() for word in metrics.split(",") if word.strip()]
+        for word in given["metrics"]:
+            if word not in get_args(Metric):
+                raise UnknownNameError("metric", word, get_args(Metric))
+        if not given["metrics"]:
+            raise UserInputError(f"--metrics names none; choose of {', '.join(get_args(Metric))}")
+    try:
+        return EvaluateSpec.model_validate({key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = (
+            f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}, got {e['input']!r}" for e in error.errors()
+        )
+        raise UserInputError("; ".join(problems)) from error
+
+
+def check_target(path: Path | None) -> None:
+    """Raise UserInputError where a file cannot be written: its folder is missing, or it is one itself."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UserInputError(f"the folder {path.absolute().parent} does not exist; create it first")
+    if path is not None and path.is_dir():
+        raise UserInputError(f"{path} is a folder; name a file in it, such as {path / 'name'}")
+
+
+def _draw(
+    request: EvaluationRequest,
+    scorer: Scorer,
+    reference: Reference,
+    sets: Sequence[ImageCollection],
+    training: ImageCollection | None,
+) -> list[str]:
+    """Write the pictures that were asked for; return what there is to say about them."""
+    images, notes = sets[0], list[str]()
+    if request.per_class is not None:
+        scores = by_class(
+            reference.features.pooled,
+            reference.labels,
+            scorer.features(images).pooled,
+            labels_as_in(reference, images),
+            class_names(reference),
+            neighbours=scorer.settings.neighbours,
+            at_least=max(10, scorer.settings.neighbours + 1),
+        )
+        write_csv(scores, request.per_class.with_suffix(".csv"))
+        class_figure(scores, request.per_class.with_suffix(".png"), called=scorer.called, heading=images.name)
+        notes.append(f"written: {request.per_class.with_suffix('.png')} and .csv, of {images.name}")
+    if request.nearest is not None and training is not None:
+        notes.append(draw_nearest(request.nearest, scorer, images, training))
+        notes.append(f"written: {request.nearest}; images are counted from 0 in their order of opening")
+    if request.tsne is not None:
+        draw_tsne(request.tsne, scorer, sets, reference, request.classes)
+        notes.append(f"written: {request.tsne}, with .csv and .json beside it")
+    return notes
+
+
+def _record(scorer: Scorer, reference: Reference, scored: dict[str, list[Measurement]]) -> dict[str, Any]:
+    """Return everything as plain data, for --json."""
+    return {
+        "reference": {"name": reference.name, "images": len(reference), **_provenance(reference)},
+        "settings": scorer.settings.model_dump(mode="json"),
+        "scored": {name: [m.model_dump(mode="json") for m in found] for name, found in scored.items()},
+        "warnings": scorer.warnings,
+        "environment": environment().model_dump(mode="json"),
+    }
+
+
+def _provenance(reference: Reference) -> dict[str, Any]:
+    return reference.provenance.model_dump(mode="json")
+
+
+def self_test(settings: EvaluateSpec, golden: Path | None, *, runs: Path, device: str) -> int:
+    """Prove the metrics level by level, print every comparison, return the exit code."""
+
+    def make(settings: EvaluateSpec) -> Scorer:
+        return make_scorer(settings, features_folder(runs / STORE), torch.device(chosen_device(device)))
+
+    registry().extractor(settings.extractor)  # a wrong name is an error, not a proof that did not run
+    proofs = [*prove_maths(), *prove_network(make, settings), *prove_golden(make, settings, golden)]
+    print_table(self_test_listing(proofs))
+    return int(any(proof.status == "failed" for proof in proofs))

@@ -1,0 +1,52 @@
+"""`attnbench samples export`: a finished case's images as PNG files or as one npz file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from attnbench.errors import DataError, UserInputError
+from attnbench.evaluation.run_samples import sample_folder
+from attnbench.results import Result
+from attnbench.storage.store import read_output
+
+
+def export(
+    run_dir: Path, *, npz: Path | None, png: Path | None, label: str | None, count: int | None
+) -> None:
+    """Export one case's samples and say what was written; raises UserInputError or DataError."""
+    from attnbench.stages.sampling.export import write_npz, write_pngs
+
+    if npz is None and png is None:
+        raise UserInputError("nothing to export; add --npz FILE, --png FOLDER or both")
+    result, folder = sample_folder(run_dir, label)
+    count = _checked(count, available(folder, result), result.label)
+    if npz is not None:
+        if not npz.absolute().parent.is_dir() or npz.is_dir():
+            raise UserInputError(f"--npz: {npz} cannot be a file; name one in a folder that exists")
+        repeated = write_npz(folder, npz, count)
+        note = "; grey images: their channel three times, as ADM's evaluator needs RGB" if repeated else ""
+        typer.echo(f"{npz}: {count} images of {result.label} (arr_0), their classes (arr_1){note}")
+    if png is not None:
+        written = write_pngs(folder, png, count)
+        typer.echo(f"{png}: {count} images of {result.label}, {written} of them new")
+
+
+def available(folder: Path, result: Result) -> int:
+    """Return how many samples a finished stage has."""
+    output = read_output(folder)
+    counts = [m.n for m in output.measurements if m.name == "sample_time_s"] if output else []
+    if not counts or counts[0] is None:
+        raise DataError(
+            f"{folder} does not say how many samples of {result.label} it has; run the suite again"
+        )
+    return counts[0]
+
+
+def _checked(count: int | None, most: int, label: str) -> int:
+    if count is None:
+        return most
+    if not 1 <= count <= most:
+        raise UserInputError(f"--count: {label} has {most} samples, got {count}; take 1 to {most}")
+    return count

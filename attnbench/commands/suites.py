@@ -1,0 +1,66 @@
+"""What `attnbench run`, `plan` and `report` do with a suite or its run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import typer
+
+from attnbench import console
+from attnbench.errors import UserInputError
+from attnbench.report import write_report
+from attnbench.results import latest, read_results
+from attnbench.running.executors import run_in_process, run_inline, take_over_launcher
+from attnbench.running.plan import plan as plan_cases
+from attnbench.running.runner import run as run_cases
+from attnbench.storage.names import RESULTS, STORE
+from attnbench.storage.run_folders import run_folder
+from attnbench.suite.loading import load_suite
+
+
+def run(
+    suite: str,
+    overrides: Sequence[str],
+    runs: Path,
+    *,
+    device: str,
+    inline: bool,
+    processes: int,
+    quiet: bool,
+) -> int:
+    """Run a suite, print its comparison and where the report is; return the exit code."""
+    loaded = load_suite(suite, overrides)
+    taken = take_over_launcher(processes)
+    if taken is None:
+        return 0  # another copy, started by torchrun beside this one, does the work
+    with console.run_listener(len(loaded.cases), quiet=quiet) as listener:
+        outcome = run_cases(
+            loaded,
+            runs,
+            device=device,
+            executor=partial(run_inline if inline else run_in_process, processes=taken),
+            listener=listener,
+        )
+    console.print_comparison(outcome.results)
+    typer.echo(f"report: {outcome.report.html}\n        {outcome.report.markdown}")
+    return outcome.exit_code
+
+
+def plan(suite: str, overrides: Sequence[str], runs: Path) -> None:
+    """Print what a suite would take, and what it lacks."""
+    loaded = load_suite(suite, overrides)
+    console.print_table(console.plan_listing(loaded, plan_cases(loaded.cases, runs.absolute() / STORE)))
+
+
+def report(run: str, runs: Path) -> None:
+    """Write the report of a run again from its results alone."""
+    run_dir = run_folder(run, runs)
+    results = latest(read_results(run_dir / RESULTS))
+    if not results:
+        raise UserInputError(f"{run_dir / RESULTS} holds no results yet; run the suite first")
+    question = results[0].case.get("question", "")
+    paths = write_report(run_dir, results, title=results[0].suite, question=question)
+    console.print_comparison(results)
+    typer.echo(f"report: {paths.html}\n        {paths.markdown}")

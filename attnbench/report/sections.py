@@ -1,0 +1,222 @@
+"""The facts around the tables: at a glance, environment, settings, definitions, warnings."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from attnbench.report.quantities import (
+    ACCURACY,
+    NOTED,
+    SIZE,
+    SPEED,
+    STEP_TIME,
+    TRAINING,
+    is_quality,
+    quality_quantities,
+    unresolved,
+)
+from attnbench.report.statistics import rank_correlation
+from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
+from attnbench.results import Environment, Result
+
+DESCRIPTIONS = ("suite", "question", "label", "exceptions", "model.summary")  # words that set nothing
+FEW_IMAGES = 10_000  # below it, distances are known to be dominated by the sample-size bias
+
+
+def at_a_glance(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """Return the few facts a reader wants first, as (name, value)."""
+    counts = Counter(result.status for result in results)
+    states = ", ".join(f"{counts[s]} {s}" for s in ("ok", "failed", "skipped") if counts[s])
+    facts = [
+        ("Cases", f"{len(results)} ({states})"),
+        ("Hardware", _distinct(_hardware(r.environment) for r in results)),
+        ("Torch", _distinct(r.environment.packages.get("torch", "not installed") for r in results)),
+    ]
+    images = {f"{m.n:,}" for r in results for m in r.measurements if is_quality(m.name) and m.n}
+    if images:
+        facts.append(("Samples per case", " / ".join(sorted(images))))
+    if agreement := _loss_agreement(results):
+        facts.append(agreement)
+    if seeds := seeds_of(results):
+        facts.append(("Seed" if len(seeds) == 1 else "Seeds", ", ".join(seeds)))
+    dates = sorted(r.created[:10] for r in results if r.created)
+    if dates:
+        facts.append(("Date", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"))
+    return [(name, plain(value)) for name, value in facts]
+
+
+def _loss_agreement(results: Sequence[Result]) -> tuple[str, str] | None:
+    """Return how the held-out loss orders the cases beside the first distance, where both are known."""
+    distance = next((q.name for q in quality_quantities(results) if q.better == "lower"), None)
+    pairs = []
+    for result in results:
+        loss, other = result.measurement("held_out_loss"), result.measurement(distance or "")
+        if loss and other and math.isfinite(loss.value) and math.isfinite(other.value):
+            pairs.append((loss.value, other.value))
+    if distance is None or len(pairs) < 3:
+        return None
+    rho = rank_correlation(*zip(*pairs, strict=True))
+    if math.isnan(rho):
+        return None
+    return f"Held-out loss against {distance}", f"rank correlation {rho:.2f} over {len(pairs)} cases"
+
+
+def seeds_of(results: Sequence[Result]) -> list[str]:
+    """Return the seeds of all cases, each once."""
+    return list(dict.fromkeys(str(r.case["seed"]) for r in results if "seed" in r.case))
+
+
+def warnings(results: Sequence[Result]) -> list[str]:
+    """Return what a reader must know before trusting the tables."""
+    found = []
+    counts = sorted({m.n for r in results for m in r.measurements if is_quality(m.name) and m.n})
+    if counts and counts[0] < FEW_IMAGES:
+        found.append(
+            f"n = {counts[0]:,} images, fewer than {FEW_IMAGES:,}: Frechet distances are biased upwards and "
+            "compare only with distances of the same n, the same reference and the same feature network."
+        )
+    if len(counts) > 1:
+        found.append("The cases were scored with different n: their distances do not compare.")
+    suffixed = [q.name for q in quality_quantities(results) if "-" in q.name]
+    if suffixed:
+        found.append(
+            f"{', '.join(suffixed)}: a name with a suffix is computed on another feature network than the "
+            "literature's Inception and compares with no published number."
+        )
+    if len(distinct_environments(results)) > 1:
+        found.append(
+            "Cases ran in different environments (see there): their times and memory do not compare."
+        )
+    if len(seeds_of(results)) == 1:
+        found.append("One seed per case: the spread between seeds is unknown.")
+    excuses: dict[str, list[str]] = {}
+    for result in results:
+        for excuse in result.case.get("exceptions", ()):
+            excuses.setdefault(excuse, []).append(result.label)
+    found += [f"Set for some cases only: {excuse}: {', '.join(cells)}." for excuse, cells in excuses.items()]
+    left_out = {m.note for r in results for m in r.measurements if m.name == "unreadable_images"}
+    found += [f"Files that failed to open were left out: {names}" for names in sorted(left_out)]
+    noted = {
+        f"{r.label}: {m.note}." for r in results for m in r.measurements if m.name in NOTED[1:] and m.note
+    }
+    found += sorted(noted)
+    if any(r.environment.git_dirty for r in results):
+        found.append("The working tree held uncommitted changes.")
+    return [plain(warning) for warning in found]
+
+
+def definitions(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """Return how each shown quantity is defined and what the stages noted about it."""
+    names = {unresolved(m.name) for r in results for m in r.measurements}
+    quantities = dict.fromkeys((*SIZE, *quality_quantities(results), ACCURACY, *SPEED, STEP_TIME, *TRAINING))
+    known = [(q.title, q.definition) for q in quantities if q.name in names and q.definition]
+    return [(plain(name), plain(text)) for name, text in (*known, *_stage_notes(results))]
+
+
+def _stage_notes(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """Return what stages noted, as (measurements, note); a note of some cases only names them."""
+    names: dict[str, dict[str, None]] = {}
+    labels: dict[str, dict[str, None]] = {}
+    for result in results:
+        for measured in (m for m in result.measurements if m.note and m.values):
+            names.setdefault(measured.note, {})[unresolved(measured.name)] = None
+            labels.setdefault(measured.note, {})[result.label] = None
+    notes = []
+    for note, titles in names.items():
+        concerned = {r.label for r in results for m in r.measurements if unresolved(m.name) in titles}
+        suffix = "" if concerned == set(labels[note]) else f" ({', '.join(labels[note])})"
+        notes.append((", ".join(titles), note + suffix))
+    return notes
+
+
+def distinct_environments(results: Sequence[Result]) -> list[Environment]:
+    """Return the environments the cases ran in, each once."""
+    return list({r.environment.model_dump_json(): r.environment for r in results}.values())
+
+
+def environment_table(results: Sequence[Result]) -> Table:
+    """Return where the cases ran: one column for each distinct environment."""
+    environments = distinct_environments(results)
+    described = [_describe(environment) for environment in environments]
+    columns = [Column(title="Environment", numeric=False)]
+    for environment in environments:
+        labels = [r.label for r in results if r.environment == environment]
+        title = "Value" if len(environments) == 1 else plain(", ".join(labels))
+        columns.append(Column(title=title, numeric=False))
+    names = dict.fromkeys(name for facts in described for name in facts)
+    rows = (Row(cells=(text_cell(n), *(text_cell(f.get(n, MISSING)) for f in described))) for n in names)
+    return Table(title="Environment", columns=tuple(columns), rows=tuple(rows))
+
+
+def settings_tables(results: Sequence[Result]) -> tuple[Table | None, Table | None]:
+    """Return the settings that differ between cases, and those all cases share."""
+    flat = [dict(_settings(result.case)) for result in results]
+    names = list(dict.fromkeys(name for settings in flat for name in settings))
+    differing = [n for n in names if len({settings.get(n) for settings in flat}) > 1]
+    shared = [n for n in names if n not in differing]
+    columns = tuple(Column(title=name, numeric=False) for name in ("Case", *map(plain, differing)))
+    rows = tuple(
+        Row(cells=(text_cell(r.label), *(text_cell(s.get(n, MISSING)) for n in differing)), series=i)
+        for i, (r, s) in enumerate(zip(results, flat, strict=True))
+    )
+    differences = Table(title="Settings that differ", columns=columns, rows=rows) if differing else None
+    columns = (Column(title="Setting", numeric=False), Column(title="Value", numeric=False))
+    rows = tuple(Row(cells=(text_cell(name), text_cell(flat[0][name]))) for name in shared)
+    common = Table(title="Settings shared by all cases", columns=columns, rows=rows) if shared else None
+    return differences, common
+
+
+def reproduce_command(results: Sequence[Result]) -> str:
+    """Return the command line that runs the same suite again."""
+    suites = dict.fromkeys(plain(result.suite) for result in results)
+    return " && ".join(f"attnbench run {shlex.quote(suite)}" for suite in suites)
+
+
+def _distinct(values: Iterator[str]) -> str:
+    return "; ".join(dict.fromkeys(values))
+
+
+def _hardware(environment: Environment) -> str:
+    device = "" if environment.device == "cpu" else f"{environment.device}, "
+    threads = f"{environment.threads} thread{'s' if environment.threads != 1 else ''}"
+    return f"{device}{environment.cpu}, {threads}"
+
+
+def _describe(environment: Environment) -> dict[str, str]:
+    commit = environment.git_commit or "not a git checkout"
+    return {
+        "Device": environment.device,
+        "CPU": f"{environment.cpu} ({environment.cpu_count} logical cores, {environment.threads} used)",
+        "Memory": f"{environment.memory_gib} GiB",
+        "Platform": environment.platform,
+        "Python": environment.python,
+        **environment.packages,
+        "Git commit": commit + (", with uncommitted changes" if environment.git_dirty else ""),
+    }
+
+
+def _settings(case: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what was set; the words that only describe a case stand elsewhere in a report."""
+    for name, text in _flatten(case):
+        if (
+            text
+            and name not in ("suite", "question", "label", "model.summary")
+            and not name.startswith(("axes.", "code.", "files."))
+        ):
+            yield name, text
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the leaves of nested settings as (dotted name, text)."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, str):
+        yield prefix, value
+    else:
+        yield prefix, json.dumps(value)

@@ -1,0 +1,204 @@
+"""What a run will cost before it runs: cases, what is finished, time and disk. Runs nothing."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnbench.contract import MacCount
+from attnbench.devices import default_device
+from attnbench.errors import AttnbenchError, DataError
+from attnbench.models.resolution import input_size
+from attnbench.specs import Case, ImageFolderData, ModelConfig, PreparedData, UserImages
+from attnbench.storage import hub
+from attnbench.storage.store import STAGES, Stage, read_output
+
+# Estimates, not measurements: a backward pass costs two forward passes, a small matmul reaches
+# about 0.6 of the rate of a large one, and every block costs some fixed time in Python and kernel launches.
+MATMUL_EFFICIENCY = 0.6
+BLOCK_OVERHEAD_S = 5e-4
+LATENT_BYTES_PER_PIXEL = 0.5
+"""Moments of 4 channels, of an image and its mirror image, float16, at an eighth of the side."""
+NUM_CLASSES_GUESS = 100  # a folder that is not here yet: as many classes as Sub-IN
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCase:
+    """One case, which of its stages are finished, and what the rest will take."""
+
+    case: Case
+    finished: tuple[Stage, ...]
+    time_s: float
+    disk_bytes: int
+    missing: tuple[str, ...] = ()
+    """What a run would refuse for want of the user's folders and files, each with the next step."""
+    problem: str = ""
+    """Why this case cannot be planned, let alone run."""
+
+
+def plan(cases: Sequence[Case], store: Path) -> list[PlannedCase]:
+    """Plan every case; stages shared by two cases are counted once."""
+    rate = matmul_macs_per_s()
+    counted: set[tuple[Stage, str]] = set()
+    planned = []
+    for case in cases:
+        finished = tuple(s for s in STAGES if read_output(store / s / case.key(s)) is not None)
+        missing = [s for s in STAGES if s not in finished and (s, case.key(s)) not in counted]
+        counted.update((s, case.key(s)) for s in missing)
+        try:
+            time_s = sum(stage_time_s(case, s, rate) for s in missing)
+            disk_bytes, problem = disk_needed_bytes(case, missing), ""
+        except Exception as error:  # noqa: BLE001 - a stranger's backend may raise anything
+            time_s, disk_bytes, problem = 0.0, 0, f"{type(error).__name__}: {error}"
+        planned.append(
+            PlannedCase(
+                case=case,
+                finished=finished,
+                time_s=time_s,
+                disk_bytes=disk_bytes,
+                missing=missing_inputs(case),
+                problem=problem,
+            )
+        )
+    return planned
+
+
+def missing_inputs(case: Case) -> tuple[str, ...]:
+    """Return what of the user's a case needs and has not, one sentence each; imports no torch."""
+    named = [("train.init_from", case.train.init_from), ("evaluate.weights", case.evaluate.weights)]
+    if isinstance(case.data, UserImages):
+        codec = case.data.codec
+        named = [("data.path", case.data.path), ("data.codec.path", codec.path if codec else None), *named]
+    absent = [(key, path) for key, path in named if path is not None and not path.exists()]
+    said = [f"{key}: {path} does not exist; name yours with -o {key}=PATH" for key, path in absent]
+    if isinstance(case.data, PreparedData) and "data.path" not in dict(absent):
+        from attnbench.data.prepared import read_fitting_card
+
+        try:
+            read_fitting_card(case.data)
+        except DataError as error:
+            said.append(f"data.path: {error}")
+    return (*said, *_missing_autoencoder(case), *_missing_weights(case))
+
+
+def _missing_autoencoder(case: Case) -> tuple[str, ...]:
+    """Return what to do where an autoencoder on the hub is neither in the cache nor to be had."""
+    from huggingface_hub import constants
+
+    codec = case.data.codec if isinstance(case.data, UserImages) else None
+    if codec is None or codec.hub is None or not constants.HF_HUB_OFFLINE:
+        return ()
+    model = hub.HubModel(name=codec.hub, subfolder=codec.subfolder, revision=codec.revision)
+    if hub.cached(model) is not None:
+        return ()
+    return (
+        f"data.codec.hub: {model.title} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it; "
+        f"unset that, or run `{model.command}` where there is a network",
+    )
+
+
+def _missing_weights(case: Case) -> tuple[str, ...]:
+    """Return what to do where the feature network's weights file is not there, or is not the right one."""
+    from attnbench.metrics.weights_files import find, places, published
+
+    file, named = published().get(case.evaluate.extractor), case.evaluate.weights
+    if file is None or (named is not None and not named.exists()):  # told already
+        return ()
+    if named is None and not any(path.is_file() for path in places(file)):
+        return (
+            f"evaluate.weights: extractor {file.extractor} needs the weights file {file.names[0]}, which is "
+            f"in no usual place; {file.source}, or name it with -o evaluate.weights=PATH",
+        )
+    try:
+        find(file, named)
+    except AttnbenchError as error:  # a folder, or another file: not only after the training
+        return (f"evaluate.weights: {error}",)
+    return ()
+
+
+def stage_time_s(case: Case, stage: Stage, macs_per_s: float) -> float:
+    """Estimate one stage's time from its multiply-adds."""
+    if stage not in ("train", "sample"):
+        return 0.0
+    forward_macs = closed_form(case).full
+    fixed_s = case.model.depth * BLOCK_OVERHEAD_S
+    if stage == "train":
+        compute_s = 3 * case.train.batch_size * forward_macs / (macs_per_s * MATMUL_EFFICIENCY)
+        return case.train.steps * (3 * fixed_s + compute_s)
+    guidance = 1 if case.sample.guidance_scale == 1 else 2
+    images = case.sample.per_class * num_classes(case) * guidance
+    calls = images / case.sample.batch_size * case.sample.num_steps
+    compute_s = images * case.sample.num_steps * forward_macs / (macs_per_s * MATMUL_EFFICIENCY)
+    return calls * fixed_s + compute_s
+
+
+def closed_form(case: Case) -> MacCount:
+    """Multiply-adds of the case's model at the data's resolution."""
+    from attnbench.models.macs import closed_form_macs
+
+    return closed_form_macs(case.model, input_size(case.model, case.data.image_size))
+
+
+def disk_needed_bytes(case: Case, stages: Sequence[Stage] = STAGES) -> int:
+    """Estimate what the stages will store: weights, average, two moments, and the samples."""
+    total, classes = 0, num_classes(case)
+    if "prepare" in stages and case.model.input == "latent":
+        total += int(num_images(case) * LATENT_BYTES_PER_PIXEL * case.data.image_size**2)
+    if "train" in stages:
+        averages = 1 + len(case.train.extra_ema_decays)
+        kept = 2 * (3 + averages) + averages  # two checkpoints: weights, two moments, averages; then averages
+        side = input_size(case.model, case.data.image_size)
+        total += kept * 4 * num_params(case.model, side, classes)
+    if "sample" in stages:
+        total += case.sample.per_class * classes * 3 * case.data.image_size**2
+    return total
+
+
+def num_images(case: Case) -> int:
+    """Training images of the user's data, without opening them; 0 for a folder that is not there yet."""
+    path = getattr(case.data, "path", None)
+    if path is None or not path.is_dir():
+        return 0
+    if isinstance(case.data, ImageFolderData):
+        return sum(len(files) for _, _, files in os.walk(path))
+    from attnbench.data import load_dataset
+
+    return len(load_dataset(case.data).train)
+
+
+def num_params(config: ModelConfig, side: int, classes: int) -> int:
+    """Parameters of a model, counted on the meta device."""
+    from attnbench.models.skeleton import build_model
+
+    return sum(p.numel() for p in build_model(config, side, classes, device="meta").parameters())
+
+
+def num_classes(case: Case) -> int:
+    """Classes of the data, without reading images; a guess for a folder that is not there yet."""
+    if isinstance(case.data, ImageFolderData):
+        if not case.data.path.is_dir():
+            return NUM_CLASSES_GUESS
+        return sum(1 for child in case.data.path.iterdir() if child.is_dir())
+    if isinstance(case.data, PreparedData) and not case.data.path.is_dir():
+        return NUM_CLASSES_GUESS
+    from attnbench.data import load_dataset
+
+    return load_dataset(case.data).num_classes
+
+
+def matmul_macs_per_s(size: int = 768, rounds: int = 5) -> float:
+    """Measure this machine's fp32 matmul rate in a few milliseconds, in multiply-adds a second."""
+    import torch
+
+    device = default_device()
+    a = torch.randn(size, size, device=device)
+    times = []
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        times.append(time.perf_counter() - start)
+    return size**3 / statistics.median(times[2:])

@@ -1,0 +1,215 @@
+"""Cases times stages: what is finished is read, what is missing is run, and a report is written.
+
+Layout below the runs folder: `store/<stage>/<key>/` (content-addressed, shared by all suites) and
+`<suite>/` with results.jsonl, report.md, report.html and the pictures they show. Runs that share these
+folders wait for each other: for one stage, for a profiling session, for the lines of a result.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from attnbench.devices import chosen_device
+from attnbench.errors import DataError, StorageError
+from attnbench.report import ReportPaths, write_report
+from attnbench.results import Result, append_result, latest, read_results
+from attnbench.running.executors import Executor, run_in_process
+from attnbench.running.plan import missing_inputs, plan
+from attnbench.specs import Case
+from attnbench.stages.case import finished_case
+from attnbench.stages.profile import SessionOutput, profile_cases
+from attnbench.storage.atomic import atomic_path, storage_errors
+from attnbench.storage.locks import alone_in, is_held
+from attnbench.storage.names import CLAIMS, PICTURES, RESULTS, STORE
+from attnbench.storage.store import NOTICE
+from attnbench.suite.loading import Suite
+
+CaseProgress = Callable[[Case, str, int, int, str], None]  # case, stage, done, total, note
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteRun:
+    """What `run` did: one result per case, where the report is, and how many cases were computed."""
+
+    results: tuple[Result, ...]
+    run_dir: Path
+    report: ReportPaths
+    computed: int
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every case is fine, 1 when one failed or nothing was measured."""
+        statuses = [result.status for result in self.results]
+        return 1 if "failed" in statuses or "ok" not in statuses else 0
+
+
+def _write_notice(text: str) -> None:
+    sys.stderr.write(f"note: {text}\n")
+    sys.stderr.flush()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Whom to tell: each case's progress, each finished case, the profiling session, and notices.
+
+    A notice is for a person to read at once: whom this run waits for, or that there are no file locks.
+    """
+
+    progress: CaseProgress = lambda case, stage, done, total, note: None
+    finished: Callable[[Result, bool], None] = lambda result, cached: None
+    profiling: Callable[[int, int, str], None] = lambda done, total, note: None
+    notice: Callable[[str], None] = _write_notice
+
+
+def run(
+    suite: Suite,
+    runs: Path,
+    *,
+    device: str | None = None,
+    executor: Executor = run_in_process,
+    listener: Listener | None = None,
+) -> SuiteRun:
+    """Run every case that is not finished, profile all finished ones together, write the report.
+
+    Raises DataError for a missing folder and StorageError for a full disk before anything runs.
+    """
+    listener = _saying_once(listener or Listener())
+    device = chosen_device(device)
+    runs = runs.absolute()
+    run_dir, store = runs / suite.name, runs / STORE
+    for folder in (run_dir, store):
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    check_inputs(suite.cases)
+    check_space(suite.cases, store)
+    results, computed = _run_cases(suite.cases, store, run_dir, device, executor, listener)
+    # what failed here another run may have finished since
+    results = [
+        result if result.status == "ok" else finished_case(case, store) or result
+        for case, result in zip(suite.cases, results, strict=True)
+    ]
+    fine = [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"]
+    session = profile_cases(fine, store, device, listener.profiling, listener.notice)
+    with alone_in(run_dir, listener.notice):
+        results = [_complete(result, session, store, run_dir) for result in results]
+        _remember(run_dir / RESULTS, results)
+        report = write_report(run_dir, results, title=suite.name, question=suite.question)
+    return SuiteRun(results=tuple(results), run_dir=run_dir, report=report, computed=computed)
+
+
+def _run_cases(
+    cases: Sequence[Case], store: Path, run_dir: Path, device: str, executor: Executor, listener: Listener
+) -> tuple[list[Result], int]:
+    """Return every case's result and how many were computed here; keep each as soon as it is there.
+
+    Cases that another run works on come last: runs of one suite, each on a GPU of its own, share them out.
+    """
+    results: dict[int, Result] = {}
+    pending, computed = dict(enumerate(cases)), 0
+    while pending:
+        free = (number for number, case in pending.items() if not _in_other_hands(case, store))
+        number = next(free, next(iter(pending)))
+        case = pending.pop(number)
+        result = finished_case(case, store)
+        cached = result is not None
+        if result is None:
+            with alone_in(_claim(case, store), listener.notice):
+                result = finished_case(case, store)  # by the run that was waited for
+                cached = result is not None
+                if result is None:
+                    computed += 1
+                    result = executor(case, store, device, _for(case, listener))
+            if not cached:
+                with alone_in(run_dir, listener.notice):
+                    append_result(run_dir / RESULTS, result)
+        results[number] = result
+        listener.finished(result, cached)
+    return [results[number] for number in range(len(cases))], computed
+
+
+def _claim(case: Case, store: Path) -> Path:
+    """Return the folder that a run holds while it works on a case."""
+    return store / CLAIMS / case.key("evaluate")
+
+
+def _in_other_hands(case: Case, store: Path) -> bool:
+    """Tell whether another run works on a case, or on the training that it shares with others."""
+    return is_held(_claim(case, store)) or is_held(store / "train" / case.key("train"))
+
+
+def _saying_once(listener: Listener) -> Listener:
+    """Return a listener that hears each notice once: every stage of a run has the same to say."""
+    said: set[str] = set()
+
+    def notice(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            listener.notice(text)
+
+    return replace(listener, notice=notice)
+
+
+def _for(case: Case, listener: Listener) -> Callable[[str, int, int, str], None]:
+    def hear(stage: str, done: int, total: int, note: str) -> None:
+        if stage == NOTICE:
+            listener.notice(note)
+        else:
+            listener.progress(case, stage, done, total, note)
+
+    return hear
+
+
+def check_inputs(cases: Sequence[Case]) -> None:
+    """Refuse a run whose files are not there, naming all of them, before the first case is trained."""
+    missing = list(dict.fromkeys(text for case in cases for text in missing_inputs(case)))
+    if len(missing) == 1:
+        raise DataError(missing[0])
+    if missing:
+        raise DataError("\n  ".join([f"{len(missing)} things are missing:", *missing]))
+
+
+def check_space(cases: Sequence[Case], store: Path) -> None:
+    """Refuse a run that cannot fit on the disk."""
+    needed = sum(cell.disk_bytes for cell in plan(cases, store))
+    place = store
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise StorageError(
+            f"this run needs about {needed / 2**30:.1f} GiB and {place} has {free / 2**30:.1f} GiB free; "
+            "free some space or choose another place with --runs"
+        )
+
+
+def _complete(result: Result, session: SessionOutput, store: Path, run_dir: Path) -> Result:
+    """Add a case's cost and bring its pictures beside the report."""
+    artefacts = {}
+    for name, relative in result.artefacts.items():
+        target = run_dir / PICTURES / f"{result.case_id}-{name}{Path(relative).suffix}"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(target) as temporary:  # half a picture would be taken for a whole one
+                shutil.copyfile(store / relative, temporary)
+        artefacts[name] = str(target.relative_to(run_dir))
+    update: dict[str, Any] = {
+        "measurements": [*result.measurements, *session.costs.get(result.case_id, [])],
+        "artefacts": artefacts,
+    }
+    if result.case_id in session.failures:
+        update |= {"status": "failed", "reason": session.failures[result.case_id]}
+    return result.model_copy(update=update)
+
+
+def _remember(path: Path, results: Sequence[Result]) -> None:
+    """Append what results.jsonl does not say yet; it is append-only and the last line of a case counts."""
+    known = {r.case_id: r for r in latest(read_results(path))} if path.exists() else {}
+    for result in results:
+        before = known.get(result.case_id)
+        if before is None or before.model_copy(update={"created": result.created}) != result:
+            append_result(path, result)

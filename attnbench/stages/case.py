@@ -1,0 +1,113 @@
+"""One case of a suite: its stages in order, and the same as a process of its own.
+
+`python -m attnbench.stages.case` reads one request as JSON on stdin and writes JSON lines on stdout:
+progress events, then one result. A case is idempotent: run again, it continues where it was killed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnbench.devices import device_name
+from attnbench.errors import AttnbenchError, UnsupportedError
+from attnbench.results import Environment, Result, environment, timestamp
+from attnbench.specs import Case
+from attnbench.stages.interrupts import Stopped
+from attnbench.storage.atomic import atomic_write
+from attnbench.storage.names import ENVIRONMENT
+from attnbench.storage.store import STAGES, StageOutput, Workspace, read_output, read_record
+
+
+def run_case(case: Case, workspace: Workspace) -> Result:
+    """Run every stage of a case; an error becomes a failed or skipped result with its reason."""
+    where = environment(device_name(workspace.device), torch.get_num_threads())
+    outputs: list[StageOutput] = []
+    stage = STAGES[0]
+    try:
+        for stage in STAGES:
+            outputs.append(importlib.import_module(f"attnbench.stages.{stage}").run(case, workspace))
+        path = workspace.folder("evaluate", case) / ENVIRONMENT
+        if read_record(path, Environment) is None:  # or another run has finished it, where it ran
+            atomic_write(path, where.model_dump_json().encode())
+    except UnsupportedError as error:
+        return _result(case, where, outputs, "skipped", str(error))
+    except (AttnbenchError, MemoryError) as error:
+        return _result(case, where, outputs, "failed", f"{stage}: {_describe(error)}")
+    except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the other cases go on
+        traceback.print_exc()
+        return _result(case, where, outputs, "failed", f"{stage}: {_describe(error)}")
+    return _result(case, where, outputs, "ok", "")
+
+
+def finished_case(case: Case, root: Path) -> Result | None:
+    """Return the result of a case whose stages are all finished, without running anything."""
+    outputs = []
+    for stage in STAGES:
+        output = read_output(root / stage / case.key(stage))
+        if output is None:
+            return None
+        outputs.append(output)
+    where = read_record(root / "evaluate" / case.key("evaluate") / ENVIRONMENT, Environment)
+    return None if where is None else _result(case, where, outputs, "ok", "")
+
+
+def _result(case: Case, where: Environment, outputs: list[StageOutput], status: Any, reason: str) -> Result:
+    finished = dict(zip(STAGES, outputs, strict=False))
+    return Result(
+        case_id=case.id,
+        suite=case.suite,
+        label=case.label,
+        axes=case.axes,
+        status=status,
+        reason=reason,
+        measurements=[m for output in outputs for m in output.measurements],
+        curves={name: curve for output in outputs for name, curve in output.curves.items()},
+        artefacts={
+            name: f"{stage}/{case.key(stage)}/{path}"  # relative to the store
+            for stage, output in finished.items()
+            for name, path in output.artefacts.items()
+        },
+        case=case.model_dump(mode="json"),
+        environment=where,
+        created=timestamp(),
+    )
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, AttnbenchError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def main() -> None:
+    """Serve one request from stdin; everything a plugin prints goes to stderr."""
+    request = json.load(sys.stdin)
+    events, sys.stdout = sys.stdout, sys.stderr
+
+    def send(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    workspace = Workspace(
+        root=Path(request["root"]),
+        device=torch.device(request["device"]),
+        progress=lambda stage, done, total, note: send({"progress": [stage, done, total, note]}),
+        processes=request["processes"],
+    )
+    case = Case.model_validate_json(json.dumps(request["case"]))
+    try:
+        send({"result": run_case(case, workspace).model_dump(mode="json")})
+    except Stopped as stop:
+        sys.stderr.write(stop.message + "\n")  # the executor hands it on
+        raise
+
+
+if __name__ == "__main__":
+    main()

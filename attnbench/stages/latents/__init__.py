@@ -1,0 +1,1 @@
+"""The user's autoencoder, images as its latents, and what the model sees of either."""

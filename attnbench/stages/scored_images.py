@@ -1,0 +1,114 @@
+"""Real and generated images as the stage `evaluate` scores them, and what its networks are trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from attnbench.contract import ExtractorInputs
+from attnbench.data import Dataset, ImageSet
+from attnbench.data.dataset import PartName
+from attnbench.errors import UserInputError
+from attnbench.evaluation.collection import ImageCollection
+from attnbench.evaluation.features import FeatureCache
+from attnbench.evaluation.images import open_images
+from attnbench.evaluation.scorer import SEED, Scorer
+from attnbench.metrics.classifier import LabelledImages
+from attnbench.plugins import registry
+from attnbench.progress import Progress
+from attnbench.specs import FORMAT, Case, content_hash
+from attnbench.storage.atomic import atomic_path, storage_errors
+from attnbench.storage.names import SAMPLE_SHARDS, TRAINING_IMAGES
+from attnbench.storage.store import Workspace, features_folder
+
+BATCH_SIZE = 64
+MAX_TRAINING_IMAGES = 20_000
+MAX_TRAINING_SIDE = 32
+
+
+def part_of(dataset: Dataset, part: PartName) -> ImageSet:
+    """Return the training or the held-out images."""
+    return dataset.train if part == "train" else dataset.held_out
+
+
+def dataset_key(case: Case, dataset: Dataset) -> str:
+    """Return a hash of the data's settings and all labels: added or removed images change it."""
+    labels = hashlib.sha256()
+    for part in (dataset.train, dataset.held_out):
+        labels.update(f"{len(part)}".encode() + part.labels.numpy().tobytes())
+    return content_hash([FORMAT, case.data.model_dump(mode="json"), labels.hexdigest()])
+
+
+def cache_folder(case: Case, dataset: Dataset, workspace: Workspace, *what: object) -> Path:
+    """Return (and create) the folder of something computed from real images alone, named by `what`."""
+    path = features_folder(workspace.root) / content_hash([dataset_key(case, dataset), *what])
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def sampled_images(case: Case, workspace: Workspace) -> ImageCollection:
+    """Return what the sample stage has drawn; raises UserInputError where there is nothing."""
+    folder = workspace.folder("sample", case)
+    if not any(folder.glob(SAMPLE_SHARDS)):
+        raise UserInputError(f"no samples in {folder}; run the stage `sample` of this case first")
+    return open_images(folder)
+
+
+def load_scorer(case: Case, workspace: Workspace, training: LabelledImages, progress: Progress) -> Scorer:
+    """Return the scorer that the case names; raises UnknownNameError for an extractor nobody provides."""
+    settings, known = case.evaluate, registry()
+    known.extractor(settings.extractor)
+    inputs = ExtractorInputs(
+        device=workspace.device,
+        seed=SEED,
+        cache_dir=features_folder(workspace.root),
+        weights=settings.weights,
+        protocol=settings.protocol,
+        train_images=training.images,
+        train_labels=training.labels,
+        num_classes=training.num_classes,
+    )
+    cache = FeatureCache(
+        folder=features_folder(workspace.root), extractor=known.extractors[settings.extractor], inputs=inputs
+    )
+    return Scorer(settings=settings, cache=cache, progress=progress)
+
+
+def training_images(case: Case, dataset: Dataset, workspace: Workspace) -> LabelledImages:
+    """Return what evaluation networks train on: 20,000 images at most, 32 pixels at most.
+
+    Evenly spaced images of the training part, averaged down; kept on disk, since decoding them again
+    for every case would take longer than training.
+    """
+    path = cache_folder(case, dataset, workspace, "training images") / TRAINING_IMAGES
+    if path.exists():
+        tensors = load_file(path)
+    else:
+        count = len(dataset.train)
+        step = max(1, -(-count // MAX_TRAINING_IMAGES))
+        chosen = torch.arange(0, count, step)
+        batches = [_shrunk(dataset.train.get(indices)) for indices in chosen.split(512)]
+        tensors = {"images": torch.cat(batches), "labels": dataset.train.labels[chosen]}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary)
+    return LabelledImages(images=tensors["images"], labels=tensors["labels"], num_classes=dataset.num_classes)
+
+
+def _shrunk(images: torch.Tensor) -> torch.Tensor:
+    """Average uint8 [B, H, W, C] down to 32 pixels where it is larger."""
+    if images.shape[1] <= MAX_TRAINING_SIDE:
+        return images
+    small = F.adaptive_avg_pool2d(images.permute(0, 3, 1, 2).float(), MAX_TRAINING_SIDE)
+    return small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def batches_of(images: ImageSet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield all images uint8 [B, H, W, C] with labels int64 [B], in order."""
+    for indices in torch.arange(len(images)).split(BATCH_SIZE):
+        yield images.get(indices), images.labels[indices]

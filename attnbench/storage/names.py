@@ -1,0 +1,61 @@
+"""Every name of a file or folder below a runs folder: what lies where, in one place.
+
+runs/<suite>/             results.jsonl, report.md, report.html, pictures/, lock
+runs/store/prepare/<key>/ done.json, made_from.json, latents.json, checked.json, latents-00000.npy
+runs/store/train/<key>/   done.json, checkpoint.safetensors, ema.safetensors, train.jsonl, timing.jsonl
+runs/store/sample/<key>/  done.json, samples-00000.npz, samples-00000.json, grid.png
+runs/store/evaluate/<key>/ done.json, environment.json, classes.png, classes.csv
+runs/store/features/      reference.npz, images.safetensors, a folder per feature network
+runs/store/profile/<key>/ session.json
+runs/store/cells/<key>/   lock, of the run that works on a case
+"""
+
+from __future__ import annotations
+
+# a run's folder, and the store beside it
+RESULTS = "results.jsonl"
+REPORT_MARKDOWN, REPORT_HTML = "report.md", "report.html"
+PICTURES = "pictures"
+STORE = "store"
+
+# any folder that one process at a time works in
+LOCK = "lock"
+
+# the store
+DONE = "done.json"  # the stage is finished
+CLAIMS = "cells"  # earlier versions hold their cases under this name, too
+FEATURES = "features"
+PROFILE, SESSION = "profile", "session.json"
+
+# prepare
+MADE_FROM = "made_from.json"
+LATENT_INDEX, CHECKED_SHARDS = "latents.json", "checked.json"
+
+# train
+CHECKPOINT = "checkpoint.safetensors"
+AVERAGED = "ema.safetensors"
+TRAIN_LOG, TIMING, TENSORBOARD = "train.jsonl", "timing.jsonl", "tensorboard"
+
+# sample
+GRID = "grid.png"
+SAMPLE_SHARDS = "samples-*.npz"
+
+# evaluate, and what it keeps for all cases of the same data
+ENVIRONMENT = "environment.json"
+CLASSES = "classes"
+REFERENCE, TRAINING_IMAGES = "reference.npz", "images.safetensors"
+
+
+def latent_shard(number: int) -> str:
+    """Return the file of the latents of some consecutive training images."""
+    return f"latents-{number:05d}.npy"
+
+
+def sample_shard(number: int) -> str:
+    """Return the file of some consecutive samples."""
+    return f"samples-{number:05d}.npz"
+
+
+def further_average(decay: float) -> str:
+    """Return the file of a further average of the weights, as `train.extra_ema_decays` asks for it."""
+    return f"ema-{decay}.safetensors"

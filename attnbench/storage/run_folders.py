@@ -1,0 +1,65 @@
+"""Finding a case again in the folder of a suite's run, for everything that uses what it left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from attnbench.errors import UnknownNameError, UserInputError
+from attnbench.results import Result, latest, read_results
+from attnbench.specs import Case
+from attnbench.storage.names import RESULTS, STORE
+
+
+def run_folder(name: str | Path, runs: Path) -> Path:
+    """Return the folder of a run: a folder as it stands, or a suite's name below the runs folder."""
+    return Path(name) if Path(name).is_dir() else runs / name
+
+
+def store_of(run_dir: Path) -> Path:
+    """Return the store beside a run folder, where the stages keep their files."""
+    return run_dir.absolute().parent / STORE
+
+
+def choose_result(run_dir: Path, wanted: str | None = None) -> Result:
+    """Return the result of the case with that label or id; None: of the only case.
+
+    Raises UserInputError when there is no run, no result, no such case, or more than one.
+    """
+    if not (run_dir / RESULTS).is_file():
+        raise UserInputError(
+            f"{run_dir} is not the folder of a run: {RESULTS} is missing; name one such as runs/quick, which "
+            "`attnbench run` writes"
+        )
+    results = latest(read_results(run_dir / RESULTS))
+    if not results:
+        raise UserInputError(f"{run_dir / RESULTS} holds no results yet; run the suite first")
+    found = [r for r in results if wanted is None or wanted in (r.label, r.case_id)]
+    if not found:
+        raise UnknownNameError(f"case of {run_dir}", wanted or "", [r.label for r in results])
+    if len(found) > 1:
+        asked = "" if wanted is None else f" called {wanted!r} (its suite has been changed in between)"
+        raise UserInputError(f"{run_dir} has {len(found)} cases{asked}; choose one: {_listed(found)}")
+    return found[0]
+
+
+def case_of(run_dir: Path, result: Result) -> Case:
+    """Return the settings of a result; raises UserInputError where another attnbench wrote them."""
+    try:
+        return Case.model_validate_json(json.dumps(result.case))
+    except ValidationError as error:
+        raise UserInputError(
+            f"{run_dir / RESULTS}: the settings of case {result.label!r} are of another attnbench "
+            f"({error.errors()[0]['msg']}); run the suite again"
+        ) from error
+
+
+def _listed(results: list[Result]) -> str:
+    """Return --case arguments that are unambiguous: labels, or ids where a label stands for several."""
+    labels = [r.label for r in results]
+    return ", ".join(
+        f"--case {r.case_id} ({r.label}, {r.created})" if labels.count(r.label) > 1 else f"--case {r.label!r}"
+        for r in results
+    )

@@ -1,0 +1,100 @@
+"""Content-addressed folders of finished stages.
+
+Layout: `<root>/<stage>/<key>/`, finished when `done.json` stands in it. A stage that was killed has
+no `done.json`; running it again continues from what its folder holds. One process at a time works in it:
+whoever else needs the stage waits, and then reads what the first has finished or goes on where it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from attnbench.progress import StageProgress
+from attnbench.results import Measurement, Record
+from attnbench.specs import Case
+from attnbench.storage.atomic import atomic_write, storage_errors
+from attnbench.storage.locks import alone_in
+from attnbench.storage.names import DONE, FEATURES
+
+if TYPE_CHECKING:
+    import torch
+
+Stage = Literal["prepare", "train", "sample", "evaluate"]
+STAGES: tuple[Stage, ...] = ("prepare", "train", "sample", "evaluate")
+NOTICE = "notice"  # in place of a stage in a report: its note is to be shown even where no progress is
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+class StageOutput(Record):
+    """What a finished stage leaves for results and reports."""
+
+    measurements: list[Measurement] = Field(default_factory=list)
+    curves: dict[str, list[tuple[float, float]]] = Field(default_factory=dict)
+    artefacts: dict[str, str] = Field(default_factory=dict)
+    """Named files, relative to the stage's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """Where stages keep their files, what they compute on, and who listens to their progress."""
+
+    root: Path
+    device: torch.device
+    progress: StageProgress | None = None
+    processes: int = 1
+    """Processes that train one case together."""
+
+    def folder(self, stage: Stage, case: Case) -> Path:
+        """Return (and create) the folder of one stage of one case."""
+        path = self.root / stage / case.key(stage)
+        with storage_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def holding(self, folder: Path) -> Iterator[None]:
+        """Keep other processes from working on a stage while the block runs; waits for one that does.
+
+        Look inside the block for what is finished. A finished stage needs no lock: nobody changes it, and it
+        may lie where this user cannot write. For the process that started the others, not for those.
+        """
+        if read_output(folder) is not None:
+            yield
+            return
+        with alone_in(folder, lambda text: self.report(NOTICE, 0, 0, text)):
+            yield
+
+    def report(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Tell whoever listens how far a stage has come."""
+        if self.progress is not None:
+            self.progress(stage, done, total, note)
+
+
+def features_folder(root: Path) -> Path:
+    """Return where features and evaluation networks lie in a store, for all cases and commands."""
+    return root / FEATURES
+
+
+def read_output(folder: Path) -> StageOutput | None:
+    """Return the output of a finished stage, or None while it is not finished."""
+    return read_record(folder / DONE, StageOutput)
+
+
+def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
+    """Return what a record file holds, or None where it is absent or damaged: then the work is not done."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+
+
+def write_output(folder: Path, output: StageOutput) -> None:
+    """Mark a stage as finished."""
+    atomic_write(folder / DONE, output.model_dump_json().encode())

@@ -1,0 +1,120 @@
+"""What a suite's schema cannot say: names that plugins provide, and settings that do not go together."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from attnbench.errors import UnknownNameError, UserInputError
+from attnbench.models.resolution import input_size
+from attnbench.plugins import Registry
+from attnbench.problems import Problem, problems_in
+from attnbench.specs import Case, DigitsData, UserImages
+from attnbench.stages.compatibility import check_sampler
+from attnbench.yaml_source import KeyPath
+
+DIGIT_SIDE = 8  # pixels of scikit-learn's digits
+
+
+def name_problems(data: dict[str, Any], registry: Registry) -> Iterator[Problem]:
+    """Yield unknown backends, options and extractors of one case, whatever else may be wrong in it."""
+    model, evaluate = data.get("model"), data.get("evaluate")
+    attention = model.get("attention") if isinstance(model, dict) else None
+    if isinstance(attention, list):
+        for index, entry in enumerate(attention):
+            yield from _attention_problems(("model", "attention", index), entry, registry)
+    else:
+        yield from _attention_problems(("model", "attention"), attention, registry)
+    extractor = evaluate.get("extractor") if isinstance(evaluate, dict) else None
+    if isinstance(extractor, str) and extractor not in registry.extractors:
+        error = UnknownNameError("extractor", extractor, registry.extractors)
+        yield Problem(("evaluate", "extractor"), f"{error}{_broken_plugins(registry)}")
+
+
+def case_problems(case: Case) -> Iterator[Problem]:
+    """Yield the settings of a case that are each fine and do not go together."""
+    try:
+        check_sampler(case)
+    except UserInputError as error:
+        message = str(error).removeprefix(f"{case.label}: ")
+        named = re.search(r"\b(?:model|train|sample)(?:\.\w+)+", message)  # what the advice is about
+        setting = named[0] if named else "sample"
+        yield Problem(tuple(setting.split(".")), message.removeprefix(f"{setting} "))
+    if case.train.timestep_density != "uniform" and case.train.objective != "flow":
+        yield Problem(
+            ("train", "timestep_density"),
+            f"{case.train.timestep_density} needs objective flow, got {case.train.objective}",
+        )
+    yield from _input_problems(case)
+    yield from _side_problems(case)
+
+
+def _attention_problems(path: KeyPath, spec: Any, registry: Registry) -> Iterator[Problem]:
+    spec = {"name": spec} if isinstance(spec, str) else spec
+    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+        return  # the schema says what is wrong
+    if spec["name"] not in registry.backends:
+        error = UnknownNameError("backend", spec["name"], registry.backends)
+        yield Problem((*path, "name"), f"{error}{_broken_plugins(registry)}")
+        return
+    options, schema = spec.get("options", {}), registry.backend(spec["name"]).options
+    if isinstance(options, dict):
+        try:
+            schema.model_validate_json(json.dumps(options))  # JSON's rules: a list may be a tuple
+        except ValidationError as error:
+            for problem in problems_in(error, schema, options):
+                yield Problem((*path, "options", *problem.path), problem.message)
+
+
+def _broken_plugins(registry: Registry) -> str:
+    broken = [row.name for row in registry.rows if row.status == "broken"]
+    return f" (broken plugins, see `attnbench list plugins`: {', '.join(broken)})" if broken else ""
+
+
+def _input_problems(case: Case) -> Iterator[Problem]:
+    """Pixels or latents, and their channels."""
+    model, data = case.model, case.data
+    codec = data.codec if isinstance(data, UserImages) else None
+    if model.input == "latent":
+        if not isinstance(data, UserImages):
+            yield Problem(
+                ("model", "input"),
+                f"{model.name} works on latents, which {data.name} does not have; take a recipe on pixels "
+                "(tiny-dit, tiny-dit-rgb), or data: prepared or image-folder with a codec",
+            )
+        elif codec is None:
+            advice = "set data.codec.path or data.codec.hub, or model.input: pixel with model.in_channels: 3"
+            yield Problem(("data", "codec"), f"is missing: {model.name} works on latents; {advice}")
+        return
+    if codec is not None:
+        yield Problem(
+            ("data", "codec"),
+            f"would not be used: {model.name} works on pixels; remove it, or set model.input: latent",
+        )
+    channels = 1 if isinstance(data, DigitsData) else 3
+    if model.in_channels != channels:
+        message = f"must be {channels}, the channels of {data.name}, got {model.in_channels} ({model.name})"
+        yield Problem(("model", "in_channels"), message)
+
+
+def _side_problems(case: Case) -> Iterator[Problem]:
+    """Image sides that do not cut into patches."""
+    model, data = case.model, case.data
+    if model.input == "latent" and not isinstance(data, UserImages):
+        return  # there are no latents: said already
+    sides: list[tuple[KeyPath, int]] = []
+    if isinstance(data, DigitsData):
+        sides.append((("model", "patch_size"), DIGIT_SIDE))
+    else:
+        sides.append((("data", "image_size"), data.image_size))
+    for index, side in enumerate(case.profile.resolutions or ()):
+        sides.append((("profile", "resolutions", index), side))
+    for path, side in sides:
+        try:
+            input_size(model, side)
+        except UserInputError as error:
+            yield Problem(path, str(error))

@@ -1,0 +1,337 @@
+"""YAML -> Suite -> Cases: every check of what a user writes into a suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator
+
+from attnbench import plugins
+from attnbench.errors import SuiteError, UnknownNameError
+from attnbench.models.options import with_all_options
+from attnbench.models.recipes import load_recipes, merge
+from attnbench.problems import SET_BY_RECIPE, Problem, allowed_keys, problems_in, unknown_key
+from attnbench.specs import (
+    Case,
+    DataSpec,
+    EvaluateSpec,
+    ModelConfig,
+    ProfileSpec,
+    SampleSpec,
+    Spec,
+    TrainSpec,
+    content_hash,
+)
+from attnbench.stages.training.initial_weights import initial_fingerprint
+from attnbench.suite import matrix
+from attnbench.suite.checks import case_problems, name_problems
+from attnbench.suite.exceptions import apply_exceptions, read_exceptions
+from attnbench.suite.files import find_suite, list_suites, shipped_folder
+from attnbench.suite.matrix import Axis, Draft
+from attnbench.yaml_source import (
+    KeyPath,
+    Origin,
+    Settings,
+    parse_override,
+    read_settings,
+    show_path,
+    show_value,
+)
+
+__all__ = [
+    "Suite",
+    "SuiteSpec",
+    "find_suite",
+    "list_suites",
+    "load_suite",
+    "shipped_folder",
+    "suite_json_schema",
+]
+
+PATH_SETTINGS: tuple[KeyPath, ...] = (
+    ("data", "path"),
+    ("data", "codec", "path"),
+    ("train", "init_from"),
+    ("evaluate", "weights"),
+)
+"""Paths; relative ones start from the suite's folder, in an override from the working directory."""
+
+
+class ExceptionSpec(Spec):
+    """Settings that hold for some cases only."""
+
+    when: dict[str, Any] = Field(min_length=1)
+    """Axes of the matrix, and the value (or list of values) a case must have there."""
+    set: dict[str, Any] = Field(min_length=1)
+    """Dotted settings and the value they take in those cases."""
+    reason: str = Field(min_length=1)
+    """Why these cases differ; a comparison with exceptions has to say so."""
+
+
+class SuiteSpec(Spec):
+    """A suite as its file says it: one question, the settings of all cases, and what varies between them."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Short name; results and reports lie in folders of this name (so not `store`, which is taken)."""
+    question: str = Field(min_length=1)
+    """What this suite answers, in one sentence."""
+    seed: NonNegativeInt | Annotated[list[NonNegativeInt], Field(min_length=1)] = 0
+    """Seed of weights, batches and noise; a list makes one case per seed."""
+    model: ModelConfig
+    """A recipe (`attnbench list models`) and the settings changed in it; a plain name is a recipe."""
+    data: DataSpec
+    """Images to train on and compare with; a plain name is short for `{name: ...}`."""
+    train: TrainSpec = TrainSpec()
+    """Training."""
+    sample: SampleSpec = SampleSpec()
+    """Sampling."""
+    evaluate: EvaluateSpec = EvaluateSpec()
+    """Image quality."""
+    profile: ProfileSpec = ProfileSpec()
+    """Cost."""
+    matrix: dict[str, list[Any]] = Field(default={})
+    """Dotted settings and the values they take; the cases are the cartesian product."""
+    exceptions: list[ExceptionSpec] = Field(default=[])
+    """What differs in some of the cases, with the reason."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if name == "store":
+            raise ValueError("must not be 'store': finished stages lie in that folder; choose another name")
+        return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A checked suite and its cases."""
+
+    name: str
+    path: Path
+    question: str
+    cases: tuple[Case, ...]
+    settings: dict[str, Any]
+    """The file's content with the overrides in it."""
+
+
+@dataclass
+class _Findings:
+    """Problems so far, each once, by where they were written."""
+
+    settings: Settings
+    lines: dict[tuple[Origin, str], None]
+
+    def add(self, problems: Iterable[Problem], draft: Draft | None = None) -> None:
+        for problem in problems:
+            path = draft.written(problem.path) if draft else problem.path
+            origin = self.settings.origin(path)
+            self.lines[origin, f"{origin.where}: {show_path(path)}: {problem.message}"] = None
+
+    def raise_all(self) -> None:
+        if self.lines:
+            raise SuiteError("\n".join(line for _, line in sorted(self.lines, key=lambda entry: entry[0])))
+
+
+def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
+    """Read a suite by path, or a shipped one by name, and resolve its cases; needs no data.
+
+    `overrides` are `dotted.key=value` with the value in YAML. Raises SuiteError with one line per
+    problem, in file order; UnknownNameError for a name no shipped suite has.
+    """
+    path = find_suite(source)
+    settings = read_settings(path)
+    _override(settings, overrides)
+    matrix.expand_shorthand(settings.data)
+    axes, problems = matrix.read_axes(settings, SuiteSpec)
+    rules, wrong_rules = read_exceptions(settings, axes, SuiteSpec)
+    findings = _Findings(settings, {})
+    findings.add([*problems, *wrong_rules])
+    drafts = list(matrix.drafts(settings, axes))
+    findings.add(apply_exceptions(rules, drafts))
+    resolved = [(draft, _resolve(draft, findings)) for draft in drafts]
+    findings.raise_all()
+    pairs = [(draft, case) for draft, case in resolved if case is not None]
+    findings.add(_repetitions(pairs))
+    findings.raise_all()
+    cases = tuple(case for _, case in pairs)
+    question = settings.data["question"].strip()
+    return Suite(name=cases[0].suite, path=path, question=question, cases=cases, settings=settings.data)
+
+
+def suite_json_schema() -> dict[str, Any]:
+    """Return the JSON schema of suite files, for editors; it knows no plugin's options."""
+    schema = SuiteSpec.model_json_schema()
+    definitions = schema["$defs"]
+    model = definitions["ModelConfig"]
+    recipe = {"type": "string", "description": "Name of a recipe.", "examples": list(load_recipes())}
+    kept = {key: value for key, value in model["properties"].items() if key not in SET_BY_RECIPE}
+    model.update(properties={"recipe": recipe, **kept}, required=["recipe"], description="A recipe, changed.")
+    definitions["AttentionSpec"] = {"anyOf": [{"type": "string"}, definitions["AttentionSpec"]]}
+    for section in ("model", "data"):
+        described = schema["properties"][section]
+        inner = {key: described.pop(key) for key in ("$ref", "oneOf", "discriminator") if key in described}
+        described["anyOf"] = [{"type": "string"}, inner]
+    # `matrix` may vary a required setting, which then stands nowhere else
+    schema["required"] = ["name", "question"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _override(settings: Settings, overrides: Sequence[str]) -> None:
+    """Apply overrides; one that the matrix would overwrite is an error, not a silent nothing."""
+    assigned = []
+    for index, text in enumerate(overrides):
+        matrix.expand_shorthand(settings.data)
+        path, value, origin = parse_override(text, index)
+        settings.assign(path, value, origin)
+        _take_back(settings, path)
+        assigned.append((path, origin))
+    varied = settings.data.get("matrix")
+    for path, origin in assigned:
+        for key in varied if isinstance(varied, dict) else ():
+            target = tuple(key.split("."))
+            if path[: len(target)] == target:
+                raise SuiteError(
+                    f"{origin.where}: the suite's matrix varies {key}; "
+                    f"give its values instead, as in -o matrix.{key}=[VALUE]"
+                )
+        for target in _excepted(settings):
+            if path[: len(target)] == target:
+                raise SuiteError(
+                    f"{origin.where}: the suite's exceptions set {show_path(target)} for some cases; "
+                    "give them too, as in -o exceptions=[] for none"
+                )
+
+
+def _take_back(settings: Settings, path: KeyPath) -> None:
+    """Remove the other place of the autoencoder that a suite's file names; two overrides remain an error."""
+    others = {"path": ("hub", "subfolder", "revision"), "hub": ("path",)}
+    for other in others.get(str(path[-1]), ()) if path[:-1] == ("data", "codec") else ():
+        if settings.origin((*path[:-1], other)).position[0] == 0:  # written in the file
+            settings.data["data"]["codec"].pop(other, None)
+
+
+def _excepted(settings: Settings) -> list[KeyPath]:
+    """Return the settings that any exception sets, right or wrong."""
+    rules = settings.data.get("exceptions", [])
+    sets = [rule.get("set") for rule in rules if isinstance(rule, dict)] if isinstance(rules, list) else []
+    return [tuple(str(key).split(".")) for mapping in sets if isinstance(mapping, dict) for key in mapping]
+
+
+def _resolve(draft: Draft, findings: _Findings) -> Case | None:
+    """Return the case of one case, or None with what is wrong added to `findings`."""
+    data, registry = draft.data, plugins.registry()
+    if isinstance(data.get("matrix"), dict):
+        data["matrix"] = {}  # its keys and lists have been checked
+    _resolve_paths(draft, findings.settings)
+    in_model, has_recipe = _resolve_recipe(data)
+    problems = [*draft.problems, *in_model, *name_problems(data, registry)]
+    try:
+        spec = SuiteSpec.model_validate(data)
+    except ValidationError as error:
+        found = problems_in(error, SuiteSpec, data)
+        # a model without its recipe lacks half its settings, which would only say so again
+        problems += [p for p in found if has_recipe or p.path[:1] != ("model",)]
+    findings.add(problems, draft)
+    if problems:
+        return None
+    case = _case(draft, spec, with_all_options(spec.model, registry), registry)
+    findings.add(case_problems(case), draft)
+    return case
+
+
+def _initial(folder: Path | None) -> str:
+    """Return the fingerprint of the weights to start from; empty for a folder that is not there (yet)."""
+    return initial_fingerprint(folder) if folder is not None and folder.exists() else ""
+
+
+def _case(draft: Draft, spec: SuiteSpec, model: ModelConfig, registry: plugins.Registry) -> Case:
+    return Case(
+        suite=spec.name,
+        question=spec.question.strip(),
+        label=matrix.label_of(draft, spec.model),
+        axes=matrix.axes_of(draft, spec.model),
+        exceptions=tuple(_excuse(spec.exceptions[index]) for index in draft.exceptions),
+        seed=draft.data.get("seed", 0),  # a list of seeds has become an axis
+        code={name: registry.backends[name].code for name in sorted(model.attention_names())},
+        initial=_initial(spec.train.init_from),
+        model=model,
+        data=spec.data,
+        train=spec.train,
+        sample=spec.sample,
+        evaluate=spec.evaluate,
+        profile=spec.profile,
+    )
+
+
+def _excuse(exception: ExceptionSpec) -> str:
+    """Say in one line what an exception sets and why."""
+    settings = ", ".join(f"{key} = {show_value(value)}" for key, value in exception.set.items())
+    return f"{settings} ({exception.reason.strip()})"
+
+
+def _resolve_recipe(data: dict[str, Any]) -> tuple[list[Problem], bool]:
+    """Put the recipe's settings under those of `model`; return problems, and whether there was a recipe."""
+    model = data.get("model")
+    if not isinstance(model, dict):
+        return [], True  # the schema says what is wrong
+    allowed = allowed_keys(SuiteSpec, ("model",))
+    problems = [unknown_key(("model", key), allowed) for key in model if key not in allowed]
+    name = model.get("recipe")
+    if isinstance(name, str):
+        try:
+            data["model"] = merge(name, {key: model[key] for key in model if key in allowed - {"recipe"}})
+        except UnknownNameError as error:
+            return [*problems, Problem(("model", "recipe"), str(error))], False
+        return problems, True
+    got = "is missing" if name is None else f"must be a name, got {name!r}"
+    recipes = ", ".join(load_recipes())
+    return [*problems, Problem(("model", "recipe"), f"{got}; available: {recipes}")], False
+
+
+def _resolve_paths(draft: Draft, settings: Settings) -> None:
+    """Make paths absolute: `~` is the home folder, relative ones start where they were written."""
+    for path in PATH_SETTINGS:
+        place: Any = draft.data
+        for part in path[:-1]:
+            place = place.get(part) if isinstance(place, dict) else None
+        written = place.get(path[-1]) if isinstance(place, dict) else None
+        if isinstance(written, str):
+            folder = settings.origin(draft.written(path)).folder
+            place[path[-1]] = os.path.normpath(folder / os.path.expanduser(written))
+
+
+def _repetitions(pairs: Sequence[tuple[Draft, Case]]) -> Iterable[Problem]:
+    """Yield the axis values that repeat another in content, or that would carry the same label."""
+    contents: dict[str, Draft] = {}
+    labels: dict[str, Draft] = {}
+    for draft, case in pairs:
+        same_content = contents.setdefault(_content(case), draft)
+        same_label = labels.setdefault(case.label, draft)
+        if same_content is not draft:
+            yield _repeated(draft, same_content, "has the same content as {}; remove one of them")
+        elif same_label is not draft:
+            yield _repeated(draft, same_label, f"has the same label as {{}}: {case.label!r}; give it another")
+
+
+def _repeated(draft: Draft, other: Draft, message: str) -> Problem:
+    differing: list[tuple[Axis, int, int]] = [
+        (axis, index, earlier)
+        for (axis, index), (_, earlier) in zip(draft.points, other.points, strict=True)
+        if index != earlier
+    ]
+    axis, index, earlier = differing[0]
+    return Problem((*axis.written, index), message.format(show_path((*axis.written, earlier))))
+
+
+def _content(case: Case) -> str:
+    """Return a hash of everything but names, labels and prose."""
+    dumped = case.model_dump(mode="json", exclude={"suite", "question", "label", "axes", "exceptions"})
+    model = {key: value for key, value in dumped["model"].items() if key not in SET_BY_RECIPE}
+    several = model["attention"] if isinstance(model["attention"], list) else [model["attention"]]
+    for attention in several:
+        attention["label"] = None
+    return content_hash({**dumped, "model": model})

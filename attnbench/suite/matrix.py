@@ -1,0 +1,188 @@
+"""The `matrix` of a suite: axes of values, and the cases their cartesian product makes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from attnbench.errors import did_you_mean
+from attnbench.problems import Problem, allowed_keys
+from attnbench.specs import AttentionSpec, ModelConfig
+from attnbench.yaml_source import KeyPath, Settings, show_path, show_value
+
+SECTIONS = ("model", "data", "train", "sample", "evaluate", "profile")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One setting and the values it takes."""
+
+    target: KeyPath
+    """The setting in a case, such as ("model", "attention")."""
+    written: KeyPath
+    """Where its list of values stands in the suite."""
+    values: tuple[Any, ...]
+    short: str
+    """Its name in labels and reports: the last part of the key, or all of it where two would be equal."""
+
+
+@dataclass
+class Draft:
+    """The settings of one case, with the axes that made it."""
+
+    data: dict[str, Any]
+    points: tuple[tuple[Axis, int], ...]
+    problems: list[Problem]
+    excepted: dict[KeyPath, KeyPath] = field(default_factory=dict)
+    """Settings that an exception set, and where it stands in the suite."""
+    exceptions: list[int] = field(default_factory=list)
+    """Places in `exceptions` of those that hold for this case."""
+
+    def written(self, path: KeyPath) -> KeyPath:
+        """Return where in the suite the setting at `path` of this case was written."""
+        for target, place in self.excepted.items():
+            if path[: len(target)] == target:
+                return (*place, *path[len(target) :])
+        for axis, index in self.points:
+            if path[: len(axis.target)] == axis.target:
+                inside = path[len(axis.target) :]
+                return (*axis.written, index, *inside)
+        return path
+
+
+def read_axes(settings: Settings, schema: type[BaseModel]) -> tuple[list[Axis], list[Problem]]:
+    """Return the axes of `matrix` in their order, then `seed` where it is a list; and what is wrong."""
+    matrix = settings.data.get("matrix", {})
+    axes: list[Axis] = []
+    problems: list[Problem] = []
+    for key, values in matrix.items() if isinstance(matrix, dict) else ():
+        target, written = tuple(key.split(".")), ("matrix", key)
+        clash = next((axis for axis in axes if overlap(axis.target, target)), None)
+        if not names_a_setting(schema, target):
+            problems.append(Problem(written, no_setting(schema, key)))
+        elif not isinstance(values, list) or not values:
+            problems.append(Problem(written, f"must be a list of values, got {_shown_list(values)}"))
+        elif clash:
+            problems.append(Problem(written, f"varies a part of what {show_path(clash.written)} varies"))
+        else:
+            axes.append(Axis(target, written, tuple(values), key))
+    seeds = settings.data.get("seed")
+    if isinstance(seeds, list) and seeds:
+        axes.append(Axis(("seed",), ("seed",), tuple(seeds), "seed"))
+    return _with_short_names(axes), problems
+
+
+def drafts(settings: Settings, axes: Iterable[Axis]) -> Iterator[Draft]:
+    """Yield the cartesian product in order, the last axis fastest."""
+    axes = list(axes)
+    for indices in itertools.product(*(range(len(axis.values)) for axis in axes)):
+        draft = Draft(copy.deepcopy(settings.data), tuple(zip(axes, indices, strict=True)), [])
+        for axis, index in draft.points:
+            assign(draft, axis.target, copy.deepcopy(axis.values[index]))
+        expand_shorthand(draft.data)
+        yield draft
+
+
+def expand_shorthand(data: dict[str, Any]) -> None:
+    """Write out the names that stand for a whole mapping: a recipe, a dataset, an attention."""
+    for place, section, key in ((data, "model", "recipe"), (data, "data", "name")):
+        if isinstance(place.get(section), str):
+            place[section] = {key: place[section]}
+    model = data.get("model")
+    if isinstance(model, dict) and isinstance(model.get("attention"), str):
+        model["attention"] = {"name": model["attention"]}
+
+
+def axes_of(draft: Draft, model: ModelConfig) -> dict[str, str]:
+    """Return the coordinates of a case as reports show them."""
+    return {axis.short: _shown(axis, axis.values[index], model) for axis, index in draft.points}
+
+
+def label_of(draft: Draft, model: ModelConfig) -> str:
+    """Return one readable name of a case, such as `dit-s · guidance_scale=4.0`."""
+    shown = axes_of(draft, model)
+    parts = [
+        shown[axis.short] if axis.target[0] in ("model", "data") and _is_name(axis)
+        else f"{axis.short}={shown[axis.short]}"
+        for axis, _ in draft.points
+    ]  # fmt: skip
+    return " · ".join(parts) or model.name
+
+
+def _is_name(axis: Axis) -> bool:
+    """Whether the values name themselves, so that `attention=softmax` would say nothing more."""
+    return len(axis.target) == 1 or axis.target[-1] in ("recipe", "attention", "name")
+
+
+def assign(draft: Draft, target: KeyPath, value: Any) -> None:
+    """Set one setting of a case; where something else is in the way, that is a problem of the case."""
+    place: Any = draft.data
+    expand_shorthand(place)
+    for depth, part in enumerate(target[:-1], start=1):
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            around = show_path(target[:depth])
+            message = f"cannot be varied: {around} is {show_value(place)}, not a mapping"
+            draft.problems.append(Problem(target, message))
+            return
+    place[target[-1]] = value
+
+
+def names_a_setting(schema: type[BaseModel], target: KeyPath) -> bool:
+    if target[0] not in SECTIONS:
+        return False
+    options = ("model", "attention", "options")  # their names are the backend's: checked with its values
+    if target[:3] == options:
+        return True
+    return all(target[n] in allowed_keys(schema, target[:n]) for n in range(1, len(target)))
+
+
+def no_setting(schema: type[BaseModel], key: str) -> str:
+    every = {f"{section}.{name}" for section in SECTIONS for name in allowed_keys(schema, (section,))}
+    section = key.split(".")[0]
+    allowed = {name for name in every if name.startswith(f"{section}.")} or set(SECTIONS)
+    return f"names no setting{did_you_mean(key, every)}; allowed: {', '.join(sorted(allowed))}"
+
+
+def overlap(one: KeyPath, other: KeyPath) -> bool:
+    shorter = min(len(one), len(other))
+    return one[:shorter] == other[:shorter]
+
+
+def _with_short_names(axes: list[Axis]) -> list[Axis]:
+    last = [str(axis.target[-1]) for axis in axes]
+    return [
+        Axis(axis.target, axis.written, axis.values, axis.short if last.count(name) > 1 else name)
+        for axis, name in zip(axes, last, strict=True)
+    ]
+
+
+def _shown_list(values: Any) -> str:
+    return "an empty list" if values == [] else show_value(values)
+
+
+def _shown(axis: Axis, value: Any, model: ModelConfig) -> str:
+    if axis.target == ("model", "attention"):
+        several = model.attention if isinstance(model.attention, list) else [model.attention]
+        runs = [(title, len(list(same))) for title, same in itertools.groupby(several, _title)]
+        return " + ".join(title if len(several) == 1 else f"{count}x {title}" for title, count in runs)
+    return _plain(value)
+
+
+def _title(attention: AttentionSpec) -> str:
+    return attention.title
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        name = value.get("recipe", value.get("name"))
+        rest = ", ".join(f"{k}={_plain(v)}" for k, v in value.items() if k not in ("recipe", "name"))
+        return f"{name}({rest})" if name and rest else str(name or rest)
+    if isinstance(value, list):
+        return ",".join(_plain(item) for item in value)
+    return value if isinstance(value, str) else show_value(value)
