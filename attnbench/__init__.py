@@ -6,7 +6,11 @@ The public names below load on first use, so that `import attnbench` needs no to
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":  # locks, signals and process groups are POSIX's
+    raise ImportError("attnbench runs on Linux and macOS; on Windows run it inside WSL2")
 
 if TYPE_CHECKING:
     from attnbench.api import build_attention, build_model, list_backends, load_model, run_suite

@@ -1,7 +1,8 @@
-"""Which device: the one there is, whether one is there, its name, and that of each of several processes."""
+"""Which device: the one there is, whether one is there, its name, each of several processes'; and the cores."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from attnbench.errors import UserInputError
@@ -59,3 +60,10 @@ def device_of_rank(device: torch.device, rank: int, size: int) -> torch.device:
     import torch
 
     return torch.device("cuda", rank) if device.type == "cuda" and size > 1 else device
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use; where the system does not say (macOS), all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

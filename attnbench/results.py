@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from attnbench.devices import available_cores
 from attnbench.errors import StorageError, UserInputError
 
 FORMAT = 1
@@ -175,7 +176,7 @@ def environment(device: str = "cpu", threads: int = 0) -> Environment:
         platform=platform.platform(),
         cpu=_cpu_name(),
         cpu_count=os.cpu_count() or 1,
-        threads=threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0]),
+        threads=threads or available_cores(),
         memory_gib=round(_memory_bytes() / 2**30, 1),
         device=device,
         packages=versions,

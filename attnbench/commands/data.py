@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 
 import typer
@@ -14,6 +13,7 @@ from attnbench.data.card import verify as faults_of
 from attnbench.data.preparing import prepare as make
 from attnbench.data.request import PreparationRequest
 from attnbench.data.selection import Selection, read_class_list
+from attnbench.devices import available_cores
 from attnbench.errors import UserInputError
 from attnbench.report.tables import Table
 
@@ -43,7 +43,7 @@ def prepare(
         held_out_from=held_out_from,
         labels=labels,
         max_unreadable=max_unreadable,
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or available_cores(),
         **({} if licence is None else {"licence": licence}),
     )
     with console.progress_bar("prepare", quiet=quiet) as progress:

@@ -1,0 +1,72 @@
+"""A store that an earlier attnbench wrote is read, not computed again, and its trainings go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from command_line import ROOT
+
+from attnbench.commands.suites import report
+from attnbench.running.runner import Listener, run
+from attnbench.stages import prepare, train
+from attnbench.storage.names import CHECKPOINT, RESULTS
+from attnbench.storage.store import Workspace
+from attnbench.suite.loading import load_suite
+
+STORED = ROOT / "tests" / "stored"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A runs folder with the stored files."""
+    shutil.copytree(STORED, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def refuse(case, store, device, progress):
+    """An executor that must not be needed."""
+    raise AssertionError(f"{case.label} was computed again")
+
+
+def test_a_finished_suite_is_not_computed_again(runs):
+    """Keys of data, model, attention code and settings are what they were; so are all measurements."""
+    before = {line["case_id"]: line for line in map(json.loads, (runs / "stored" / RESULTS).open())}
+    outcome = run(
+        load_suite(runs / "stored.yaml"), runs, executor=refuse, listener=Listener(notice=lambda _: None)
+    )
+    assert (outcome.computed, outcome.exit_code) == (0, 0)
+    assert [result.case_id for result in outcome.results] == list(before)
+    for result in outcome.results:
+        old = before[result.case_id]
+        kept = {m.name: m.values for m in result.measurements}
+        assert kept == {m["name"]: m["values"] for m in old["measurements"]}
+        assert (result.label, result.case, result.curves["loss"]) == (
+            old["label"],
+            old["case"],
+            [tuple(point) for point in old["curves"]["loss"]],
+        )
+    assert outcome.report.html.is_file()
+
+
+def test_its_report_is_written_from_the_results_alone(runs, capsys):
+    """`attnbench report` reads the lines of an earlier version."""
+    report("stored", runs)
+    assert "dydila(mode=token)" in capsys.readouterr().out
+
+
+def test_an_unfinished_training_goes_on(runs):
+    """A checkpoint of an earlier version is continued, to the loss that it had there without a stop."""
+    (case,) = load_suite(runs / "stored.yaml", ["matrix.model.attention=[softmax]", "seed=1"]).cases
+    told = []
+    workspace = Workspace(
+        root=runs / "store", device=torch.device("cpu"), progress=lambda *words: told.append(words)
+    )
+    assert (runs / "store" / "train" / case.key("train") / CHECKPOINT).is_file()
+    prepare.run(case, workspace)
+    output = train.run(case, workspace)
+    assert min(done for stage, done, _, _ in told if stage == "train") > 10
+    # the mean of 20 losses in fp32; another processor rounds other sums
+    assert output.curves["loss"] == [(20.0, pytest.approx(1.659185254573822, rel=1e-4))]
