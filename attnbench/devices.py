@@ -1,4 +1,4 @@
-"""Which device: the one there is, whether one is there, its name, each of several processes'; and the cores."""
+"""Which device: the one there is, whether one is there, its name, one for each process; and how many cores."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from attnbench import cli
-from attnbench.exchange import Exported, ExportedConfig
+from attnbench.exchange import Exported
+from attnbench.exchange.config import ExportedConfig
 from attnbench.exchange.loading import build_unfused
 from attnbench.exchange.trained import origins
 from attnbench.results import Result, append_result, environment

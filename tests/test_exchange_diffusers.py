@@ -16,14 +16,8 @@ from attnbench.diffusion.ddpm import GaussianDiffusion
 from attnbench.diffusion.guidance import guided_denoiser
 from attnbench.diffusion.samplers import ddim_steps
 from attnbench.errors import DataError, UnsupportedError, UserInputError
-from attnbench.exchange import (
-    ExportedConfig,
-    from_diffusers,
-    instantiate,
-    use_dit_timesteps,
-    write_diffusers,
-)
-from attnbench.exchange.exported import CodecInfo
+from attnbench.exchange import from_diffusers, instantiate, use_dit_timesteps, write_diffusers
+from attnbench.exchange.config import CodecInfo, ExportedConfig
 from attnbench.specs import CodecSpec
 from attnbench.stages.latents.codec import fingerprint
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from attnbench.exchange.exported import ExportedConfig
+    from attnbench.exchange.config import ExportedConfig
 
 SHOWN = ("steps", "batch_size", "lr", "weight_decay", "ema_decay", "precision")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from attnbench.exchange.exported import ExportedConfig
+    from attnbench.exchange.config import ExportedConfig
 
 CORRECTION = """for block in transformer.transformer_blocks:
     block.norm1.emb.time_proj.downscale_freq_shift = 0"""

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from attnbench.diffusion.ddpm import NUM_TIMESTEPS, linear_betas
 from attnbench.errors import DataError, UnsupportedError, UserInputError
+from attnbench.exchange.config import ExportedConfig
 from attnbench.exchange.diffusers_card import pipeline_card
 from attnbench.exchange.dit_config import check_same, class_rows, describe_import, dit_config
-from attnbench.exchange.exported import Exported, ExportedConfig
+from attnbench.exchange.exported import Exported
 from attnbench.exchange.folders import new_folder, read_bytes, writing
 from attnbench.exchange.layouts import diffusers_layout, not_a_dit, qkv_bias_of, rename_from, rename_to
 from attnbench.exchange.weight_files import read_weights

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from attnbench.errors import DataError, UserInputError
-from attnbench.exchange.exported import ExportedConfig
+from attnbench.exchange.config import ExportedConfig
 from attnbench.exchange.layouts import not_a_dit, qkv_bias_of
 from attnbench.exchange.trained import origins
 from attnbench.specs import AttentionSpec, FfnSpec, ModelConfig

@@ -7,84 +7,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from attnbench.errors import DataError
 from attnbench.exchange.card import model_card
+from attnbench.exchange.config import FORMAT, ExportedConfig
 from attnbench.exchange.folders import new_folder, read_bytes, writing
-from attnbench.results import Record, environment
-from attnbench.specs import ModelConfig
-from attnbench.stages.training.checkpoint import ModelInput
-from attnbench.stages.training.initial_weights import CONFIG, EXPORT_FORMAT, WEIGHTS
+from attnbench.stages.training.initial_weights import CONFIG, WEIGHTS
 from attnbench.storage.hashing import file_sha256
 
-FORMAT: Literal["attnbench-export-1"] = EXPORT_FORMAT
 CARD = "README.md"
-
-
-class BackendOrigin(Record):
-    """Who provided an attention when the model was trained."""
-
-    provider: str
-    """`built-in`, or the distribution and its version."""
-    code: str
-    """Fingerprint of the source file that builds it."""
-
-
-class CodecInfo(Record):
-    """The autoencoder whose latents a model was trained on: x = scale (z - shift)."""
-
-    kind: Literal["autoencoder-kl", "autoencoder-tiny"]
-    scale: float
-    shift: float
-    fingerprint: str
-    hub: str = ""
-    """Repository on the Hugging Face hub, folder in it and commit, where it is from there."""
-
-
-class TransferOrigin(Record):
-    """Where the copied part of a model's weights comes from; the rest is as initialised."""
-
-    weights_sha256: str
-    recipe: str
-    attention: list[str]
-    copied: int
-    left: int
-    missing: int
-
-
-class ExportedConfig(Record):
-    """Everything a stranger needs to use the weights beside them: the content of config.json."""
-
-    format: Literal["attnbench-export-1"] = FORMAT
-    attnbench: str = Field(default_factory=lambda: environment().packages.get("attnbench", "(not installed)"))
-    """Version that wrote this."""
-    model: ModelConfig
-    input: ModelInput
-    """(C, H, W) of the model's input, and the number of classes; class `num_classes` is the null class."""
-    class_names: list[str] | None = None
-    objective: Literal["ddpm", "flow"]
-    codec: CodecInfo | None = None
-    backends: dict[str, BackendOrigin]
-    seed: int | None = None
-    training: dict[str, Any] = Field(default_factory=dict)
-    """The training settings; empty for weights that were not trained here."""
-    data: str = ""
-    suite: str = ""
-    label: str = ""
-    imported_from: str = ""
-    transferred_from: TransferOrigin | None = None
-    weights_sha256: str = ""
-
-    @property
-    def attention(self) -> list[str]:
-        """Names of the attention backends, in alphabetical order."""
-        return sorted(self.model.attention_names())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from attnbench.errors import DataError, UserInputError
-from attnbench.exchange.exported import Exported, ExportedConfig, read_exported
+from attnbench.exchange.config import ExportedConfig
+from attnbench.exchange.exported import Exported, read_exported
 from attnbench.exchange.trained import find_case, trained_model
 from attnbench.models.skeleton import DiffusionTransformer, build_model, fuse_for_inference
 from attnbench.plugins import registry

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from attnbench.data import load_dataset
 from attnbench.errors import DataError, UserInputError
-from attnbench.exchange.exported import BackendOrigin, CodecInfo, Exported, ExportedConfig
+from attnbench.exchange.config import BackendOrigin, CodecInfo, ExportedConfig
+from attnbench.exchange.exported import Exported
 from attnbench.plugins import registry
 from attnbench.specs import Case, UserImages
 from attnbench.stages.latents.codec import on_hub

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from attnbench.errors import UserInputError
-from attnbench.exchange.exported import Exported, ExportedConfig, TransferOrigin
+from attnbench.exchange.config import ExportedConfig, TransferOrigin
+from attnbench.exchange.exported import Exported
 from attnbench.exchange.loading import build_unfused
 from attnbench.exchange.trained import origins
 from attnbench.layers import QKVProjection
