@@ -1,4 +1,4 @@
-"""Which device: the one there is, whether one is there, its name, one for each process; and how many cores."""
+"""Which device: the one there is, whether one is there, its name, one for each process; and the cores."""
 
 from __future__ import annotations
 
