@@ -215,7 +215,7 @@ def test_two_sets_of_one_name_both_stand_in_the_table(place, monkeypatch):
     monkeypatch.setattr(
         evaluate_inputs, "open_images", lambda *a, **k: replace(opened(*a, **k), name="softmax")
     )
-    request = evaluate_inputs.Request(
+    request = evaluate_inputs.EvaluationRequest(
         samples=place / "samples",
         reference=place / "real",
         settings=EvaluateSpec(),

@@ -40,7 +40,7 @@ def run_dir(monkeypatch, tmp_path):
     monkeypatch.setattr(shards, "SHARD_SIZE", 4)
     monkeypatch.chdir(tmp_path)
 
-    def make(channels: int = 3, labels: tuple[str, ...] = ("cell",), status: str = "ok"):
+    def make(channels: int = 3, labels: tuple[str, ...] = ("case",), status: str = "ok"):
         workspace = make_workspace(tmp_path / "runs" / "store")
         for seed, label in enumerate(labels):
             case = make_case(seed=seed).model_copy(update={"label": label})

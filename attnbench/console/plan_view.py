@@ -16,34 +16,34 @@ _MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86_400, 365 * 86_400
 _FEW = 3  # cases named by their labels; more are counted
 
 
-def plan_listing(suite: Suite, cells: Sequence[PlannedCase]) -> Listing:
+def plan_listing(suite: Suite, planned: Sequence[PlannedCase]) -> Listing:
     """Return every case, and below them the sum and every reason why cases cannot run, each once."""
-    total = duration(sum(c.time_s for c in cells)), _size(sum(c.disk_bytes for c in cells))
+    total = duration(sum(c.time_s for c in planned)), _size(sum(c.disk_bytes for c in planned))
     notes = [
-        f"{len(cells)} cases; about {total[0]} and {total[1]} to go on this machine",
+        f"{len(planned)} cases; about {total[0]} and {total[1]} to go on this machine",
         "estimates from closed-form multiply-adds and a quick matmul measurement; nothing was run",
-        *_reasons(cells),
+        *_reasons(planned),
     ]
-    columns = ("cell", "time left", "disk", "finished")
-    rows = [_row(cell) for cell in cells]
+    columns = ("case", "time left", "disk", "finished")
+    rows = [_row(one) for one in planned]
     return listing(f"plan of {suite.name}", columns, rows, notes, numeric=("time left", "disk"))
 
 
-def _row(cell: PlannedCase) -> tuple[str, str, str, str]:
-    cost = ("cannot run", "") if cell.problem else (duration(cell.time_s), _size(cell.disk_bytes))
-    finished = "all" if len(cell.finished) == NUM_STAGES else ", ".join(cell.finished) or "nothing"
-    return (cell.case.label, *cost, finished)
+def _row(one: PlannedCase) -> tuple[str, str, str, str]:
+    cost = ("cannot run", "") if one.problem else (duration(one.time_s), _size(one.disk_bytes))
+    finished = "all" if len(one.finished) == NUM_STAGES else ", ".join(one.finished) or "nothing"
+    return (one.case.label, *cost, finished)
 
 
-def _reasons(cells: Sequence[PlannedCase]) -> list[str]:
+def _reasons(planned: Sequence[PlannedCase]) -> list[str]:
     """Return what keeps cases from running, each reason once with the cases it is for."""
     affected: dict[str, list[str]] = {}
-    for cell in cells:
-        for reason in (*cell.missing, *([cell.problem] if cell.problem else [])):
-            affected.setdefault(reason, []).append(cell.case.label)
+    for one in planned:
+        for reason in (*one.missing, *([one.problem] if one.problem else [])):
+            affected.setdefault(reason, []).append(one.case.label)
     if not affected:
         return []
-    lines = [f"  {_whose(labels, len(cells))}: {reason}" for reason, labels in affected.items()]
+    lines = [f"  {_whose(labels, len(planned))}: {reason}" for reason, labels in affected.items()]
     return ["", "`attnbench run` cannot do this yet:", *lines]
 
 

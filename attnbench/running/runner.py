@@ -175,7 +175,7 @@ def check_inputs(cases: Sequence[Case]) -> None:
 
 def check_space(cases: Sequence[Case], store: Path) -> None:
     """Refuse a run that cannot fit on the disk."""
-    needed = sum(cell.disk_bytes for cell in plan(cases, store))
+    needed = sum(planned.disk_bytes for planned in plan(cases, store))
     place = store
     while not place.exists():
         place = place.parent
