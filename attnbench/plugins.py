@@ -6,14 +6,17 @@ stranger's broken import becomes a row of `attnbench list plugins` and not a dea
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import hashlib
 import importlib
 import importlib.metadata
-import inspect
-from collections.abc import Callable, Iterable
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pluggy
@@ -21,6 +24,11 @@ import pluggy
 from attnbench import hookspecs
 from attnbench.contract import AttentionBackend, FeatureExtractor
 from attnbench.errors import NameClashError, PluginError, UnknownNameError
+from attnbench.fingerprints import builtin_fingerprint, plugin_fingerprint
+
+BUILT_IN = "built-in"
+IMPORT_SECONDS = 60.0
+"""How long a stranger's plugin may take to import; torch is imported already."""
 
 BUILTIN_PLUGINS = (
     # the systems of arXiv:2601.13683
@@ -60,7 +68,7 @@ class PluginRow:
     """One line of `attnbench list plugins`."""
 
     name: str
-    origin: str  # "built-in" or the distribution and its version
+    origin: str  # BUILT_IN or the distribution and its version
     status: Literal["ok", "broken"]
     provides: tuple[str, ...] = ()
     reason: str = ""
@@ -74,7 +82,7 @@ class Provided:
     plugin: str
     origin: str
     code: str = ""
-    """Fingerprint of the source file that builds it: results of changed code are not reused."""
+    """Fingerprint of the files that build it: results of changed code are not reused."""
 
 
 @dataclass(kw_only=True)
@@ -100,17 +108,6 @@ class Registry:
             raise UnknownNameError("extractor", name, self.extractors)
         record: FeatureExtractor = self.extractors[name].record
         return record
-
-
-def fingerprint(function: Callable[..., Any]) -> str:
-    """Return 16 hex digits of the SHA-256 of the file that defines `function`, or an empty string."""
-    try:
-        path = inspect.getsourcefile(function)
-    except TypeError:  # a partial or a callable object: its class tells
-        path = inspect.getsourcefile(type(function))
-    if path is None or not Path(path).is_file():
-        return ""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def _load_builtin(name: str) -> Any:
@@ -150,7 +147,8 @@ def _register(registry: Registry, manager: pluggy.PluginManager, plugin: Any, na
                     f"{record.name!r} is provided twice: by {other.plugin} ({other.origin}) and by "
                     f"{name} ({origin}); uninstall one of them or rename its record"
                 )
-            code = fingerprint(getattr(record, "build", None) or record.load)
+            build = getattr(record, "build", None) or record.load
+            code = builtin_fingerprint(plugin) if origin == BUILT_IN else plugin_fingerprint(plugin, build)
             table[record.name] = Provided(record=record, plugin=name, origin=origin, code=code)
             names.append(record.name)
     registry.rows.append(PluginRow(name=name, origin=origin, status="ok", provides=tuple(names)))
@@ -159,29 +157,97 @@ def _register(registry: Registry, manager: pluggy.PluginManager, plugin: Any, na
 def load_plugins(
     builtins: Iterable[str] = BUILTIN_PLUGINS,
     entry_points: Callable[[], Iterable[importlib.metadata.EntryPoint]] | None = None,
+    *,
+    seconds: float = IMPORT_SECONDS,
 ) -> Registry:
     """Load built-ins, then every entry point of the group `attnbench`, one by one.
 
-    A stranger that fails to import or misspells a hook is a broken row; a clash of names is raised,
-    because choosing one of the two in silence would make results unreproducible.
+    A stranger that fails to import, exits, takes longer than `seconds` or misspells a hook is a broken row.
+    A clash of two records' names is raised, because choosing one of the two in silence would make results
+    unreproducible. What a plugin prints goes to stderr.
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     registry = Registry(hook=manager.hook)
     for name in builtins:
-        _register(registry, manager, _load_builtin(name), name, "built-in")
+        _register(registry, manager, _load_builtin(name), name, BUILT_IN)
     group = hookspecs.ENTRY_POINT_GROUP
     found = entry_points() if entry_points else importlib.metadata.entry_points(group=group)
-    for point in sorted(found, key=lambda p: (p.name, p.value)):
-        origin = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+    for point in sorted(found, key=lambda p: (p.name, p.value, _origin(p))):
         try:
-            _register(registry, manager, point.load(), point.name, origin)
-        except NameClashError:
+            with contextlib.redirect_stdout(sys.stderr), _at_most(seconds):
+                _load_stranger(registry, manager, point)
+        except (KeyboardInterrupt, NameClashError):
             raise
-        except Exception as error:  # noqa: BLE001 - a stranger may raise anything at import
-            reason = f"{type(error).__name__}: {error}"
-            registry.rows.append(PluginRow(name=point.name, origin=origin, status="broken", reason=reason))
+        except BaseException as error:  # noqa: BLE001 - a stranger may raise anything, and exit, at import
+            row = PluginRow(name=point.name, origin=_origin(point), status="broken", reason=_reason(error))
+            registry.rows.append(row)
     return registry
+
+
+def _origin(point: importlib.metadata.EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def _load_stranger(
+    registry: Registry, manager: pluggy.PluginManager, point: importlib.metadata.EntryPoint
+) -> None:
+    """Import and register what an entry point names; raises PluginError for what is registered already."""
+    origins = {row.name: row.origin for row in registry.rows if row.status == "ok"}
+    if point.name in origins:
+        raise PluginError(
+            f"two entry points are called {point.name!r}, one of {origins[point.name]} and one of "
+            f"{_origin(point)}; uninstall one of the two, or rename its entry point"
+        )
+    plugin = point.load()
+    known = manager.get_name(plugin)
+    if known is not None:
+        raise PluginError(
+            f"{point.value} is loaded already, as {known} of {origins[known]}; remove that entry point, or "
+            f"{point.name} of {_origin(point)}"
+        )
+    _register(registry, manager, plugin, point.name, _origin(point))
+
+
+class _TooSlowError(BaseException):
+    """An import was interrupted; no `except Exception` of the plugin may swallow it."""
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Interrupt what runs inside with _TooSlowError after `seconds`.
+
+    By SIGALRM, so that a plugin is imported in the main thread as any module is; it cannot end a call that
+    never returns from C. In another thread nothing is interrupted: no signal arrives there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise _TooSlowError(f"is not imported after {seconds:g} s")
+
+    started, handler = time.monotonic(), signal.signal(signal.SIGALRM, interrupt)
+    # again every second: a bare `except:` may swallow the first
+    before, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if before:  # somebody else's timer goes on, less what has passed
+            left = max(before - (time.monotonic() - started), 1e-3)
+            signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+
+def _reason(error: BaseException) -> str:
+    """Say in one line why a plugin is broken."""
+    if isinstance(error, _TooSlowError):
+        *_, place, _ = traceback.extract_tb(error.__traceback__)  # the last is `interrupt`
+        return f"{error}, still at {place.filename}:{place.lineno}; what waits there belongs into `build`"
+    if isinstance(error, SystemExit):
+        return f"exits when it is imported (SystemExit: {error.code}); it may not read the command line there"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @functools.cache

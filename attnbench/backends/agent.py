@@ -9,18 +9,11 @@ import torch
 from pydantic import PositiveInt, field_validator
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import DepthwiseConv, PositionBias, QKVProjection, agent_softmax, pool_tokens
 
 
-class AgentOptions(BackendOptions):
+class AgentOptions(attnbench.BackendOptions):
     """Options of `agent`."""
 
     num_agents: PositiveInt = 49
@@ -46,7 +39,7 @@ class AgentAttention(nn.Module):
     Source: Agent Attention arXiv:2312.08874, eq. 5-7, and its released code.
     """
 
-    def __init__(self, site: AttentionSite, options: AgentOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: AgentOptions) -> None:
         super().__init__()
         self.num_heads = site.num_heads
         self.side = math.isqrt(options.num_agents)
@@ -57,7 +50,7 @@ class AgentAttention(nn.Module):
         self.gather_bias = PositionBias(*shape) if options.position_bias else None
         self.spread_bias = PositionBias(*shape) if options.position_bias else None
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
         agents = pool_tokens(q, context.grid, self.side)  # [B, n, C]
         biases = {"gather_bias": self.gather_bias, "spread_bias": self.spread_bias}
@@ -66,7 +59,7 @@ class AgentAttention(nn.Module):
 
 
 def supports(
-    site: AttentionSite, options: AgentOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: AgentOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse more agents than tokens: pooling would only repeat tokens."""
     if options.num_agents > site.num_tokens:
@@ -77,16 +70,16 @@ def supports(
     return None
 
 
-def macs(site: AttentionSite, options: AgentOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: AgentOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, 9 N C for the convolution, 4 n N C for the two attentions."""
     n, c = site.num_tokens, site.dim
-    return MacCount(linear=4 * n * c * c + 9 * n * c, attention=4 * options.num_agents * n * c)
+    return attnbench.MacCount(linear=4 * n * c * c + 9 * n * c, attention=4 * options.num_agents * n * c)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `agent`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="agent",
         summary="agent attention: softmax through a few pooled tokens",
         source="Agent Attention arXiv:2312.08874",

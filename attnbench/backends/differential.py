@@ -9,18 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import QKVProjection, merge_heads, split_heads
 
 
-class DifferentialOptions(BackendOptions):
+class DifferentialOptions(attnbench.BackendOptions):
     """Options of `differential`."""
 
     qkv_bias: bool = False
@@ -43,7 +36,7 @@ class DifferentialAttention(nn.Module):
     Source: arXiv:2410.05258, eq. 1-3; released code (microsoft/unilm, Diff-Transformer) read.
     """
 
-    def __init__(self, site: AttentionSite, options: DifferentialOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: DifferentialOptions) -> None:
         super().__init__()
         self.num_heads, half = site.num_heads, site.head_dim // 2
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * site.layer_idx)
@@ -53,7 +46,7 @@ class DifferentialAttention(nn.Module):
         self.lambda_q2, self.lambda_k2 = _lambda_vector(half), _lambda_vector(half)
         self.norm = nn.RMSNorm(site.head_dim, eps=1e-5)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = (split_heads(z, self.num_heads) for z in self.qkv(x))  # [B, H, N, D]
         (q1, q2), (k1, k2) = q.chunk(2, dim=-1), k.chunk(2, dim=-1)  # [B, H, N, d]
         first = F.scaled_dot_product_attention(q1, k1, v)
@@ -77,7 +70,7 @@ def _lambda_vector(size: int) -> nn.Parameter:
 
 
 def supports(
-    site: AttentionSite, options: DifferentialOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: DifferentialOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse an odd head width: a head is split into two maps of equal width."""
     if site.head_dim % 2:
@@ -87,18 +80,20 @@ def supports(
     return None
 
 
-def macs(site: AttentionSite, options: DifferentialOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: DifferentialOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, 3 N^2 C for the attention (2 N^2 C with the maps formed)."""
     n, c = site.num_tokens, site.dim
     # two fused attentions multiply v twice; the maps subtracted first would multiply it once
     attention, formed = 3 * n * n * c, 2 * n * n * c
-    return MacCount(linear=4 * n * c * c, attention=attention, attention_cheaper=formed, norm=4 * n * c)
+    return attnbench.MacCount(
+        linear=4 * n * c * c, attention=attention, attention_cheaper=formed, norm=4 * n * c
+    )
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `differential`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="differential",
         summary="differential attention: two softmax attentions per head, subtracted",
         source="Differential Transformer arXiv:2410.05258, eq. 1-3",

@@ -11,21 +11,14 @@ from einops import rearrange
 from pydantic import Field, PositiveInt, field_validator
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import gated_linear_attention, gated_linear_macs, merge_heads, split_heads
 from attnbench.layers.gated_linear import Form
 
 INIT_GAIN = 2**-2.5  # of the Xavier-uniform projections (released code)
 
 
-class DigOptions(BackendOptions):
+class DigOptions(attnbench.BackendOptions):
     """Options of `dig`."""
 
     form: Form = "chunked"
@@ -49,7 +42,7 @@ class DigOptions(BackendOptions):
         return value
 
 
-def key_dim(site: AttentionSite, options: DigOptions) -> int:
+def key_dim(site: attnbench.AttentionSite, options: DigOptions) -> int:
     """Width of queries and keys over all heads."""
     return round(site.dim * options.expand_k)
 
@@ -104,7 +97,7 @@ class DigAttention(nn.Module):
 
     keeps_own_init = True
 
-    def __init__(self, site: AttentionSite, options: DigOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: DigOptions) -> None:
         super().__init__()
         dim, keys = site.dim, key_dim(site, options)
         self.num_heads, self.options = site.num_heads, options
@@ -125,7 +118,7 @@ class DigAttention(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         x = self._to_scan(x, context.grid)
         q, k, v, g = (split_heads(p(x), self.num_heads) for p in (self.q, self.k, self.v, self.gate))
         o = gated_linear_attention(
@@ -154,7 +147,7 @@ class DigAttention(nn.Module):
 
 
 def supports(
-    site: AttentionSite, options: DigOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: DigOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse queries and keys that the heads do not divide."""
     keys = key_dim(site, options)
@@ -167,7 +160,7 @@ def supports(
     return None
 
 
-def macs(site: AttentionSite, options: DigOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: DigOptions) -> attnbench.MacCount:
     """Projections; the recurrence as executed, and as the paper's table counts it.
 
     Its digits (DiG rows of Tables 1 and 2) follow when the state is counted as that of ONE head,
@@ -177,17 +170,17 @@ def macs(site: AttentionSite, options: DigOptions) -> MacCount:
     """
     n, c, keys = site.num_tokens, site.dim, key_dim(site, options)
     per_head = gated_linear_macs(n, keys // site.num_heads, site.head_dim, options.form, options.chunk_size)
-    return MacCount(
+    return attnbench.MacCount(
         linear=n * (2 * c * keys + 3 * c * c + options.gate_rank * (c + keys)),
         attention=site.num_heads * per_head,
         attention_cheaper=2 * n * keys * c,
     )
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `dig`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="dig",
         summary="gated linear attention scanned in four alternating directions, as in DiG",
         source="DiG arXiv:2405.18428; GLA arXiv:2312.06635 sec. 4; released code",

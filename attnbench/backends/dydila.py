@@ -10,14 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import (
     Association,
     DepthwiseConv,
@@ -36,7 +29,7 @@ from attnbench.layers import (
 RouterTraining = Literal["frozen", "straight_through", "unit_gate", "switch"]
 
 
-class DyDiLAOptions(BackendOptions):
+class DyDiLAOptions(attnbench.BackendOptions):
     """Options of `dydila`; what the paper leaves open is an option, with its default marked "ours"."""
 
     mode: Literal["token", "map", "none"] = "token"
@@ -181,7 +174,7 @@ class DyDiLA(nn.Module):
     Source: arXiv:2601.13683, eqs. 1-10.
     """
 
-    def __init__(self, site: AttentionSite, options: DyDiLAOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: DyDiLAOptions) -> None:
         super().__init__()
         dim, n_p = site.dim, options.num_projectors
         self.num_heads, self.options = site.num_heads, options
@@ -205,7 +198,7 @@ class DyDiLA(nn.Module):
         self.convs = nn.ModuleList(_conv(dim, options) for _ in range(num_convs))
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         if self.options.query_key == "shared":
             *tokens, v = self.qkv(x)
         else:
@@ -223,7 +216,7 @@ class DyDiLA(nn.Module):
         return self.out(o)
 
     def _routed_projections(
-        self, x: torch.Tensor, context: AttentionContext
+        self, x: torch.Tensor, context: attnbench.AttentionContext
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Dynamic projection module, eqs. 1-2: Q' and K', each [B, N, C]."""
         tokens, n_p = x.flatten(0, 1), self.options.num_projectors  # [T, C]
@@ -241,7 +234,7 @@ class DyDiLA(nn.Module):
         q_prime, k_prime = primes.unbind(1)
         return q_prime.view_as(x), k_prime.view_as(x)
 
-    def _measure(self, z: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def _measure(self, z: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         """Dynamic measure kernel, eqs. 5-6, on Q, K, Q', K' (or Q, K) at once: [4, T, C] -> [4, T, C]."""
         if self.options.kernel == "fixed":
             return power_focus(z, z.new_full((), self.options.gamma_init))
@@ -252,7 +245,9 @@ class DyDiLA(nn.Module):
         focused = power_focus(z, chosen)
         return focused if scale is None else focused * scale.to(focused.dtype)
 
-    def _factors(self, pairs: torch.Tensor, primes: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def _factors(
+        self, pairs: torch.Tensor, primes: torch.Tensor, context: attnbench.AttentionContext
+    ) -> torch.Tensor:
         """Differential factors, eq. 7: two [banks, T, C] -> [banks, T, 1]."""
         logits = self.factor_router(torch.cat([pairs, primes], dim=-1))
         index, chosen, scale = select(logits, self.lam, self.options.factor_router)
@@ -260,14 +255,18 @@ class DyDiLA(nn.Module):
         context.record("lambda", chosen)
         return chosen if scale is None else chosen * scale
 
-    def _token_difference(self, z: torch.Tensor, v: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def _token_difference(
+        self, z: torch.Tensor, v: torch.Tensor, context: attnbench.AttentionContext
+    ) -> torch.Tensor:
         """Token differential operator, eqs. 8-9: (Q~ - lQ Q~') ((K~ - lK K~')^T V) + DWC(V)."""
         lam = self._factors(z[:2], z[2:], context)
         q, k = torch.addcmul(z[:2], lam.to(z.dtype), z[2:], value=-1).view(2, *v.shape)
         o = self._contract(q, k, v, mass=(z[0].view_as(v), z[1].view_as(v)))
         return self._normalise_rms(o) + self._dwc(0, v, context)
 
-    def _map_difference(self, z: torch.Tensor, v: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def _map_difference(
+        self, z: torch.Tensor, v: torch.Tensor, context: attnbench.AttentionContext
+    ) -> torch.Tensor:
         """Eq. 10: Q~ (K~^T V) - l Q~' (K~'^T V) + DWC(V), each map with its own denominator."""
         lam = self._factors(z[:1], z[2:3], context)[0].view(*v.shape[:2], 1)
         q, k, q_prime, k_prime = z.view(4, *v.shape)
@@ -296,11 +295,13 @@ class DyDiLA(nn.Module):
             return o
         return F.rms_norm(o, o.shape[-1:], eps=self.options.eps)
 
-    def _dwc(self, which: int, v: torch.Tensor, context: AttentionContext) -> torch.Tensor | float:
+    def _dwc(self, which: int, v: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor | float:
         return 0.0 if self.options.dwc == "none" else self.convs[which](v, context.grid)
 
 
-def load_balance(logits: torch.Tensor, expert: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+def load_balance(
+    logits: torch.Tensor, expert: torch.Tensor, context: attnbench.AttentionContext
+) -> torch.Tensor:
     """Switch Transformer's balance loss per bank: logits [T, banks, n], expert [T, banks] -> scalar.
 
     n * sum_e (share of tokens of e) * (mean probability of e), over the tokens of all processes; 1 when
@@ -318,7 +319,7 @@ def at_least_one(gamma: torch.Tensor) -> torch.Tensor:
     return gamma + (gamma.clamp_min(1.0) - gamma).detach()
 
 
-def _lambda_init(site: AttentionSite, options: DyDiLAOptions) -> float:
+def _lambda_init(site: attnbench.AttentionSite, options: DyDiLAOptions) -> float:
     last = options.lambda_init if options.lambda_init_last is None else options.lambda_init_last
     return options.lambda_init + (last - options.lambda_init) * site.layer_idx / max(site.depth - 1, 1)
 
@@ -332,7 +333,7 @@ def _conv(dim: int, options: DyDiLAOptions) -> nn.Module:
     return ReparameterisedConv(dim, sizes)
 
 
-def macs(site: AttentionSite, options: DyDiLAOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: DyDiLAOptions) -> attnbench.MacCount:
     """Closed form in inference form, the depthwise branches fused.
 
     Shared projections 4 N C^2; routed projections 2 N C^2 and routers N C (2 n_P + 4 n_F + 4 n_D or
@@ -344,7 +345,7 @@ def macs(site: AttentionSite, options: DyDiLAOptions) -> MacCount:
     routed = 2 * n * c * c + 2 * options.num_projectors * n * c if options.routes_projections else 0
     kernels = options.num_queries_and_keys * options.num_kernels if options.kernel == "dynamic" else 0
     factors = {"token": 4, "map": 2, "none": 0}[options.mode] * options.num_factors
-    count = MacCount(
+    count = attnbench.MacCount(
         linear=(4 if options.query_key == "shared" else 2) * n * c * c + convs * 9 * n * c,
         unhooked=routed + (kernels + factors) * n * c,
         norm=convs * 4 * n * c if options.dwc in ("reparameterised", "single") else 0,
@@ -354,10 +355,10 @@ def macs(site: AttentionSite, options: DyDiLAOptions) -> MacCount:
     return count
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `dydila`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="dydila",
         summary="dynamic differential linear attention, token-wise or map-wise",
         source="DyDi-LiT arXiv:2601.13683 eqs. 1-10",

@@ -10,20 +10,13 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import Association, QKVProjection, linear_attention, merge_heads, on_grid, split_heads
 
 NormOrder = Literal["norm_first", "activation_first"]
 
 
-class EDiTOptions(BackendOptions):
+class EDiTOptions(attnbench.BackendOptions):
     """Options of `edit`. Where the paper's text could not be read, the default is marked as ours."""
 
     rho: float = Field(default=0.5, gt=0.0, le=1.0)
@@ -52,7 +45,7 @@ class EDiTAttention(nn.Module):
     separate compressors and rho = 1/2 inferred from the GFLOPs in arXiv:2601.13683.
     """
 
-    def __init__(self, site: AttentionSite, options: EDiTOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: EDiTOptions) -> None:
         super().__init__()
         dim, narrow = site.dim, narrow_width(site, options)
         self.num_heads, self.options = site.num_heads, options
@@ -64,7 +57,7 @@ class EDiTAttention(nn.Module):
         self.compress_v = nn.Conv2d(dim, dim, 3, stride=2, padding=1, groups=dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         dim, grid = x.shape[-1], context.grid
         fused = x + on_grid(self._convolve, x, grid, dim)
         q, k, v = self._project(fused, x)
@@ -94,7 +87,7 @@ class EDiTAttention(nn.Module):
         return F.linear(for_query, linear.weight[:dim], bias_q), k, v
 
 
-def narrow_width(site: AttentionSite, options: EDiTOptions) -> int:
+def narrow_width(site: attnbench.AttentionSite, options: EDiTOptions) -> int:
     """Return the channels between the two query convolutions, rho C rounded."""
     return round(options.rho * site.dim)
 
@@ -112,7 +105,7 @@ def matmul_order(
 
 
 def supports(
-    site: AttentionSite, options: EDiTOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: EDiTOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse groups that do not divide the narrow width."""
     narrow = narrow_width(site, options)
@@ -125,7 +118,7 @@ def supports(
     return None
 
 
-def macs(site: AttentionSite, options: EDiTOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: EDiTOptions) -> attnbench.MacCount:
     """4 N C^2 projections, 10 N C rho C query convolutions, 18 M C compressors, then the attention.
 
     The projection is one nn.Linear applied in two parts, so it counts as linear. GroupNorm counts in
@@ -134,17 +127,17 @@ def macs(site: AttentionSite, options: EDiTOptions) -> MacCount:
     (height, width), n, c, d = site.grid, site.num_tokens, site.dim, site.head_dim
     m = -(-height // 2) * -(-width // 2)
     cost = {"linear": (n + m) * c * d, "quadratic": 2 * n * m * c}
-    return MacCount(
+    return attnbench.MacCount(
         linear=4 * n * c * c + 10 * n * c * narrow_width(site, options) + 2 * 9 * m * c,
         attention=cost[matmul_order(options.association, n, m, d)],
         attention_cheaper=min(cost.values()),
     )
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `edit`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="edit",
         summary="linear compressed attention as in EDiT",
         source="EDiT arXiv:2503.16726, sec. 3; formula from summaries of the paper",

@@ -7,14 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import (
     Association,
     QKVProjection,
@@ -25,7 +18,7 @@ from attnbench.layers import (
 )
 
 
-class EfficientOptions(BackendOptions):
+class EfficientOptions(attnbench.BackendOptions):
     """Options of `efficient`."""
 
     association: Association = "auto"
@@ -43,28 +36,30 @@ class EfficientAttention(nn.Module):
     with softmax normalisation; released code (cmsflash/efficient-attention) read.
     """
 
-    def __init__(self, site: AttentionSite, options: EfficientOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: EfficientOptions) -> None:
         super().__init__()
         self.num_heads, self.options = site.num_heads, options
         self.qkv = QKVProjection(site.dim, bias=options.qkv_bias)
         self.out = nn.Linear(site.dim, site.dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = (split_heads(z, self.num_heads) for z in self.qkv(x))  # [B, H, N, D]
         # autocast makes a softmax fp32: cast back, as the matmuls would do one by one
         q, k = q.softmax(-1).to(v.dtype), k.softmax(-2).to(v.dtype)
         return self.out(merge_heads(contraction(q, k, v, self.options.association)))
 
 
-def macs(site: AttentionSite, options: EfficientOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: EfficientOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, 2 N C min(N, D) for the attention."""
-    return MacCount(linear=4 * site.num_tokens * site.dim**2) + contraction_macs(site, options.association)
+    return attnbench.MacCount(linear=4 * site.num_tokens * site.dim**2) + contraction_macs(
+        site, options.association
+    )
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `efficient`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="efficient",
         summary="efficient attention: softmax of q over channels, of k over tokens",
         source="Efficient Attention arXiv:1812.01243, sec. 3",

@@ -8,14 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import (
     Association,
     QKVProjection,
@@ -27,7 +20,7 @@ from attnbench.layers import (
 )
 
 
-class EluOptions(BackendOptions):
+class EluOptions(attnbench.BackendOptions):
     """Options of `elu`."""
 
     eps: float = Field(default=1e-6, ge=0.0)
@@ -46,28 +39,30 @@ class EluAttention(nn.Module):
     (idiap/fast-transformers, attention/linear_attention.py) read.
     """
 
-    def __init__(self, site: AttentionSite, options: EluOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: EluOptions) -> None:
         super().__init__()
         self.num_heads, self.options = site.num_heads, options
         self.qkv = QKVProjection(site.dim, bias=options.qkv_bias)
         self.out = nn.Linear(site.dim, site.dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = (split_heads(z, self.num_heads) for z in self.qkv(x))  # [B, H, N, D]
         q, k = (elu_plus_one(z).to(v.dtype) for z in (q, k))
         o = linear_attention(q, k, v, eps=self.options.eps, association=self.options.association)
         return self.out(merge_heads(o))
 
 
-def macs(site: AttentionSite, options: EluOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: EluOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, 2 N C min(N, D) for the attention."""
-    return MacCount(linear=4 * site.num_tokens * site.dim**2) + contraction_macs(site, options.association)
+    return attnbench.MacCount(linear=4 * site.num_tokens * site.dim**2) + contraction_macs(
+        site, options.association
+    )
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `elu`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="elu",
         summary="linear attention with the feature map elu + 1",
         source="Transformers are RNNs arXiv:2006.16236, eq. 5-7",

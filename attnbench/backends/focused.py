@@ -10,14 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import (
     Association,
     DepthwiseConv,
@@ -32,7 +25,7 @@ from attnbench.layers import (
 FLOOR = 1e-6  # added after the ReLU, so that no row is dead (released code)
 
 
-class FocusedOptions(BackendOptions):
+class FocusedOptions(attnbench.BackendOptions):
     """Options of `focused`."""
 
     power: float = Field(default=3.0, ge=1.0)
@@ -56,7 +49,7 @@ class FocusedAttention(nn.Module):
     denominator in fp32. Source: arXiv:2308.00442, eq. 5-7, and its released code.
     """
 
-    def __init__(self, site: AttentionSite, options: FocusedOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: FocusedOptions) -> None:
         super().__init__()
         self.num_heads, self.options = site.num_heads, options
         self.qkv = QKVProjection(site.dim, bias=options.qkv_bias)
@@ -65,7 +58,7 @@ class FocusedAttention(nn.Module):
         self.conv = DepthwiseConv(site.head_dim, options.kernel_size)
         self.out = nn.Linear(site.dim, site.dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
         q, k = self._focus(q), self._focus(k + self.position)
         heads = [split_heads(z, self.num_heads) for z in (q, k, v)]  # [B, H, N, D]
@@ -79,17 +72,17 @@ class FocusedAttention(nn.Module):
         return power_focus((z.relu() + FLOOR) / F.softplus(self.scale).to(z.dtype), power)
 
 
-def macs(site: AttentionSite, options: FocusedOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: FocusedOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, k^2 N C for the convolution, 2 N C min(N, D) for the attention."""
     n, c = site.num_tokens, site.dim
     linear = 4 * n * c * c + options.kernel_size**2 * n * c
-    return MacCount(linear=linear) + contraction_macs(site, options.association)
+    return attnbench.MacCount(linear=linear) + contraction_macs(site, options.association)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `focused`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="focused",
         summary="focused linear attention with a depthwise convolution on the values",
         source="Flatten Transformer arXiv:2308.00442",

@@ -8,14 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import (
     Association,
     QKVProjection,
@@ -26,7 +19,7 @@ from attnbench.layers import (
 )
 
 
-class LinearOptions(BackendOptions):
+class LinearOptions(attnbench.BackendOptions):
     """Options of `linear`."""
 
     qk_norm: bool = False
@@ -44,7 +37,7 @@ class LinearAttention(nn.Module):
     and the division in fp32. Source: Sana arXiv:2410.10629, sec. 2.2 (LiteLA); arXiv:2601.13683 eq. 4.
     """
 
-    def __init__(self, site: AttentionSite, options: LinearOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: LinearOptions) -> None:
         super().__init__()
         self.num_heads, self.options = site.num_heads, options
         self.qkv = QKVProjection(site.dim, bias=False)
@@ -52,7 +45,7 @@ class LinearAttention(nn.Module):
         self.k_norm = nn.RMSNorm(site.dim, eps=1e-6) if options.qk_norm else nn.Identity()
         self.out = nn.Linear(site.dim, site.dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
         q, k = self.q_norm(q).relu(), self.k_norm(k).relu()
         q, k, v = (split_heads(z, self.num_heads) for z in (q, k, v))  # [B, H, N, D]
@@ -60,17 +53,17 @@ class LinearAttention(nn.Module):
         return self.out(merge_heads(o))
 
 
-def macs(site: AttentionSite, options: LinearOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: LinearOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, 2 N C min(N, D) for the attention."""
     n, c = site.num_tokens, site.dim
     norm = 2 * 4 * n * c if options.qk_norm else 0
-    return MacCount(linear=4 * n * c * c, norm=norm) + contraction_macs(site, options.association)
+    return attnbench.MacCount(linear=4 * n * c * c, norm=norm) + contraction_macs(site, options.association)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `linear`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="linear",
         summary="ReLU linear attention as in Sana",
         source="Sana arXiv:2410.10629; arXiv:2601.13683 eq. 4",

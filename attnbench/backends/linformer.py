@@ -10,18 +10,11 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import QKVProjection, merge_heads, split_heads
 
 
-class LinformerOptions(BackendOptions):
+class LinformerOptions(attnbench.BackendOptions):
     """Options of `linformer`."""
 
     rank: PositiveInt = 32
@@ -42,7 +35,7 @@ class LinformerAttention(nn.Module):
     Source: arXiv:2006.04768, eq. 7; released code (fairseq examples/linformer) read.
     """
 
-    def __init__(self, site: AttentionSite, options: LinformerOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: LinformerOptions) -> None:
         super().__init__()
         self.num_heads = site.num_heads
         self.qkv = QKVProjection(site.dim, bias=options.qkv_bias)
@@ -50,7 +43,7 @@ class LinformerAttention(nn.Module):
         self.key_mixtures = _mixtures(options.rank, site.num_tokens)
         self.value_mixtures = None if options.shared_projection else _mixtures(options.rank, site.num_tokens)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
         k = self.key_mixtures @ k  # [B, k, C], one matmul for all heads
         v = (self.key_mixtures if self.value_mixtures is None else self.value_mixtures) @ v
@@ -65,7 +58,7 @@ def _mixtures(rank: int, num_tokens: int) -> nn.Parameter:
 
 
 def supports(
-    site: AttentionSite, options: LinformerOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: LinformerOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse more mixtures than tokens: they would cost more than softmax attention and say no more."""
     if options.rank > site.num_tokens:
@@ -76,18 +69,18 @@ def supports(
     return None
 
 
-def macs(site: AttentionSite, options: LinformerOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: LinformerOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, 2 k N C for the mixtures, 2 k N C for the attention."""
     n, c = site.num_tokens, site.dim
     # functional in the released code too: no module hook sees the mixtures
     mixing = 2 * options.rank * n * c
-    return MacCount(linear=4 * n * c * c, unhooked=mixing, attention=2 * options.rank * n * c)
+    return attnbench.MacCount(linear=4 * n * c * c, unhooked=mixing, attention=2 * options.rank * n * c)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `linformer`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="linformer",
         summary="Linformer: softmax over a few learned mixtures of tokens",
         source="Linformer arXiv:2006.04768, eq. 7",

@@ -8,14 +8,7 @@ import torch
 from pydantic import Field, PositiveInt, field_validator
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import (
     Association,
     DepthwiseConv,
@@ -27,7 +20,7 @@ from attnbench.layers import (
 )
 
 
-class LiTOptions(BackendOptions):
+class LiTOptions(attnbench.BackendOptions):
     """Options of `lit`; the number of heads is the model's (few: 2 for S/2 to 4 for XL/2 in the paper)."""
 
     kernel_size: PositiveInt = 5
@@ -57,7 +50,7 @@ class LiTAttention(nn.Module):
     Biases, eps and filters shared by the heads after the first author's later code (LINA).
     """
 
-    def __init__(self, site: AttentionSite, options: LiTOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: LiTOptions) -> None:
         super().__init__()
         self.num_heads, self.options = site.num_heads, options
         self.qkv = QKVProjection(site.dim, bias=options.qkv_bias)
@@ -65,24 +58,24 @@ class LiTAttention(nn.Module):
         self.conv = DepthwiseConv(channels, options.kernel_size)
         self.out = nn.Linear(site.dim, site.dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
         heads = (split_heads(z, self.num_heads) for z in (q.relu(), k.relu(), v))  # [B, H, N, D]
         o = linear_attention(*heads, eps=self.options.eps, association=self.options.association)
         return self.out(merge_heads(o) + self.conv(v, context.grid))
 
 
-def macs(site: AttentionSite, options: LiTOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: LiTOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, k^2 N C for the convolution, 2 N C min(N, D) for the attention."""
     n, c = site.num_tokens, site.dim
     linear = 4 * n * c * c + options.kernel_size**2 * n * c
-    return MacCount(linear=linear) + contraction_macs(site, options.association)
+    return attnbench.MacCount(linear=linear) + contraction_macs(site, options.association)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `lit`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="lit",
         summary="ReLU linear attention plus a depthwise convolution as in LiT",
         source="LiT arXiv:2501.12976, sec. 3; formula from summaries of the paper",

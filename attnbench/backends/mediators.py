@@ -10,21 +10,14 @@ import torch
 from pydantic import field_validator
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
+import attnbench
 from attnbench.errors import UserInputError
-from attnbench.hookspecs import hookimpl
 from attnbench.layers import DepthwiseConv, PositionBias, QKVProjection, agent_softmax, pool_tokens
 
 END = 1000.0  # timesteps lie in [0, 1000); the noise side is the far one
 
 
-class MediatorsOptions(BackendOptions):
+class MediatorsOptions(attnbench.BackendOptions):
     """Options of `mediators`."""
 
     schedule: tuple[tuple[float, int], ...] = ((333.0, 64), (667.0, 16), (1000.0, 4))
@@ -67,7 +60,7 @@ class MediatorsAttention(nn.Module):
     biases for each, and the timestep alone decides, so that the choice exists in training too.
     """
 
-    def __init__(self, site: AttentionSite, options: MediatorsOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: MediatorsOptions) -> None:
         super().__init__()
         self.num_heads, self.options = site.num_heads, options
         self.qkv = QKVProjection(site.dim, bias=options.qkv_bias)
@@ -78,7 +71,7 @@ class MediatorsAttention(nn.Module):
             self.spread_bias[str(number)] = PositionBias(site.num_heads, number, site.grid)
         self.out = nn.Linear(site.dim, site.dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         numbers = self._numbers(x, context)
         q, k, v = self.qkv(x)
         if len(set(numbers)) == 1:  # sampling: all images are at one timestep
@@ -94,7 +87,7 @@ class MediatorsAttention(nn.Module):
             o = torch.cat(groups).index_select(0, back)
         return self.out(o + self.conv(v, context.grid))
 
-    def _numbers(self, x: torch.Tensor, context: AttentionContext) -> list[int]:
+    def _numbers(self, x: torch.Tensor, context: attnbench.AttentionContext) -> list[int]:
         """Return every image's number of mediators."""
         if context.timestep is None:
             raise UserInputError(
@@ -125,7 +118,7 @@ class MediatorsAttention(nn.Module):
 
 
 def supports(
-    site: AttentionSite, options: MediatorsOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: MediatorsOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse more mediators than tokens: pooling would only repeat tokens."""
     largest = max(options.numbers)
@@ -137,19 +130,19 @@ def supports(
     return None
 
 
-def macs(site: AttentionSite, options: MediatorsOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: MediatorsOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, 9 N C for the convolution, 4 n N C for the two attentions.
 
     n is the schedule's largest number: the cost of the last denoising steps, an upper bound elsewhere.
     """
     n, c = site.num_tokens, site.dim
-    return MacCount(linear=4 * n * c * c + 9 * n * c, attention=4 * max(options.numbers) * n * c)
+    return attnbench.MacCount(linear=4 * n * c * c + 9 * n * c, attention=4 * max(options.numbers) * n * c)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `mediators`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="mediators",
         summary="agent attention with more agents at later denoising steps",
         source="Attention Mediators arXiv:2408.05710 and its released code",

@@ -9,14 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import (
     Association,
     DepthwiseConv,
@@ -32,7 +25,7 @@ from attnbench.layers import (
 )
 
 
-class MLLAOptions(BackendOptions):
+class MLLAOptions(attnbench.BackendOptions):
     """Options of `mlla`."""
 
     kernel_size: Literal[3, 5, 7] = 3
@@ -57,7 +50,7 @@ class MLLAAttention(nn.Module):
     Source: arXiv:2405.16605, sec. 4 and table 1; formulas read in the released code.
     """
 
-    def __init__(self, site: AttentionSite, options: MLLAOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: MLLAOptions) -> None:
         super().__init__()
         self.num_heads, self.options = site.num_heads, options
         self.frequencies = site.dim // 4
@@ -65,7 +58,7 @@ class MLLAAttention(nn.Module):
         self.lepe = DepthwiseConv(site.dim, options.kernel_size)
         self.out = nn.Linear(site.dim, site.dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
         q, k = elu_plus_one(q), elu_plus_one(k)  # [B, N, C]
         exponents = torch.arange(self.frequencies, device=q.device, dtype=q.dtype) / self.frequencies
@@ -81,7 +74,7 @@ class MLLAAttention(nn.Module):
 
 
 def supports(
-    site: AttentionSite, options: MLLAOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: MLLAOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse widths that do not split into pairs for rows and pairs for columns."""
     if site.dim % 4:
@@ -89,17 +82,17 @@ def supports(
     return None
 
 
-def macs(site: AttentionSite, options: MLLAOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: MLLAOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, k^2 N C for LePE, 2 N C min(N, D) for the attention."""
     n, c = site.num_tokens, site.dim
     linear = 4 * n * c * c + options.kernel_size**2 * n * c
-    return MacCount(linear=linear) + contraction_macs(site, options.association)
+    return attnbench.MacCount(linear=linear) + contraction_macs(site, options.association)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `mlla`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="mlla",
         summary="MLLA's linear attention: elu + 1, 2-D RoPE, convolution on the values (no block gate)",
         source="MLLA arXiv:2405.16605, sec. 4; released code",

@@ -9,18 +9,11 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import QKVProjection, merge_heads, split_heads, without_autocast
 
 
-class MoHOptions(BackendOptions):
+class MoHOptions(attnbench.BackendOptions):
     """Options of `moh`. The defaults are those of the first blocks of the released MoH-DiT-S/2-75."""
 
     num_shared_heads: NonNegativeInt = 2
@@ -60,7 +53,7 @@ class MoHAttention(nn.Module):
     Source: MoH arXiv:2410.11842, sec. 3; read in its released code for DiT.
     """
 
-    def __init__(self, site: AttentionSite, options: MoHOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: MoHOptions) -> None:
         super().__init__()
         dim, shared = site.dim, options.num_shared_heads
         routed = site.num_heads - shared
@@ -72,13 +65,13 @@ class MoHAttention(nn.Module):
         self.group_router = HeadRouter(dim, 2) if routed and shared else None  # W_0
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = (split_heads(z, self.num_heads) for z in self.qkv(x))  # [B, H, N, D]
         o = F.scaled_dot_product_attention(q, k, v)
         gates = self._gates(x, context).transpose(1, 2).unsqueeze(-1)  # [B, H, N, 1]
         return self.out(merge_heads((o * gates).to(o.dtype)))
 
-    def _gates(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def _gates(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         """Return the gates [B, N, H], shared heads first."""
         shared, routed = self._shared(x), self._routed(x, context)
         if self.group_router is not None:
@@ -92,7 +85,7 @@ class MoHAttention(nn.Module):
             return count * self.shared_router(x)
         return x.new_ones(*x.shape[:2], count, dtype=torch.promote_types(x.dtype, torch.float32))
 
-    def _routed(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def _routed(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         if self.routed_router is None:
             return x.new_ones(*x.shape[:2], 0, dtype=torch.promote_types(x.dtype, torch.float32))
         p = self.routed_router(x)  # [B, N, E]
@@ -106,7 +99,7 @@ class MoHAttention(nn.Module):
         return self.options.top_k * kept / total
 
 
-def load_balance(p: torch.Tensor, mask: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+def load_balance(p: torch.Tensor, mask: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
     """MoH's balance loss: E sum_e (mean probability of e) (share of tokens that keep e) -> scalar.
 
     p and mask [B, N, E]; means over the batch of all processes; top_k when balanced.
@@ -117,7 +110,7 @@ def load_balance(p: torch.Tensor, mask: torch.Tensor, context: AttentionContext)
 
 
 def supports(
-    site: AttentionSite, options: MoHOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: MoHOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse more heads than there are, and routed heads of which none would be kept."""
     shared, heads = options.num_shared_heads, site.num_heads
@@ -133,18 +126,18 @@ def supports(
     return None
 
 
-def macs(site: AttentionSite, options: MoHOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: MoHOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, N C for each output of a router, 2 N^2 C for all heads' attention."""
     n, c, shared = site.num_tokens, site.dim, options.num_shared_heads
     routed = site.num_heads - shared
     outputs = routed + (shared if shared > 1 else 0) + (2 if routed and shared else 0)
-    return MacCount(linear=4 * n * c * c + outputs * n * c, attention=2 * n * n * c)
+    return attnbench.MacCount(linear=4 * n * c * c + outputs * n * c, attention=2 * n * n * c)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `moh`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="moh",
         summary="mixture-of-head softmax attention as in MoH-DiT",
         source="MoH arXiv:2410.11842, sec. 3, and its released code",

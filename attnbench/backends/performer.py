@@ -8,14 +8,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import (
     QKVProjection,
     key_mass,
@@ -25,7 +18,7 @@ from attnbench.layers import (
 )
 
 
-class PerformerOptions(BackendOptions):
+class PerformerOptions(attnbench.BackendOptions):
     """Options of `performer`."""
 
     num_features: PositiveInt = 256
@@ -52,14 +45,14 @@ class PerformerAttention(nn.Module):
 
     features: torch.Tensor
 
-    def __init__(self, site: AttentionSite, options: PerformerOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: PerformerOptions) -> None:
         super().__init__()
         self.num_heads, self.eps = site.num_heads, options.eps
         self.qkv = QKVProjection(site.dim, bias=options.qkv_bias)
         self.out = nn.Linear(site.dim, site.dim)
         self.register_buffer("features", orthogonal_features(options.num_features, site.head_dim))
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = (split_heads(z, self.num_heads) for z in self.qkv(x))  # [B, H, N, D]
         q = positive_features(q, self.features, self.eps, over=(-1,)).to(v.dtype)  # [B, H, N, M]
         k = positive_features(k, self.features, self.eps, over=(-2, -1)).to(v.dtype)
@@ -100,12 +93,12 @@ def positive_features(
     return (projected - (half_square + peak)).exp() + eps
 
 
-def macs(site: AttentionSite, options: PerformerOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: PerformerOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, 2 N M C for the features, 2 N M C for the attention."""
     n, c, m = site.num_tokens, site.dim, options.num_features
     linear_order = 2 * n * m * c
     quadratic_order = n * n * (site.num_heads * m + c)
-    return MacCount(
+    return attnbench.MacCount(
         linear=4 * n * c * c,
         unhooked=2 * n * m * c,
         attention=linear_order,
@@ -113,10 +106,10 @@ def macs(site: AttentionSite, options: PerformerOptions) -> MacCount:
     )
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `performer`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="performer",
         summary="Performer: softmax attention through positive random features",
         source="Performer arXiv:2009.14794 (FAVOR+), sec. 2",

@@ -9,18 +9,11 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import QKVProjection, merge_heads, on_grid, split_heads
 
 
-class PixArtSigmaOptions(BackendOptions):
+class PixArtSigmaOptions(attnbench.BackendOptions):
     """Options of `pixart-sigma`."""
 
     stride: PositiveInt = 2
@@ -41,7 +34,7 @@ class PixArtSigmaAttention(nn.Module):
     Source: PixArt-Sigma arXiv:2403.04692, sec. 3.2; read in its released code (`sampling: conv` only).
     """
 
-    def __init__(self, site: AttentionSite, options: PixArtSigmaOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: PixArtSigmaOptions) -> None:
         super().__init__()
         dim, stride = site.dim, options.stride
         self.num_heads, self.options = site.num_heads, options
@@ -56,7 +49,7 @@ class PixArtSigmaAttention(nn.Module):
             self.norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
         q, k = self.q_norm(q), self.k_norm(k)
         k, v = (self._compress(z, context.grid) for z in (k, v))  # [B, M, C]
@@ -70,14 +63,14 @@ class PixArtSigmaAttention(nn.Module):
         return self.norm(on_grid(self.compress, z, grid, z.shape[-1])).to(z.dtype)
 
 
-def num_keys(site: AttentionSite, options: PixArtSigmaOptions) -> int:
+def num_keys(site: attnbench.AttentionSite, options: PixArtSigmaOptions) -> int:
     """Return the number of compressed keys, M."""
     height, width = site.grid
     return (height // options.stride) * (width // options.stride)
 
 
 def supports(
-    site: AttentionSite, options: PixArtSigmaOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: PixArtSigmaOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse a stride longer than a side of the grid: no key would be left."""
     if options.stride > min(site.grid):
@@ -88,19 +81,19 @@ def supports(
     return None
 
 
-def macs(site: AttentionSite, options: PixArtSigmaOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: PixArtSigmaOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, 2 s^2 M C for the convolution of K and of V, 2 N M C for the attention."""
     n, c, m = site.num_tokens, site.dim, num_keys(site, options)
     linear, norm = 4 * n * c * c, 2 * 4 * n * c if options.qk_norm else 0
     if options.stride > 1:
         linear, norm = linear + 2 * options.stride**2 * m * c, norm + 2 * 4 * m * c
-    return MacCount(linear=linear, attention=2 * n * m * c, norm=norm)
+    return attnbench.MacCount(linear=linear, attention=2 * n * m * c, norm=norm)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `pixart-sigma`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="pixart-sigma",
         summary="softmax attention over compressed keys and values as in PixArt-Sigma",
         source="PixArt-Sigma arXiv:2403.04692, sec. 3.2",

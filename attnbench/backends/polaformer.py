@@ -10,14 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import (
     Association,
     DepthwiseConv,
@@ -29,7 +22,7 @@ from attnbench.layers import (
 )
 
 
-class PolaFormerOptions(BackendOptions):
+class PolaFormerOptions(attnbench.BackendOptions):
     """Options of `polaformer`."""
 
     alpha: float = Field(default=4.0, ge=0.0)
@@ -56,7 +49,7 @@ class PolaFormerAttention(nn.Module):
     Source: arXiv:2501.15061, sec. 3.2-3.3; formulas read in the released code.
     """
 
-    def __init__(self, site: AttentionSite, options: PolaFormerOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: PolaFormerOptions) -> None:
         super().__init__()
         self.num_heads, self.options = site.num_heads, options
         self.qkv = QKVProjection(site.dim, bias=options.qkv_bias)
@@ -67,7 +60,7 @@ class PolaFormerAttention(nn.Module):
         self.conv = DepthwiseConv(site.head_dim, options.kernel_size)
         self.out = nn.Linear(site.dim, site.dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
         q_pos, q_neg = self._polarities(q)
         k_pos, k_neg = self._polarities(k + self.position)
@@ -100,7 +93,7 @@ def _crossover(head_dim: int) -> int:
 
 
 def supports(
-    site: AttentionSite, options: PolaFormerOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: PolaFormerOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse odd heads: half of a head's values goes to each response."""
     if site.head_dim % 2:
@@ -111,23 +104,23 @@ def supports(
     return None
 
 
-def macs(site: AttentionSite, options: PolaFormerOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: PolaFormerOptions) -> attnbench.MacCount:
     """5 N C^2 for the projections, k^2 N C for the convolution, 4 N C D (or 5 N^2 C) for the responses."""
     n, c, d = site.num_tokens, site.dim, site.head_dim
     # a response: features of width 2 D on values of width D / 2, H heads; there are two responses
     cost = {"linear": 4 * n * c * d, "quadratic": 5 * n * n * c}
     order = matmul_order(options.association, n, _crossover(d))
-    return MacCount(
+    return attnbench.MacCount(
         linear=5 * n * c * c + options.kernel_size**2 * n * c,
         attention=cost[order],
         attention_cheaper=min(cost.values()),
     )
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `polaformer`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="polaformer",
         summary="polarity-aware linear attention with learned powers and coefficients",
         source="PolaFormer arXiv:2501.15061, sec. 3.2-3.3; released code",

@@ -9,14 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import (
     Association,
     DepthwiseConv,
@@ -32,7 +25,7 @@ from attnbench.layers import (
 )
 
 
-class RALAOptions(BackendOptions):
+class RALAOptions(attnbench.BackendOptions):
     """Options of `rala`."""
 
     kernel_size: Literal[3, 5, 7] = 5
@@ -55,7 +48,7 @@ class RALAAttention(nn.Module):
     Source: arXiv:2411.07635, sec. 3.2-3.3; RoPE, LePE and constants read in the released code.
     """
 
-    def __init__(self, site: AttentionSite, options: RALAOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: RALAOptions) -> None:
         super().__init__()
         self.num_heads, self.options = site.num_heads, options
         self.frequencies = site.head_dim // 4
@@ -64,7 +57,7 @@ class RALAAttention(nn.Module):
         self.lepe = DepthwiseConv(site.dim, options.kernel_size)
         self.out = nn.Linear(site.dim, site.dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
         q, k = (split_heads(elu_plus_one(z), self.num_heads) for z in (q, k))  # [B, H, N, D]
         k = k * _token_weights(q, k)
@@ -85,7 +78,7 @@ def _token_weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 
 def supports(
-    site: AttentionSite, options: RALAOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: RALAOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse heads that do not split into pairs for rows and pairs for columns."""
     if site.head_dim % 4:
@@ -96,20 +89,20 @@ def supports(
     return None
 
 
-def macs(site: AttentionSite, options: RALAOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: RALAOptions) -> attnbench.MacCount:
     """5 N C^2 for the projections, k^2 N C for LePE, 2 N C min(N, D) for the attention.
 
     The N C products of the token weights are elementwise and a sum, hence in no count.
     """
     n, c = site.num_tokens, site.dim
     linear = 5 * n * c * c + options.kernel_size**2 * n * c
-    return MacCount(linear=linear) + contraction_macs(site, options.association)
+    return attnbench.MacCount(linear=linear) + contraction_macs(site, options.association)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `rala`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="rala",
         summary="rank-augmented linear attention: reweighted keys, modulated output, 2-D RoPE",
         source="RALA arXiv:2411.07635, sec. 3.2-3.3; released code",

@@ -9,18 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import QKVProjection, merge_heads, split_heads
 
 
-class SoftmaxOptions(BackendOptions):
+class SoftmaxOptions(attnbench.BackendOptions):
     """Options of `softmax`."""
 
     implementation: Literal["sdpa", "math", "xformers"] = "sdpa"
@@ -36,14 +29,14 @@ class SoftmaxAttention(nn.Module):
     fused kernels. Source: arXiv:2601.13683, eq. 3; DiT arXiv:2212.09748.
     """
 
-    def __init__(self, site: AttentionSite, options: SoftmaxOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: SoftmaxOptions) -> None:
         super().__init__()
         self.num_heads = site.num_heads
         self.attend = {"sdpa": _sdpa, "math": _math, "xformers": _xformers}[options.implementation]
         self.qkv = QKVProjection(site.dim, bias=options.qkv_bias)
         self.out = nn.Linear(site.dim, site.dim)
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = (split_heads(z, self.num_heads) for z in self.qkv(x))  # [B, H, N, D]
         return self.out(merge_heads(self.attend(q, k, v)))
 
@@ -65,7 +58,7 @@ def _xformers(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
 
 
 def supports(
-    site: AttentionSite, options: SoftmaxOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: SoftmaxOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Return why the xformers implementation cannot run here; the others always can."""
     if options.implementation != "xformers":
@@ -83,16 +76,16 @@ def supports(
     return None if not all(reasons) else "no xformers kernel fits: " + "; ".join(reasons[0])
 
 
-def macs(site: AttentionSite, options: SoftmaxOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: SoftmaxOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections, 2 N^2 C for the attention."""
     n, c = site.num_tokens, site.dim
-    return MacCount(linear=4 * n * c * c, attention=2 * n * n * c)
+    return attnbench.MacCount(linear=4 * n * c * c, attention=2 * n * n * c)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `softmax`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="softmax",
         summary="softmax attention as in DiT",
         source="DiT arXiv:2212.09748; arXiv:2601.13683 eq. 3",

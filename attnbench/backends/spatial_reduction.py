@@ -9,18 +9,11 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import QKVProjection, merge_heads, split_heads
 
 
-class SpatialReductionOptions(BackendOptions):
+class SpatialReductionOptions(attnbench.BackendOptions):
     """Options of `spatial-reduction`."""
 
     stride: PositiveInt = 2
@@ -39,7 +32,7 @@ class SpatialReductionAttention(nn.Module):
     released code (whai362/PVT, classification/pvt.py) read.
     """
 
-    def __init__(self, site: AttentionSite, options: SpatialReductionOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: SpatialReductionOptions) -> None:
         super().__init__()
         self.num_heads, stride = site.num_heads, options.stride
         self.qkv = QKVProjection(site.dim, bias=options.qkv_bias)
@@ -48,7 +41,7 @@ class SpatialReductionAttention(nn.Module):
         self.reduce = nn.Conv2d(site.dim, site.dim, stride, stride=stride) if stride > 1 else None
         self.norm = nn.LayerNorm(site.dim) if stride > 1 else None
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         if self.reduce is None or self.norm is None:
             q, k, v = self.qkv(x)
         else:
@@ -66,7 +59,7 @@ class SpatialReductionAttention(nn.Module):
 
 
 def supports(
-    site: AttentionSite, options: SpatialReductionOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: SpatialReductionOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse a stride beyond the grid's shorter side: no key would be left."""
     if options.stride > min(site.grid):
@@ -77,21 +70,21 @@ def supports(
     return None
 
 
-def macs(site: AttentionSite, options: SpatialReductionOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: SpatialReductionOptions) -> attnbench.MacCount:
     """2 N C^2 for q and the output; N' s^2 C^2, 2 N' C^2 and 2 N N' C for N' reduced tokens."""
     n, c, s = site.num_tokens, site.dim, options.stride
     if s == 1:
-        return MacCount(linear=4 * n * c * c, attention=2 * n * n * c)
+        return attnbench.MacCount(linear=4 * n * c * c, attention=2 * n * n * c)
     reduced = (site.grid[0] // s) * (site.grid[1] // s)
     # q and kv are Linear layers of their own in the released code, where module hooks see them
     linear = 2 * n * c * c + reduced * (s * s + 2) * c * c
-    return MacCount(linear=linear, attention=2 * n * reduced * c, norm=4 * reduced * c)
+    return attnbench.MacCount(linear=linear, attention=2 * n * reduced * c, norm=4 * reduced * c)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `spatial-reduction`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="spatial-reduction",
         summary="PVT's spatial reduction: softmax over keys and values of a coarser grid",
         source="PVT arXiv:2102.12122, sec. 3.3",

@@ -12,20 +12,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from attnbench.contract import (
-    AttentionBackend,
-    AttentionContext,
-    AttentionSite,
-    BackendOptions,
-    MacCount,
-)
-from attnbench.hookspecs import hookimpl
+import attnbench
 from attnbench.layers import QKVProjection, computed_blocks, merge_heads, near, neighbours, split_heads
 
 FLEX_BLOCK = 128  # flex_attention skips or computes blocks of 128 x 128 query-key pairs
 
 
-class WindowOptions(BackendOptions):
+class WindowOptions(attnbench.BackendOptions):
     """Options of `window`."""
 
     kernel_size: int = Field(default=7, ge=2)
@@ -49,7 +42,7 @@ class WindowAttention(nn.Module):
 
     neighbours: torch.Tensor
 
-    def __init__(self, site: AttentionSite, options: WindowOptions) -> None:
+    def __init__(self, site: attnbench.AttentionSite, options: WindowOptions) -> None:
         super().__init__()
         self.num_heads, self.grid, self.options = site.num_heads, site.grid, options
         self.qkv = QKVProjection(site.dim, bias=options.qkv_bias)
@@ -58,7 +51,7 @@ class WindowAttention(nn.Module):
             index = neighbours(site.grid, options.kernel_size)
             self.register_buffer("neighbours", index, persistent=False)  # [N, k^2]
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = (split_heads(z, self.num_heads) for z in self.qkv(x))  # [B, H, N, D]
         return self.out(merge_heads(self._attend(q, k, v)))
 
@@ -133,7 +126,7 @@ def natten_attention(
 
 
 def supports(
-    site: AttentionSite, options: WindowOptions, dtype: torch.dtype, device: torch.device
+    site: attnbench.AttentionSite, options: WindowOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Refuse windows larger than the grid, and implementations that this machine lacks."""
     if options.kernel_size > min(site.grid):
@@ -174,7 +167,7 @@ def _why_no_natten(device: torch.device) -> str | None:
     return None
 
 
-def macs(site: AttentionSite, options: WindowOptions) -> MacCount:
+def macs(site: attnbench.AttentionSite, options: WindowOptions) -> attnbench.MacCount:
     """4 N C^2 for the projections; 2 C for each query-key pair that the implementation computes.
 
     Pairs: N k^2 for `gather` and (useful pairs only: its tiles compute some more) `natten`, N^2 for
@@ -189,13 +182,13 @@ def macs(site: AttentionSite, options: WindowOptions) -> MacCount:
             pairs = computed_blocks(site.grid, options.kernel_size, FLEX_BLOCK) * FLEX_BLOCK**2
         case _:
             pairs = window
-    return MacCount(linear=4 * n * c * c, attention=2 * pairs * c)
+    return attnbench.MacCount(linear=4 * n * c * c, attention=2 * pairs * c)
 
 
-@hookimpl
-def attnbench_backends() -> Iterator[AttentionBackend]:
+@attnbench.hookimpl
+def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `window`."""
-    yield AttentionBackend(
+    yield attnbench.AttentionBackend(
         name="window",
         summary="neighbourhood attention: softmax over the k x k tokens around each token",
         source="Neighborhood Attention Transformer arXiv:2204.07143, eq. 1-3",

@@ -70,7 +70,7 @@ def find(name: str) -> list[AttentionBackend]:
     if callable(found):
         try:
             found = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserInputError(
                 f"{name} cannot be called without arguments ({type(error).__name__}: {error}); name an "
                 "AttentionBackend, or a function that yields them"
@@ -94,7 +94,7 @@ def _import(name: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserInputError(
             f"cannot import {module_name!r} of {name!r} ({type(error).__name__}: {error}); install the "
             "package, or call attnbench in the folder that holds the module"

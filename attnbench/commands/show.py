@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from attnbench.console import listing, print_table
 from attnbench.contract import BackendOptions
 from attnbench.errors import UnknownNameError
@@ -79,7 +81,10 @@ def _options(options: type[BackendOptions]) -> Iterator[tuple[str, str, str]]:
         meaning = option.description or schema.get(key, {}).get("description", "")
         allowed = schema.get(key, {}).get("enum")
         meaning += f" One of {', '.join(map(str, allowed))}." if allowed else ""
-        yield key, _plain(option.get_default()), " ".join(meaning.split())
+        value = "(must be set)"
+        if not option.is_required():
+            value = _plain(to_jsonable_python(option.get_default(call_default_factory=True), fallback=str))
+        yield key, value, " ".join(meaning.split())
 
 
 def _model(name: str) -> Iterator[Shown]:

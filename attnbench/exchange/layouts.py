@@ -134,7 +134,11 @@ def _some(what: str, names: list[str]) -> str:
 
 def qkv_bias_of(config: ModelConfig) -> bool:
     """Return whether the projections of a softmax model have biases."""
-    _, options = resolve_attention(config.attention_at(0))
+    return _qkv_bias_at(config, 0)
+
+
+def _qkv_bias_at(config: ModelConfig, block: int) -> bool:
+    _, options = resolve_attention(config.attention_at(block))
     return bool(getattr(options, "qkv_bias", True))
 
 
@@ -143,7 +147,7 @@ def not_a_dit(config: ModelConfig) -> list[str]:
     reasons = []
     if config.attention_names() != {"softmax"}:
         reasons.append(f"its attention is {', '.join(sorted(config.attention_names()))}, not softmax")
-    elif len({str(config.attention_at(n).options.get("qkv_bias", True)) for n in range(config.depth)}) > 1:
+    elif len({_qkv_bias_at(config, block) for block in range(config.depth)}) > 1:
         reasons.append("its blocks differ in qkv_bias")
     if config.ffn.kind != "mlp":
         reasons.append(f"its feed-forward network is {config.ffn.kind}, not mlp")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import ValidationError
-
 from attnbench.errors import UnknownNameError, UserInputError
+from attnbench.models.options import read_options
 from attnbench.models.resolution import input_size
 from attnbench.plugins import Registry
-from attnbench.problems import Problem, problems_in
+from attnbench.problems import Problem
 from attnbench.specs import Case, DigitsData, UserImages
 from attnbench.stages.compatibility import check_sampler
 from attnbench.yaml_source import KeyPath
@@ -61,13 +59,11 @@ def _attention_problems(path: KeyPath, spec: Any, registry: Registry) -> Iterato
         error = UnknownNameError("backend", spec["name"], registry.backends)
         yield Problem((*path, "name"), f"{error}{_broken_plugins(registry)}")
         return
-    options, schema = spec.get("options", {}), registry.backend(spec["name"]).options
+    options = spec.get("options", {})
     if isinstance(options, dict):
-        try:
-            schema.model_validate_json(json.dumps(options))  # JSON's rules: a list may be a tuple
-        except ValidationError as error:
-            for problem in problems_in(error, schema, options):
-                yield Problem((*path, "options", *problem.path), problem.message)
+        _, problems = read_options(registry.backend(spec["name"]), options)
+        for problem in problems:
+            yield Problem((*path, "options", *problem.path), problem.message)
 
 
 def _broken_plugins(registry: Registry) -> str:

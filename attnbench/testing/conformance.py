@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
-from attnbench.contract import AttentionBackend, BackendOptions
+from attnbench.contract import AttentionBackend
 from attnbench.errors import UnknownNameError, UserInputError
-from attnbench.problems import problems_in
+from attnbench.models.options import options_of, read_options
 from attnbench.progress import Progress
 from attnbench.testing import (
     declarations,
@@ -25,7 +23,6 @@ from attnbench.testing import (
 )
 from attnbench.testing.outcome import Check, CheckFailedError, CheckResult, NotApplicableError, Status
 from attnbench.testing.subject import Subject
-from attnbench.yaml_source import show_path
 
 CHECKS: tuple[Check, ...] = (
     *declarations.CHECKS,
@@ -80,7 +77,7 @@ def run_checks(
             raise UnknownNameError("check", name, _BY_NAME)
     mappings = [options or {}] if options is None or isinstance(options, Mapping) else list(options)
     target = torch.device(device)
-    subjects = [Subject(record=record, options=_validated(record, m), device=target) for m in mappings]
+    subjects = [Subject(record=record, options=options_of(record, m), device=target) for m in mappings]
     if not subjects:
         raise UserInputError("options is an empty list, so nothing would be checked; pass None for defaults")
     chosen = [check for check in CHECKS if only is None or check.name in only]
@@ -92,18 +89,6 @@ def run_checks(
     if progress is not None:
         progress(len(chosen), len(chosen), "")
     return results
-
-
-def _validated(record: AttentionBackend, options: Options) -> BackendOptions:
-    try:
-        # through JSON, so that a list from YAML or Python may fill a tuple
-        return record.options.model_validate_json(json.dumps(dict(options)))
-    except ValidationError as error:
-        problems = problems_in(error, record.options, dict(options))
-        told = "; ".join(f"{show_path(p.path)}: {p.message}" for p in problems)
-        raise UserInputError(f"options of backend {record.name}: {told}") from error
-    except TypeError as error:
-        raise UserInputError(f"options of backend {record.name} must be plain JSON data: {error}") from error
 
 
 def _ask_all(check: Check, subjects: Sequence[Subject]) -> CheckResult:
@@ -125,7 +110,7 @@ def _ask(check: Check, subject: Subject) -> tuple[Status, str]:
         return "skipped", str(reason)
     except CheckFailedError as failure:
         return "failed", str(failure)
-    except Exception as error:  # noqa: BLE001 - a stranger's module may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's module may raise anything
         message = " ".join(str(error).split())
         where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         return "failed", f"{type(error).__name__}: {message}{where}"
@@ -139,8 +124,8 @@ def _expected(record: AttentionBackend, result: CheckResult, subjects: Sequence[
     if result.status == "failed":
         detail = f"{reason} ({result.detail})"
         return CheckResult(name=result.name, status="expected-failure", detail=detail)
-    default = any(subject.options == record.options() for subject in subjects)
-    if result.status == "passed" and default:
+    default, _ = read_options(record, {})  # None where an option has no default
+    if result.status == "passed" and any(subject.options == default for subject in subjects):
         detail = f"passes, although the record expects a failure ({reason}); remove it from expected_failures"
         return CheckResult(name=result.name, status="unexpected-pass", detail=detail)
     return result
