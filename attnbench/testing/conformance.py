@@ -21,7 +21,8 @@ from attnbench.testing import (
     shapes,
     symmetry,
 )
-from attnbench.testing.outcome import Check, CheckFailedError, CheckResult, NotApplicableError, Status
+from attnbench.testing.outcome import CheckFailedError, CheckResult, NotApplicableError, Status
+from attnbench.testing.question import Check
 from attnbench.testing.subject import Subject
 
 CHECKS: tuple[Check, ...] = (

@@ -11,7 +11,8 @@ import torch
 from pydantic import BaseModel
 
 from attnbench.contract import AttentionSite
-from attnbench.testing.outcome import CheckFailedError, check, require
+from attnbench.testing.outcome import CheckFailedError, require
+from attnbench.testing.question import check
 from attnbench.testing.subject import ODD, SQUARE, TALL, WIDE, WIDTHS, Subject, call, site_of
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attnbench.contract import AttentionSite
-from attnbench.testing.outcome import NotApplicableError, check, require
+from attnbench.testing.outcome import NotApplicableError, require
+from attnbench.testing.question import check
 from attnbench.testing.subject import SQUARE, Batch, Subject, call, relative_error, rounding
 
 IMAGES = 4  # two for each half

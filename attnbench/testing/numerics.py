@@ -10,7 +10,8 @@ from torch import nn
 from torch.autograd.gradcheck import GradcheckError
 
 from attnbench.contract import AttentionSite
-from attnbench.testing.outcome import CheckFailedError, check, require
+from attnbench.testing.outcome import CheckFailedError, require
+from attnbench.testing.question import check
 from attnbench.testing.subject import SMALLEST, SQUARE, Batch, Subject, call
 
 LARGE, TINY = 1e3, 1e-6  # against a root mean square of 1 behind a LayerNorm

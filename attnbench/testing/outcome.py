@@ -1,13 +1,9 @@
-"""What a check is, and how one ends."""
+"""How a check ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from attnbench.testing.subject import Subject
+from typing import Literal
 
 Status = Literal["passed", "failed", "expected-failure", "unexpected-pass", "skipped"]
 BAD: tuple[Status, ...] = ("failed", "unexpected-pass")
@@ -33,25 +29,6 @@ class CheckFailedError(Exception):
 
 class NotApplicableError(Exception):
     """The check has nothing to ask of this backend; the message says why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """A named question; `ask` returns a short detail or raises one of the two errors above."""
-
-    name: str
-    question: str
-    ask: Callable[[Subject], str]
-
-
-def check(name: str) -> Callable[[Callable[[Subject], str]], Check]:
-    """Turn a function into a Check; the first line of its docstring is the question."""
-
-    def make(function: Callable[[Subject], str]) -> Check:
-        question = (function.__doc__ or "").strip().partition("\n")[0]
-        return Check(name=name, question=question, ask=function)
-
-    return make
 
 
 def require(condition: bool, message: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from attnbench.errors import AttnbenchError
-from attnbench.testing.outcome import CheckFailedError, check, require
+from attnbench.testing.outcome import CheckFailedError, require
+from attnbench.testing.question import check
 from attnbench.testing.subject import SQUARE, Subject, call, relative_error, rounding
 
 Sunk = dict[str, torch.Tensor]

@@ -8,7 +8,8 @@ import io
 import torch
 
 from attnbench.contract import AttentionContext
-from attnbench.testing.outcome import CheckFailedError, check, require
+from attnbench.testing.outcome import CheckFailedError, require
+from attnbench.testing.question import check
 from attnbench.testing.subject import SQUARE, OnTensors, Subject, call, relative_error, rounding, seeded
 
 

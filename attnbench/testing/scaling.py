@@ -10,7 +10,8 @@ from torch import nn
 from attnbench.contract import AttentionSite
 from attnbench.layers.depthwise import fuse_reparameterised
 from attnbench.profiling.counters import check_agreement, count_with_fvcore, count_with_torch
-from attnbench.testing.outcome import NotApplicableError, check, require
+from attnbench.testing.outcome import NotApplicableError, require
+from attnbench.testing.question import check
 from attnbench.testing.subject import ODD, SQUARE, Grid, OnTensors, Subject, call
 
 META = torch.device("meta")

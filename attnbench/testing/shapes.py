@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from attnbench.contract import AttentionSite
-from attnbench.testing.outcome import NotApplicableError, check, require
+from attnbench.testing.outcome import NotApplicableError, require
+from attnbench.testing.question import check
 from attnbench.testing.subject import ODD, SQUARE, TALL, WIDE, Subject, call
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)

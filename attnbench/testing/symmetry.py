@@ -6,7 +6,8 @@ import dataclasses
 
 import torch
 
-from attnbench.testing.outcome import NotApplicableError, check, require
+from attnbench.testing.outcome import NotApplicableError, require
+from attnbench.testing.question import check
 from attnbench.testing.subject import SQUARE, Grid, Subject, call, relative_error, rounding
 
 LARGE_GRIDS: tuple[Grid, ...] = ((48, 48), (56, 56), (64, 64))
