@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator
@@ -49,10 +50,7 @@ class Measurement(Record):
     @property
     def value(self) -> float:
         """Median of the raw values; NaN where nothing could be measured."""
-        if not self.values:
-            return math.nan
-        ordered, half = sorted(self.values), len(self.values) // 2
-        return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+        return statistics.median(self.values) if self.values else math.nan
 
 
 class Environment(Record):
