@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from attnbench.errors import StorageError, UserInputError
+from attnbench.errors import StorageError, UserInputError, cannot_write
 
 FORMAT = 1
 Status = Literal["ok", "skipped", "failed"]
@@ -107,7 +107,7 @@ def append_result(path: Path, result: Result) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise StorageError(f"cannot append a result to {path}: {error.strerror or error}") from error
+        raise StorageError(f"{cannot_write(path, error)}, then run the same command again") from error
 
 
 def _cut_stump(file: BinaryIO) -> None:
