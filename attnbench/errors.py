@@ -20,7 +20,10 @@ An error says what happened, what was got, what is allowed, and the next step.
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class AttnbenchError(Exception):
@@ -78,7 +81,7 @@ class CheckpointError(AttnbenchError):
 
 
 class StorageError(AttnbenchError):
-    """The disk is full or a file cannot be written; what is already stored stays."""
+    """The disk is full or a file of ours cannot be written or read; what is already stored stays."""
 
 
 class UncountedOpError(AttnbenchError):
@@ -89,3 +92,76 @@ def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest allowed spelling, or an empty string."""
     near = difflib.get_close_matches(got, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+_NO_ROOM = "free some space (`df -h` counts bytes, `df -i` files) or {otherwise}"
+_BROKEN = "look at the disk or the file server, or {otherwise}"
+_IN_THE_WAY = "move away what stands in its place, or {otherwise}"
+_NEXT_STEPS = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: "free some of your quota or {otherwise}",
+    errno.EFBIG: "allow larger files (`ulimit -f`) or {otherwise}",
+    errno.EACCES: "permit it or {otherwise}",
+    errno.EPERM: "permit it or {otherwise}",
+    errno.EROFS: "permit it or {otherwise}",
+    errno.ENOENT: "{otherwise}",
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTEMPTY: _IN_THE_WAY,
+    errno.ENAMETOOLONG: "{otherwise} with a shorter name",
+    errno.ELOOP: "mend its links, which lead in a circle, or {otherwise}",
+    errno.EMFILE: "allow more open files (`ulimit -n`)",
+    errno.ENFILE: "allow this machine more open files, or close some",
+    errno.EIO: _BROKEN,
+    errno.ESTALE: _BROKEN,
+    errno.ETIMEDOUT: _BROKEN,
+    errno.ENODEV: _BROKEN,
+}
+_WRITING_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def next_step(error: OSError, otherwise: str) -> str:
+    """Return what helps against a failed file operation; `otherwise` is an order, such as "name another"."""
+    return _NEXT_STEPS.get(error.errno or 0, "{otherwise}").format(otherwise=otherwise)
+
+
+def cannot_read(path: Path, error: OSError, otherwise: str = "name another file") -> str:
+    """Say which file cannot be read, why, and what helps against that cause."""
+    return f"cannot read {path}: {error.strerror or error}; {next_step(error, otherwise)}"
+
+
+def cannot_write(path: Path, error: OSError, otherwise: str = "choose another place") -> str:
+    """Say which file cannot be written, why, and what helps against that cause.
+
+    Where the error names a file that has nothing to do with `path`, such as one that was to be copied
+    there, it is that one which failed, and the words are about it.
+    """
+    other = _other_file(path, error)
+    if other is not None:
+        verb = "write" if error.errno in _WRITING_ONLY else "read"
+        helps = next_step(error, "put a good one in its place")
+        return f"cannot {verb} {other}, which {path} needs: {error.strerror}; {helps}"
+    reason, helps = error.strerror or str(error), next_step(error, otherwise)
+    if error.errno is None:  # numpy's and pillow's own words about a file of which a part was written
+        helps = _NO_ROOM.format(otherwise=otherwise)
+    elif error.errno == errno.ENOENT:
+        gone = [folder for folder in path.absolute().parents if not os.path.isdir(folder)]
+        helps = f"make the folder {gone[-1]} or {otherwise}" if gone else otherwise
+    elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+        files = [place for place in (path, *path.parents) if os.path.isfile(place)]
+        helps = f"{files[0]} is a file: move it away or {otherwise}" if files else helps
+    return f"cannot write {path}: {reason}; {helps}"
+
+
+def _other_file(path: Path, error: OSError) -> Path | None:
+    """Return the file that an error is about, unless it is `path` or lies above, below or beside it."""
+    name, second = error.filename, error.filename2
+    if second is not None and (error.errno != errno.ENOENT or os.path.lexists(name)):
+        name = second  # of two names, the one that was to be made, unless the one to be moved is missing
+    if not isinstance(name, str | bytes | os.PathLike):  # none, or the number of an open file
+        return None
+    target, other = path.absolute(), Path(os.fsdecode(name)).absolute()
+    unfinished = str(target.with_name(f".{target.name}."))  # how names begin that are to become `path`
+    ours = other.is_relative_to(target) or str(other).startswith(unfinished)
+    return None if ours or target.is_relative_to(other) else Path(os.fsdecode(name))

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict
 
 from attnbench.devices import available_cores
-from attnbench.errors import StorageError, UserInputError
+from attnbench.errors import StorageError, UserInputError, cannot_write
 
 FORMAT = 1
 Status = Literal["ok", "skipped", "failed"]
@@ -50,10 +51,7 @@ class Measurement(Record):
     @property
     def value(self) -> float:
         """Median of the raw values; NaN where nothing could be measured."""
-        if not self.values:
-            return math.nan
-        ordered, half = sorted(self.values), len(self.values) // 2
-        return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+        return statistics.median(self.values) if self.values else math.nan
 
 
 class Environment(Record):
@@ -110,7 +108,7 @@ def append_result(path: Path, result: Result) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise StorageError(f"cannot append a result to {path}: {error.strerror or error}") from error
+        raise StorageError(f"{cannot_write(path, error)}, then run the same command again") from error
 
 
 def _cut_stump(file: BinaryIO) -> None:

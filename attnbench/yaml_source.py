@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from attnbench.errors import SuiteError
+from attnbench.errors import SuiteError, next_step
 
 KeyPath = tuple[str | int, ...]
 NOT_YAML = (YAMLError, ValueError, RecursionError)  # ValueError: `!!int x`, 2024-13-45
@@ -69,8 +69,10 @@ def read_settings(path: Path) -> Settings:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise SuiteError(f"{shown}: cannot be read: {reason}") from error
+        reason, step = "not UTF-8 text", "save it as UTF-8"
+        if isinstance(error, OSError):
+            reason, step = str(error.strerror), next_step(error, "name another file")
+        raise SuiteError(f"{shown}: cannot be read: {reason}; {step}") from error
     try:
         loaded = YAML(typ="rt").load(text)
     except NOT_YAML as error:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from attnbench.errors import DataError, UserInputError
+from attnbench.errors import DataError, StorageError, UserInputError
 from attnbench.evaluation.features import ExtractedFeatures, pixel_digests
 from attnbench.evaluation.reference import (
     Provenance,
@@ -177,7 +177,7 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(Exception, match="no space left"):
+    with pytest.raises(StorageError, match="No space left on device; free some space"):
         save_reference(tmp_path / "real.npz", reference())
     assert list(tmp_path.iterdir()) == []
 

@@ -172,17 +172,17 @@ def test_a_disk_too_small_stops_before_anything_runs(suite, tmp_path, monkeypatc
 
 def test_a_disk_that_fills_up_fails_the_cell_and_keeps_the_rest(store, suite, monkeypatch):
     """No space left while training: one clear reason, and the same command finishes it later."""
-    from attnbench.stages.training import checkpoint
+    from attnbench.storage import tensor_files
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     loaded = suite("nospace", "seed=5", "matrix.model.attention=[softmax]")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(tensor_files, "save_file", full)
         broken = run(loaded, store, device="cpu", executor=run_inline)
     assert broken.results[0].status == "failed"
-    assert "no space left" in broken.results[0].reason
+    assert "No space left on device; free some space" in broken.results[0].reason
     assert "run the same command again" in broken.results[0].reason
     assert run(loaded, store, device="cpu", executor=run_inline).exit_code == 0
 

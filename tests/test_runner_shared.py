@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -75,16 +74,43 @@ def test_a_picture_cut_by_a_full_disk_is_copied_again(store, suite, monkeypatch)
     whole = picture.read_bytes()
     picture.unlink()
 
-    def cut(source, target):
-        Path(target).write_bytes(whole[:20])
+    write = Path.write_bytes
+
+    def cut(path, data):
+        if data != whole:
+            return write(path, data)
+        write(path, data[:20])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfile", cut)
-        with pytest.raises(StorageError, match="no space left"):
+        patch.setattr(Path, "write_bytes", cut)
+        with pytest.raises(StorageError, match=r"\.png: No space left on device"):
             run(suite("twice"), store, device="cpu", executor=run_inline)
     assert run(suite("twice"), store, device="cpu", executor=run_inline).exit_code == 0
     assert picture.read_bytes() == whole
+
+
+def test_a_picture_that_the_store_has_lost_costs_the_picture_alone(store, suite):
+    """The run ends well, the report and a notice say which file is missing; drawn anew, it is shown again."""
+    told: list[str] = []
+    outcome = run(suite("twice"), store, device="cpu", executor=run_inline)
+    case = suite("twice").cases[0]
+    lost = store / "store" / "sample" / case.key("sample") / "grid.png"
+    shown = outcome.run_dir / "pictures" / f"{case.id}-grid.png"
+    lost.unlink()
+    shown.unlink()
+    listener = Listener(notice=told.append)
+    again = run(suite("twice"), store, device="cpu", executor=run_inline, listener=listener)
+    assert again.exit_code == 0
+    done = lost.parent / "done.json"
+    assert told == [
+        f"{case.label} goes without its picture: cannot read {lost}: No such file or directory; "
+        f"remove {done} and run the same command again to have it drawn anew"
+    ]
+    assert "its grid cannot be read: No such file or directory" in again.report.html.read_text()
+    done.unlink()
+    assert run(suite("twice"), store, device="cpu", executor=run_inline).exit_code == 0
+    assert shown.read_bytes() == lost.read_bytes()
 
 
 def test_a_cell_in_other_hands_comes_last(store, suite):

@@ -16,6 +16,7 @@ from attnbench.stages.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from attnbench.storage import tensor_files
 from attnbench.storage.names import CHECKPOINT
 
 GROUPS = {
@@ -76,7 +77,7 @@ def test_full_disk_keeps_the_old_checkpoint(path, monkeypatch):
     def no_space(tensors, filename, metadata):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", no_space)
+    monkeypatch.setattr(tensor_files, "save_file", no_space)
     with pytest.raises(StorageError, match=r"No space left on device.*free some space"):
         save_checkpoint(path, Checkpoint(groups=GROUPS, progress=PROGRESS), "key")
     assert path.read_bytes() == before

@@ -6,6 +6,7 @@ One module per group of commands, called after it; importing one registers its c
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from typing import NoReturn
@@ -13,11 +14,12 @@ from typing import NoReturn
 import typer
 
 from attnbench.cli.app import app
-from attnbench.errors import AttnbenchError, UserInputError
+from attnbench.errors import AttnbenchError, UserInputError, next_step
 
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
+NOT_THE_USERS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT)
 COMMANDS = (  # in the order of --help
     "suites", "profile", "evaluate", "exchange", "catalogue", "plugins", "data", "samples", "weights",
 )  # fmt: skip
@@ -37,7 +39,9 @@ def main() -> NoReturn:
     except OSError as error:  # a name that is too long, a folder that may not be read
         if error.filename is None:
             raise
-        _fail(UserInputError(f"{error.filename}: {error.strerror}; name another path, or permit it"), 2)
+        step = next_step(error, "name another path")
+        code = 1 if error.errno in NOT_THE_USERS else 2
+        _fail(AttnbenchError(f"{error.filename}: {error.strerror}; {step}"), code)
     except SystemExit as stop:  # typer turns Ctrl-C into exit code 130 without a word
         if hasattr(stop, "message"):  # a training that was stopped in good order
             typer.echo(stop.message, err=True)

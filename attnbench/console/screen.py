@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from attnbench.console.listing import Listing
-from attnbench.errors import StorageError
+from attnbench.errors import StorageError, cannot_write
 from attnbench.report import TerminalTable, comparison_table
 from attnbench.report.tables import Table, plain
 from attnbench.results import Result
@@ -53,4 +53,4 @@ def write_json(path: Path, data: Any) -> None:
     try:
         path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        raise StorageError(cannot_write(path, error)) from error

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from attnbench.data.dataset import PartName
-from attnbench.errors import DataError
+from attnbench.errors import DataError, cannot_read
 from attnbench.storage.hashing import file_sha256
 
 CARD = "card.json"
@@ -119,7 +119,9 @@ def read_card(folder: Path) -> Card:
         )
     try:
         card = Card.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
+    except OSError as error:
+        raise DataError(cannot_read(path, error, "prepare the set again into a new folder")) from error
+    except ValidationError as error:
         raise DataError(f"{path} cannot be used: {error}; prepare the set again into a new folder") from error
     for name, part in card.parts.items():
         if not part.num_images == sum(s.num_images for s in part.shards) == sum(part.per_class.values()):

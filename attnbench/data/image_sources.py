@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from attnbench.data.layout import Entry
-from attnbench.errors import DataError
+from attnbench.errors import DataError, cannot_read, next_step
 from attnbench.specs import content_hash
 from attnbench.storage.atomic import atomic_path
 
@@ -125,7 +125,8 @@ class TarSource:
 
 
 def _refuse(error: OSError) -> None:
-    raise DataError(f"{error.filename} cannot be listed: {error.strerror}; change its permissions") from error
+    step = next_step(error, "name another source")
+    raise DataError(f"{error.filename} cannot be listed: {error.strerror}; {step}") from error
 
 
 Source = FolderSource | TarSource
@@ -135,16 +136,17 @@ Source = FolderSource | TarSource
 def open_source(path: Path, scratch: Path) -> Iterator[Source]:
     """Open a folder or a tar archive; a compressed one is unpacked into the folder `scratch` once.
 
-    Raises DataError for a file that is no tar archive, or a damaged one.
+    Raises DataError for a file that is no tar archive, a damaged one, or one that cannot be read.
     """
     if path.is_dir():
         yield FolderSource(path)
         return
     try:
-        with _plain(path, scratch).open("rb") as file:
-            yield TarSource(path, file)
-    except PermissionError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; change its permissions") from error
+        file = _plain(path, scratch).open("rb")
+    except OSError as error:
+        raise DataError(cannot_read(path, error)) from error
+    with file:
+        yield TarSource(path, file)
 
 
 def name_of(path: Path) -> str:
@@ -177,7 +179,7 @@ def _plain(path: Path, scratch: Path) -> Path:
     state = path.stat()  # so that what another archive left behind is not taken for this one's content
     unpacked = scratch / f"{content_hash([path.name, state.st_size, state.st_mtime_ns])}.tar"
     if not unpacked.exists():
-        with atomic_path(unpacked) as temporary, opener(path) as packed, temporary.open("wb") as plain:
+        with opener(path) as packed, atomic_path(unpacked) as temporary, temporary.open("wb") as plain:
             while chunk := _read_packed(packed, path):
                 plain.write(chunk)
     return unpacked
@@ -188,4 +190,6 @@ def _read_packed(packed: IO[bytes], path: Path) -> bytes:
     try:
         return packed.read(2**20)
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # gzip's and bz2's own have no number
+            raise DataError(cannot_read(path, error)) from error
         raise DataError(f"{path} cannot be unpacked: {error}; it is probably cut: get it again") from error

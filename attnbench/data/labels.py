@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from attnbench.data.card import LabelFile
 from attnbench.data.image_sources import Source, is_archive, name_of, open_source
 from attnbench.data.layout import Entry, last_of_each_name
-from attnbench.errors import DataError
+from attnbench.errors import DataError, cannot_read
 from attnbench.storage.hashing import file_sha256
 
 META = ("data", "meta.mat")
@@ -46,7 +46,7 @@ def read_labels(path: Path, scratch: Path) -> Labels:
         pairs = _devkit(path, scratch) if is_archive(path) else _lines(path)
         file = LabelFile(name=name_of(path), sha256=file_sha256(path))
     except OSError as error:
-        raise DataError(f"--labels {path} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"--labels: {cannot_read(path, error)}") from error
     name, times = next(iter(Counter(name for name, _ in pairs).most_common(1)), ("", 0))
     if times != 1:
         what = f"names {name} {times} times" if times else "has no labels"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from attnbench.data.dataset import Dataset, DatasetRow, PartName
 from attnbench.data.hashing import hash_order
-from attnbench.errors import DataError
+from attnbench.errors import DataError, cannot_read
 from attnbench.specs import PhotoPatchesData
 
 if TYPE_CHECKING:
@@ -98,9 +98,8 @@ def _open(photo: Photo) -> Image:
     try:
         return PIL.Image.open(path).convert("RGB")
     except OSError as error:
-        raise DataError(
-            f"photo-patches cannot open {path}: {error}; reinstall the package that ships it"
-        ) from error
+        problem = cannot_read(path, error, "reinstall the package that ships it")
+        raise DataError(f"photo-patches {problem}") from error
 
 
 def _cut_bands(photo: Image, side: int) -> dict[PartName, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnbench.data.dataset import Dataset, DatasetRow, PartName
-from attnbench.errors import DataError
+from attnbench.errors import DataError, cannot_read
 from attnbench.specs import PreparedData, content_hash
 
 if TYPE_CHECKING:
@@ -117,7 +117,10 @@ def _open(folder: Path, card: Card, name: PartName) -> PreparedImages:
         labels = np.load(folder / part.labels.name)
         if labels.shape != (part.num_images,):
             raise ValueError(f"{part.labels.name} has {labels.shape}")
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
+        verify = f"let `attnbench data verify {folder}` name every damaged file"
+        raise DataError(cannot_read(Path(error.filename or folder), error, verify)) from error
+    except (ValueError, EOFError) as error:
         raise DataError(
             f"{folder} is damaged: {error}; `attnbench data verify {folder}` names every damaged file"
         ) from error

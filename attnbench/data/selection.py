@@ -10,7 +10,7 @@ from pathlib import Path
 from attnbench.data.hashing import hash_order
 from attnbench.data.held_out import HeldOutSource
 from attnbench.data.layout import TRAIN, Entry, Layout
-from attnbench.errors import DataError, UserInputError, did_you_mean
+from attnbench.errors import DataError, UserInputError, cannot_read, did_you_mean
 
 HELD_OUT = "held-out"
 
@@ -76,8 +76,10 @@ def read_class_list(path: Path) -> tuple[str, ...]:
     """Read class names, one a line; blank lines and what follows a # are left out; raises DataError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--class-list {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise DataError(f"--class-list: {cannot_read(path, error)}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"--class-list {path} is not UTF-8 text ({error}); save it as UTF-8") from error
     names = [name for line in lines if (name := line.split("#")[0].strip())]
     if not names or len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})

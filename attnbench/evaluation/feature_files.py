@@ -6,10 +6,11 @@ import hashlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
+from attnbench.errors import StorageError, cannot_read
 from attnbench.storage.atomic import atomic_path
+from attnbench.storage.tensor_files import open_tensors, write_tensors
 
 Arrays = dict[str, torch.Tensor]
 
@@ -21,18 +22,20 @@ class DamagedFileError(Exception):
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Write arrays with their checksum, whole or not at all; raises StorageError."""
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, metadata={"sha256": _checksum(arrays)})
+        write_tensors(temporary, arrays, {"sha256": _checksum(arrays)})
 
 
 def read_arrays(path: Path, num_rows: int) -> Arrays | None:
-    """Return the arrays of a file, None where there is none; raises DamagedFileError."""
+    """Return the arrays of a file, None where there is none; raises DamagedFileError and StorageError."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             stated = (file.metadata() or {}).get("sha256")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError:
         return None
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise StorageError(cannot_read(path, error, "choose another place")) from error
+    except (SafetensorError, ValueError) as error:
         raise DamagedFileError(str(error)) from error
     if stated != _checksum(arrays):
         raise DamagedFileError("its content does not have the checksum stored in it")

@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from attnbench.errors import DataError
+from attnbench.errors import DataError, cannot_read
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard, listed
 
 PNG, JPEG = (".png",), (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -232,6 +232,6 @@ def files_key(files: Sequence[Path]) -> str:
         try:
             content = file.read_bytes()
         except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+            raise DataError(cannot_read(file, error)) from error
         digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()

@@ -13,8 +13,6 @@ from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.nearest import nearest
 from attnbench.metrics.checks import check_features
 
-_NORMAL_95 = 1.959964  # two-sided 95 % point of the standard normal
-
 
 @dataclass(frozen=True, kw_only=True)
 class Closeness:
@@ -121,10 +119,10 @@ def _closeness(distances: torch.Tensor, ordered: torch.Tensor, level: float) -> 
 
 def _wilson(count: int, n: int) -> tuple[float, float]:
     """Return the 95 % score interval of a share. Source: Wilson 1927; Brown, Cai and DasGupta 2001."""
-    share, z2 = count / n, _NORMAL_95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _NORMAL_95 * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5 / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _chance_limit(n: int, rank: int, real: int) -> int:
@@ -133,12 +131,6 @@ def _chance_limit(n: int, rank: int, real: int) -> int:
     The part of the distribution below the rank-th of H values is Beta(rank, H + 1 - rank), so that the
     count among n more is beta-binomial.
     """
-    counts = torch.arange(n + 1, dtype=torch.float64)
+    from scipy.stats import betabinom
 
-    def log_beta(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return a.lgamma() + b.lgamma() - (a + b).lgamma()
-
-    first, second = torch.tensor([rank, real + 1 - rank], dtype=torch.float64)
-    log_choose = -log_beta(counts + 1, n - counts + 1) - math.log(n + 1)
-    log_p = log_choose + log_beta(counts + first, n - counts + second) - log_beta(first, second)
-    return min(n, int((log_p.exp().cumsum(0) < 0.95).sum()))
+    return int(betabinom.ppf(0.95, n, rank, real + 1 - rank))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from attnbench.errors import DataError
+from attnbench.errors import DataError, cannot_read
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard, check_labels, listed
 from attnbench.storage.names import SAMPLE_SHARDS
 
@@ -106,6 +106,8 @@ def _exactly(stream: IO[bytes], num_bytes: int) -> bytes:
 
 
 def _damaged(path: Path, error: BaseException) -> DataError:
+    if isinstance(error, OSError) and error.errno is not None:
+        return DataError(cannot_read(path, error, "copy or sample it again"))
     return DataError(f"{path} cannot be read ({error}): it is cut or no npz file; copy or sample it again")
 
 

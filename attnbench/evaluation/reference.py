@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from attnbench.errors import DataError, UserInputError
+from attnbench.errors import DataError, UserInputError, cannot_read
 from attnbench.evaluation.features import ExtractedFeatures
 from attnbench.metrics.gaussian import CHUNK, RunningStatistics, Statistics
 from attnbench.results import Record, environment
@@ -26,7 +26,7 @@ from attnbench.storage.atomic import atomic_path
 
 FORMAT = 1
 ADM_ARRAYS = ("mu", "sigma", "mu_s", "sigma_s")
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_DAMAGED = (ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 class Provenance(Record):
@@ -173,6 +173,8 @@ def holds(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:  # numpy would take a renamed .npy, too
             return {name.removesuffix(".npy") for name in archive.namelist()}
+    except OSError as error:
+        raise DataError(cannot_read(path, error, "copy or build it again")) from error
     except _DAMAGED as error:
         raise DataError(f"{path} is no whole npz file ({error}); copy or build it again") from error
 
@@ -183,6 +185,8 @@ def load_reference(path: Path) -> Reference:
         with np.load(path, allow_pickle=False) as stored:
             meta = Meta.model_validate_json(str(stored["meta"]))
             arrays = {name: stored[name] for name in meta.sha256}
+    except OSError as error:
+        raise DataError(cannot_read(path, error, "build it again")) from error
     except (*_DAMAGED, ValidationError) as error:
         raise DataError(f"{path} is no reference file of this attnbench ({error}); build it again") from error
     if meta.format != FORMAT:
@@ -215,6 +219,8 @@ def with_adm_statistics(reference: Reference, path: Path) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as stored:
             tensors = {name: torch.from_numpy(stored[name]).double() for name in ADM_ARRAYS}
+    except OSError as error:
+        raise DataError(cannot_read(path, error, "fetch the file again")) from error
     except (*_DAMAGED, TypeError) as error:
         raise DataError(f"{path}: its statistics cannot be read ({error}); fetch the file again") from error
     for suffix, ours in (("", reference.pooled), ("_s", reference.spatial)):

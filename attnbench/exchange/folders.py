@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from attnbench.errors import DataError, StorageError, UserInputError
+from attnbench.errors import DataError, StorageError, UserInputError, cannot_read, cannot_write
 from attnbench.storage.atomic import temporary_beside
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -48,14 +45,11 @@ def _move(temporary: Path, folder: Path, mark: str, *, force: bool) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn a full disk, also one told as text by safetensors or torch, into a StorageError."""
-    from safetensors import SafetensorError
+    """Turn a full disk, also one told as text by safetensors, into a StorageError."""
+    from attnbench.storage.tensor_files import os_errors
 
-    with _storage_errors(folder):
-        try:
-            yield
-        except SafetensorError as error:  # its only failure while writing is the disk
-            raise OSError(str(error)) from error
+    with _storage_errors(folder), os_errors(folder):
+        yield
 
 
 def read_bytes(path: Path) -> bytes:
@@ -63,7 +57,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(cannot_read(path, error)) from error
 
 
 def _check_free(folder: Path, mark: str, *, force: bool) -> None:
@@ -87,8 +81,6 @@ def _storage_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = "no space left" if error.errno in _FULL else str(error.strerror or error)
         raise StorageError(
-            f"cannot write {folder}: {what}; free some space or choose another place with --to; "
-            "nothing was left behind"
+            f"{cannot_write(folder, error, 'choose another place with --to')}; nothing was left behind"
         ) from error

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from attnbench.errors import DataError
+from attnbench.errors import DataError, cannot_read
 from attnbench.storage.hub import WEIGHTS
+from attnbench.storage.tensor_files import tensors_in
 
 SAFETENSORS, PICKLED = WEIGHTS
 
@@ -36,8 +36,10 @@ def read_weights(home: Path) -> dict[str, torch.Tensor]:
     if path.name == PICKLED:
         return tensors_of(unpickle(path), path)
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        return tensors_in(path)
+    except OSError as error:
+        raise DataError(cannot_read(path, error)) from error
+    except SafetensorError as error:
         raise DataError(
             f"{path} cannot be read ({error}): it is cut short or damaged; fetch it again"
         ) from error
@@ -53,6 +55,8 @@ def unpickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
+    except OSError as error:
+        raise DataError(cannot_read(path, error)) from error
     except Exception as error:  # damaged bytes raise what they like while they are unpickled
         # torch's own words advise to run the code that a file may hold
         refused = isinstance(error, pickle.UnpicklingError)

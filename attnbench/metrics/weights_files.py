@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from attnbench.errors import DataError, UserInputError
+from attnbench.errors import DataError, UserInputError, cannot_read
 from attnbench.storage.hashing import file_sha256
+from attnbench.storage.tensor_files import tensors_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +121,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return tensors_in(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise DataError(cannot_read(path, error)) from error
     except Exception as error:  # a damaged file raises anything
         raise DataError(
             f"{path} is no file of tensors ({type(error).__name__}); fetch the file again"

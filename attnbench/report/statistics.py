@@ -1,8 +1,10 @@
-"""Medians, exact intervals, paired comparisons and outlier flags of raw samples, in plain Python."""
+"""Medians, exact intervals, paired comparisons and outlier flags of raw samples."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -60,27 +62,7 @@ def median(values: Sequence[float]) -> float:
     >>> median([4.0, 1.0, 3.0])
     3.0
     """
-    return quantile(values, 0.5)
-
-
-def quantile(values: Sequence[float], q: float) -> float:
-    """Return the q-quantile by linear interpolation between order statistics.
-
-    Raises ValueError on an empty sample, a NaN, or q outside [0, 1].
-    Source: Hyndman and Fan 1996, type 7 (numpy's default).
-
-    >>> quantile([1.0, 2.0, 3.0, 4.0], 0.25)
-    1.75
-    """
-    if not 0 <= q <= 1:
-        raise ValueError(f"q must lie in [0, 1], got {q}")
-    ordered = _ordered(values)
-    position = q * (len(ordered) - 1)
-    below = math.floor(position)
-    above, fraction = min(below + 1, len(ordered) - 1), position - below
-    if fraction == 0 or ordered[below] == ordered[above]:  # exact, also between two infinities
-        return ordered[below]
-    return ordered[below] * (1 - fraction) + ordered[above] * fraction
+    return statistics.median(_ordered(values))
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -153,10 +135,11 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
         raise ValueError(f"a rank correlation needs two or more pairs, got {len(x)} and {len(y)} values")
     if any(math.isnan(value) for value in (*x, *y)):
         raise ValueError("a sample with NaN has no ranks")
-    middle = (len(x) + 1) / 2
-    a, b = ([rank - middle for rank in _mean_ranks(values)] for values in (x, y))
-    spread = math.sqrt(sum(r * r for r in a) * sum(r * r for r in b))
-    return sum(r * s for r, s in zip(a, b, strict=True)) / spread if spread else math.nan
+    if len(set(x)) == 1 or len(set(y)) == 1:  # scipy's answer too, with a warning
+        return math.nan
+    from scipy.stats import spearmanr  # a second that few reports need
+
+    return float(spearmanr(x, y).statistic)
 
 
 def summarise(values: Sequence[float], confidence: float = 0.95) -> Summary:
@@ -169,31 +152,21 @@ def summarise(values: Sequence[float], confidence: float = 0.95) -> Summary:
     )
 
 
-def _mean_ranks(values: Sequence[float]) -> list[float]:
-    """Return each value's rank from 1; equal values get the mean of theirs."""
-    ranks: dict[float, list[int]] = {}
-    for rank, value in enumerate(sorted(values), start=1):
-        ranks.setdefault(value, []).append(rank)
-    return [sum(ranks[value]) / len(ranks[value]) for value in values]
-
-
 def _ordered(values: Sequence[float]) -> list[float]:
     if not values:
-        raise ValueError("an empty sample has no quantiles")
+        raise ValueError("an empty sample has no median")
     if any(math.isnan(value) for value in values):
-        raise ValueError("a sample with NaN has no quantiles")
+        raise ValueError("a sample with NaN has no median")
     return sorted(values)
 
 
 def _sign_test_rank(n: int, confidence: float) -> tuple[int, float]:
     """Return the largest rank k (from 1) whose interval reaches `confidence`, and its coverage."""
-    k, tail, term = 1, 1, 1  # tail = 2^n P(Bin(n, 1/2) < k), exact in integers
-    while k < (n + 1) // 2:
-        term = term * (n - k + 1) // k  # binomial coefficient n over k
-        if 1 - 2 * (tail + term) / 2**n < confidence:
-            break
-        tail, k = tail + term, k + 1
-    return k, 1 - 2 * tail / 2**n
+    # 2^n P(Bin(n, 1/2) < k) in integers: scipy's tail may miss a coverage asked for exactly by its last bit
+    tails = itertools.accumulate(math.comb(n, i) for i in range((n + 1) // 2))
+    coverages = [1 - 2 * tail / 2**n for tail in tails]
+    k = max(1, sum(coverage >= confidence for coverage in coverages))
+    return k, coverages[k - 1]
 
 
 def _verdict(interval: Interval) -> Verdict:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attnbench.devices import chosen_device
-from attnbench.errors import DataError, StorageError
+from attnbench.errors import DataError, StorageError, cannot_read
 from attnbench.report import ReportPaths, write_report
 from attnbench.results import Result, append_result, latest, read_results
 from attnbench.running.executors import Executor, run_in_process
@@ -23,9 +23,9 @@ from attnbench.running.plan import missing_inputs, plan
 from attnbench.specs import Case
 from attnbench.stages.case import finished_case
 from attnbench.stages.profile import SessionOutput, profile_cases
-from attnbench.storage.atomic import atomic_path, storage_errors
+from attnbench.storage.atomic import atomic_write, storage_errors
 from attnbench.storage.locks import alone_in, is_held
-from attnbench.storage.names import CLAIMS, PICTURES, RESULTS, STORE
+from attnbench.storage.names import CLAIMS, DONE, PICTURES, RESULTS, STORE
 from attnbench.storage.store import NOTICE
 from attnbench.suite.loading import Suite
 
@@ -96,7 +96,7 @@ def run(
     fine = [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"]
     session = profile_cases(fine, store, device, listener.profiling, listener.notice)
     with alone_in(run_dir, listener.notice):
-        results = [_complete(result, session, store, run_dir) for result in results]
+        results = [_complete(result, session, store, run_dir, listener.notice) for result in results]
         _remember(run_dir / RESULTS, results)
         report = write_report(run_dir, results, title=suite.name, question=suite.question)
     return SuiteRun(results=tuple(results), run_dir=run_dir, report=report, computed=computed)
@@ -187,15 +187,18 @@ def check_space(cases: Sequence[Case], store: Path) -> None:
         )
 
 
-def _complete(result: Result, session: SessionOutput, store: Path, run_dir: Path) -> Result:
-    """Add a case's cost and bring its pictures beside the report."""
+def _complete(
+    result: Result, session: SessionOutput, store: Path, run_dir: Path, notice: Callable[[str], None]
+) -> Result:
+    """Add a case's cost and bring its pictures beside the report.
+
+    A picture that the store has lost is told, here and in the report; the case's numbers do not depend on it.
+    """
     artefacts = {}
     for name, relative in result.artefacts.items():
         target = run_dir / PICTURES / f"{result.case_id}-{name}{Path(relative).suffix}"
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(target) as temporary:  # half a picture would be taken for a whole one
-                shutil.copyfile(store / relative, temporary)
+            _bring(store / relative, target, result.label, notice)
         artefacts[name] = str(target.relative_to(run_dir))
     update: dict[str, Any] = {
         "measurements": [*result.measurements, *session.costs.get(result.case_id, [])],
@@ -204,6 +207,19 @@ def _complete(result: Result, session: SessionOutput, store: Path, run_dir: Path
     if result.case_id in session.failures:
         update |= {"status": "failed", "reason": session.failures[result.case_id]}
     return result.model_copy(update=update)
+
+
+def _bring(picture: Path, target: Path, label: str, notice: Callable[[str], None]) -> None:
+    """Copy a picture out of the store, unless it cannot be read; raises StorageError."""
+    try:
+        content = picture.read_bytes()
+    except OSError as error:
+        again = f"remove {picture.parent / DONE} and run the same command again to have it drawn anew"
+        notice(f"{label} goes without its picture: {cannot_read(picture, error, again)}")
+        return
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(target, content)  # half a picture would be taken for a whole one
 
 
 def _remember(path: Path, results: Sequence[Result]) -> None:

@@ -6,7 +6,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from attnbench.errors import StorageError, UserInputError
+from attnbench.errors import StorageError, UserInputError, cannot_write
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 FILES = {  # template to file
@@ -34,7 +34,7 @@ def write_plugin(name: str, parent: Path) -> Path:
         for file, text in texts.items():
             (folder / file).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"cannot write {folder}: {error.strerror}") from error
+        raise StorageError(cannot_write(folder, error)) from error
     return folder
 
 

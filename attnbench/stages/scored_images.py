@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from attnbench.contract import ExtractorInputs
 from attnbench.data import Dataset, ImageSet
@@ -25,6 +25,7 @@ from attnbench.specs import FORMAT, Case, content_hash
 from attnbench.storage.atomic import atomic_path, storage_errors
 from attnbench.storage.names import SAMPLE_SHARDS, TRAINING_IMAGES
 from attnbench.storage.store import Workspace, features_folder
+from attnbench.storage.tensor_files import write_tensors
 
 BATCH_SIZE = 64
 MAX_TRAINING_IMAGES = 20_000
@@ -96,7 +97,7 @@ def training_images(case: Case, dataset: Dataset, workspace: Workspace) -> Label
         batches = [_shrunk(dataset.train.get(indices)) for indices in chosen.split(512)]
         tensors = {"images": torch.cat(batches), "labels": dataset.train.labels[chosen]}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary)
+            write_tensors(temporary, tensors)
     return LabelledImages(images=tensors["images"], labels=tensors["labels"], num_classes=dataset.num_classes)
 
 

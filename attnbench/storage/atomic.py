@@ -1,18 +1,14 @@
-"""Writes that are whole or absent, and a full disk as one clear error."""
+"""Writes that are whole or absent, and a failed one as one clear error."""
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from attnbench.errors import StorageError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+from attnbench.errors import StorageError, cannot_write
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -37,18 +33,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())  # or the rename may survive a crash and the content not
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what kept it from being written has been told
+            temporary.unlink()
 
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or an unwritable place into one clear StorageError."""
+    """Turn an error of the block, which writes `path`, into one StorageError: which file, why, what helps."""
     try:
         yield
     except OSError as error:
-        what = "no space left" if error.errno in _FULL else str(error.strerror or error)
-        advice = "permit it" if error.errno in _FORBIDDEN else "free some space"
         raise StorageError(
-            f"cannot write {path}: {what}; {advice} or choose another place, then run the same command "
-            "again: what is finished is kept"
+            f"{cannot_write(path, error)}, then run the same command again: what is finished is kept"
         ) from error

@@ -6,7 +6,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from attnbench.errors import DataError
+from attnbench.errors import DataError, cannot_read
 
 
 def file_sha256(path: Path) -> str:
@@ -18,9 +18,7 @@ def file_sha256(path: Path) -> str:
         state = path.stat()
         return _sha256(path.absolute(), state.st_ino, state.st_mtime_ns, state.st_size)
     except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror or error}; make it readable or name another"
-        ) from error
+        raise DataError(cannot_read(path, error)) from error
 
 
 @functools.lru_cache(maxsize=4096)

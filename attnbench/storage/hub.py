@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from attnbench.errors import DataError, StorageError
+from attnbench.errors import DataError, StorageError, next_step
 from attnbench.progress import Progress
 
 CONFIG = "config.json"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE)  # of no connection
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the first that is there
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +113,23 @@ def _download(model: HubModel, name: str, revision: str | None, done: int, repor
         if isinstance(error, LocalEntryNotFoundError):  # no connection: nobody knows
             _refuse(model, error)
         return None
-    except OSError as error:
-        if error.errno in _UNWRITABLE:
+    except Exception as error:  # requests' or httpx's errors, by huggingface_hub's version
+        if isinstance(error, OSError) and _is_of_disk(error):
+            step = next_step(error, "choose another place with HF_HOME")
             raise StorageError(
-                f"cannot write {model.title} to the hub's cache ({_cache()}): {error.strerror}; free some "
-                "space, or choose another place with HF_HOME, then run the same command again"
+                f"cannot write {model.title} to the hub's cache ({_cache()}): {_reason(error)}; {step}, then "
+                "run the same command again"
             ) from error
         _refuse(model, error)
-    except Exception as error:  # noqa: BLE001 - requests' or httpx's errors, by huggingface_hub's version
-        _refuse(model, error)
+
+
+def _is_of_disk(error: OSError) -> bool:
+    """Tell a failed file operation from a failed connection, which is an OSError, too."""
+    return error.filename is not None or error.errno in _DISK
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
 
 
 def _inside(model: HubModel, name: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
+from attnbench.errors import StorageError, cannot_read
 from attnbench.progress import StageProgress
 from attnbench.results import Measurement, Record
 from attnbench.specs import Case
@@ -88,11 +89,16 @@ def read_output(folder: Path) -> StageOutput | None:
 
 
 def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
-    """Return what a record file holds, or None where it is absent or damaged: then the work is not done."""
+    """Return what a record file holds, or None where it is absent or damaged: then the work is not done.
+
+    Raises StorageError where it cannot be read: then nobody knows.
+    """
     try:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
+    except OSError as error:
+        raise StorageError(cannot_read(path, error, "choose another place")) from error
 
 
 def write_output(folder: Path, output: StageOutput) -> None:

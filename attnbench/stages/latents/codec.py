@@ -139,8 +139,8 @@ def _config(spec: CodecSpec, folder: Path) -> dict[str, Any]:
         kind = "KL" if spec.kind == "autoencoder-kl" else "Tiny"
         taesd = "" if kind == "KL" else f", or with TAESD's {' and '.join(TAESD_FILES)}"
         raise DataError(
-            f"no autoencoder in {folder}: config.json cannot be read; `codec.path` names a folder written "
-            f"by diffusers' Autoencoder{kind}.save_pretrained{taesd}"
+            f"no autoencoder in {folder}: config.json cannot be read ({error}); `codec.path` "
+            f"names a folder written by diffusers' Autoencoder{kind}.save_pretrained{taesd}"
         ) from error
     return config
 

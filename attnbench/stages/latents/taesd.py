@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from attnbench.errors import DataError
+from attnbench.errors import DataError, cannot_read
 from attnbench.torchvision_ops import define_missing_ops
 
 TAESD_FILES = ("taesd_encoder.safetensors", "taesd_decoder.safetensors")
@@ -54,11 +54,14 @@ def load_taesd(folder: Path) -> Any:
 def _numbered(path: Path) -> list[tuple[int, str, torch.Tensor]]:
     """Read a file's tensors as (number of the module, rest of the name, fp32 tensor)."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+
+    from attnbench.storage.tensor_files import tensors_in
 
     try:
-        tensors = load_file(path)
+        tensors = tensors_in(path)
         split = {key: key.split(".", 1) for key in tensors}
         return [(int(number), rest, tensors[key].float()) for key, (number, rest) in split.items()]
-    except (OSError, ValueError, SafetensorError) as error:
+    except OSError as error:
+        raise DataError(cannot_read(path, error)) from error
+    except (ValueError, SafetensorError) as error:
         raise DataError(f"{path} is not a file of TAESD's weights: {error}; download it again") from error

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from attnbench.errors import CheckpointError
+from attnbench.errors import CheckpointError, StorageError, cannot_read
 from attnbench.results import Record
 from attnbench.storage.atomic import atomic_path, atomic_write
 from attnbench.storage.names import sample_shard
 from attnbench.storage.store import read_record
 
 SHARD_SIZE = 1000  # images
-_DAMAGED = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
+_DAMAGED = (ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
 
 
 class ShardTimes(Record):
@@ -57,13 +57,18 @@ def write_shard(path: Path, shard: Shard) -> None:
 
 
 def read_shard(path: Path, num_images: int) -> Shard | None:
-    """Read a shard of an earlier run; None when it is absent or damaged and must be drawn (again)."""
+    """Read a shard of an earlier run; None when it is absent or damaged and must be drawn (again).
+
+    Raises StorageError where it is there and cannot be read: drawing it again may take hours.
+    """
     times = read_record(_times_path(path), ShardTimes)
     try:
         with np.load(path) as arrays:
             images, labels = arrays["arr_0"], arrays["labels"]
-    except _DAMAGED:
+    except (*_DAMAGED, FileNotFoundError):
         return None
+    except OSError as error:
+        raise StorageError(cannot_read(path, error, "delete it and sample again")) from error
     if times is None or not len(images) == len(labels) == num_images:
         return None
     return Shard(images=images, labels=labels, times=times)
@@ -78,7 +83,7 @@ def iterate_shards(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         try:
             with np.load(path) as arrays:
                 images, labels = arrays["arr_0"], arrays["labels"]
-        except _DAMAGED as error:
+        except (*_DAMAGED, OSError) as error:
             raise _unreadable(path, error) from error
         yield images, labels
 
@@ -95,7 +100,7 @@ def read_images(folder: Path, indices: Sequence[int]) -> np.ndarray:
             with np.load(path) as arrays:
                 shard = arrays["arr_0"]
                 images |= {i: shard[i % SHARD_SIZE] for i in indices if i // SHARD_SIZE == number}
-        except _DAMAGED as error:
+        except (*_DAMAGED, OSError) as error:
             raise _unreadable(path, error) from error
     return np.stack([images[index] for index in indices])
 
@@ -116,4 +121,7 @@ def _times_path(path: Path) -> Path:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be read ({error}); delete it and sample again")
+    again = "delete it and sample again"
+    if isinstance(error, OSError):
+        return CheckpointError(cannot_read(path, error, again))
+    return CheckpointError(f"{path} cannot be read ({error}); {again}")

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
-from attnbench.errors import CheckpointError
+from attnbench.errors import CheckpointError, cannot_read
 from attnbench.results import Record
 from attnbench.stages.training.loss_curve import TrainingProgress
 from attnbench.stages.training.sharding import cut_like
 from attnbench.storage.atomic import atomic_path, storage_errors
+from attnbench.storage.tensor_files import open_tensors, write_tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -153,11 +153,8 @@ def save_tensors(
     written = {"format": FORMAT, "key": key, **metadata}
     written["crc32"] = checksum(tensors, written)
     with atomic_path(path) as temporary:
-        try:
-            # one entry: safetensors writes several in a random order, and equal content is to be equal bytes
-            save_file(tensors, temporary, {ENTRY: json.dumps(written, sort_keys=True)})
-        except SafetensorError as error:  # its only failure here is the disk, told as text
-            raise OSError(str(error)) from error
+        # one entry: safetensors writes several in a random order, and equal content is to be equal bytes
+        write_tensors(temporary, tensors, {ENTRY: json.dumps(written, sort_keys=True)})
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())  # before the old file moves: afterwards nothing can fail but a rename
         if keep is not None and path.exists():
@@ -167,12 +164,14 @@ def save_tensors(
 def load_tensors(path: Path, key: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read named tensors (on the CPU) and metadata; raises CheckpointError naming file and remedy."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             metadata = _metadata(file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; run the train stage again") from error
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise CheckpointError(cannot_read(path, error, "move it away, then run again")) from error
+    except SafetensorError as error:
         raise _unreadable(path, str(error)) from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(

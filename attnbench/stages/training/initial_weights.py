@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from attnbench.errors import DataError, UserInputError
+from attnbench.errors import DataError, UserInputError, cannot_read
 from attnbench.specs import ModelConfig
 
 if TYPE_CHECKING:
@@ -45,7 +45,11 @@ def initial_weights(folder: Path, model: ModelConfig) -> dict[str, torch.Tensor]
     try:
         written = ModelConfig.model_validate_json(json.dumps(config["model"]))
         content = (folder / WEIGHTS).read_bytes()
-    except (OSError, KeyError, ValidationError) as error:
+    except OSError as error:
+        raise DataError(
+            f"train.init_from: {cannot_read(folder / WEIGHTS, error, 'export it again')}"
+        ) from error
+    except (KeyError, ValidationError) as error:
         raise DataError(f"{folder} is no whole exported model ({error}); export it again") from error
     if hashlib.sha256(content).hexdigest() != config["weights_sha256"]:
         raise DataError(f"{folder / WEIGHTS} is not the file that {CONFIG} describes; export the model again")
@@ -66,8 +70,10 @@ def _config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_bytes())
         if config["format"] == EXPORT_FORMAT and config["weights_sha256"]:
             return dict(config)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         pass
+    except OSError as error:
+        raise DataError(f"train.init_from: {cannot_read(folder / CONFIG, error)}") from error
     raise DataError(
         f"train.init_from: {folder} is no folder of `attnbench export`, `import` or `transfer` "
         f"(their {CONFIG}); make one of other weights with `attnbench import`"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hub_server import serving, settings_of, use_here
 
-from attnbench.errors import DataError
+from attnbench.errors import DataError, StorageError
 from attnbench.storage import hub
 
 SAFETENSORS, PICKLED = hub.WEIGHTS
@@ -224,7 +224,20 @@ def test_a_full_disk_names_the_cache(server, home, tmp_path):
     command = [sys.executable, "-c", limit + FETCH, "some/vae"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert "StorageError: cannot write some/vae to the hub's cache" in done.stderr
+    assert (
+        "File too large; allow larger files (`ulimit -f`) or choose another place with HF_HOME" in done.stderr
+    )
     assert hub.cached(hub.HubModel(name="some/vae")) is None
+
+
+def test_a_file_in_the_caches_place_is_no_lost_connection(server, home, tmp_path):
+    """What the disk refuses names the file, and nobody is told to look for a network."""
+    server.add("some/vae", write(tmp_path / "files"))
+    home.mkdir()
+    (home / "hub").write_text("")
+    told = rf"cannot write some/vae to the hub's cache \({home}/hub\): {home}/hub.*; move away what stands in"
+    with pytest.raises(StorageError, match=told):
+        fetch(name="some/vae")
 
 
 def test_files_that_other_programs_leave_beside_make_no_difference(server, home, tmp_path):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -11,18 +15,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from attnbench.report.statistics import compare_paired, median, median_interval, outliers, quantile, summarise
+from attnbench.report.statistics import (
+    compare_paired,
+    median,
+    median_interval,
+    outliers,
+    rank_correlation,
+    summarise,
+)
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60)
 TIMES = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=40)
 
 
-@given(VALUES, st.floats(0, 1))
-def test_quantile_agrees_with_numpy(values: list[float], q: float) -> None:
-    """Quantiles are numpy's default ones (type 7), up to rounding of one interpolation."""
-    # Two products and a sum in fp64 on values up to 1e6 (4 ulp); `position` has a relative error of 1e-15 of
-    # at most 60, which moves the result by less than 60 * 2^-52 times the largest gap of 2e6.
-    assert quantile(values, q) == pytest.approx(float(np.quantile(values, q)), rel=1e-15, abs=1e-7)
+@given(VALUES)
+def test_median_agrees_with_numpy(values: list[float]) -> None:
+    """The median is numpy's to the bit; both halve the sum of the two middle values."""
+    assert median(values) == float(np.median(values))
+
+
+def test_median_of_infinities() -> None:
+    """Infinities, as of losses that overflowed, are ordered like other values and poison no middle."""
+    assert median([math.inf, 1.0, -math.inf]) == 1.0
+    assert median([math.inf, math.inf, 1.0, math.inf]) == math.inf
+    assert median([-math.inf, -math.inf]) == -math.inf
 
 
 @given(VALUES)
@@ -56,6 +72,21 @@ def test_coverage_is_the_binomial_one_and_the_smallest_that_suffices(
     assert (interval.low, interval.high) == (sorted(values)[expected - 1], sorted(values)[n - expected])
     assert interval.low <= median(values) <= interval.high
     assert interval.sufficient == bool(enough)
+
+
+@pytest.mark.parametrize("n", range(1, 61))
+def test_a_coverage_asked_for_exactly_is_enough(n: int) -> None:
+    """Every coverage that n values can have, asked for to the last bit, is given by its own two ranks."""
+    values = [float(i) for i in range(1, n + 1)]
+    for k in range(1, (n + 1) // 2 + 1):
+        missed = sum(math.comb(n, i) for i in range(k)) / 2 ** (n - 1)  # 2 P(Bin(n, 1/2) < k): rounded once
+        if not 0 < 1 - missed < 1:
+            continue
+        interval = median_interval(values, 1 - missed)
+        # no two coverages of n up to 60 are one number in fp64 but those at which the tail is lost beside 1
+        assert (interval.low, interval.coverage) == (k, 1 - missed) or missed < 2**-50
+        assert interval.high == n + 1 - interval.low
+        assert interval.sufficient
 
 
 def test_five_values_are_too_few_for_95_percent() -> None:
@@ -119,16 +150,65 @@ def test_outliers_follow_the_published_rule() -> None:
     assert outliers(values, threshold=3.2) == (5,)
 
 
+@given(
+    st.integers(2, 60).flatmap(
+        lambda n: st.tuples(*[st.lists(st.integers(-5, 5), min_size=n, max_size=n)] * 2)
+    )
+)
+def test_rank_correlation_is_that_of_mean_ranks(pair: tuple[list[int], list[int]]) -> None:
+    """It is Pearson's correlation of ranks, equal values sharing their mean; NaN where one is constant."""
+    x, y = ([float(value) for value in values] for values in pair)
+    # centred by (n + 1) / 2, in half ranks: exact
+    a, b = ([2 * rank - len(x) - 1 for rank in mean_ranks(values)] for values in (x, y))
+    spread = math.sqrt(sum(r * r for r in a)) * math.sqrt(sum(r * r for r in b))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = rank_correlation(x, y)
+    if spread == 0:
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(sum(r * s for r, s in zip(a, b, strict=True)) / spread, abs=1e-12)
+
+
+def mean_ranks(values: list[float]) -> list[float]:
+    """Return each value's rank from 1; equal values get the mean of theirs."""
+    ranks: dict[float, float] = {}
+    first = 1
+    for value, equal in itertools.groupby(sorted(values)):
+        count = len(list(equal))
+        ranks[value] = first + (count - 1) / 2
+        first += count
+    return [ranks[value] for value in values]
+
+
+def test_rank_correlation_takes_infinities() -> None:
+    """An infinite value has the last rank."""
+    assert rank_correlation([1.0, 2.0, math.inf], [-math.inf, 5.0, 4.0]) == 0.5
+
+
+def test_reports_need_no_torch_and_the_help_no_scipy() -> None:
+    """All of this module works without torch; what starts at every command loads no scipy."""
+    every = (
+        "from attnbench.report import statistics as s; import sys; s.summarise([1.0, 2.0]); "
+        "s.rank_correlation([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]); assert 'torch' not in sys.modules"
+    )
+    start = "import attnbench.cli, sys; assert 'scipy' not in sys.modules"
+    for program in (every, start):
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: median([]), "empty"),
         (lambda: median([1.0, math.nan]), "NaN"),
-        (lambda: quantile([1.0], 1.5), "q must lie"),
         (lambda: median_interval([1.0], 1.0), "confidence must lie"),
         (lambda: compare_paired([1.0], [1.0, 2.0]), "equal lengths, got 1 and 2"),
         (lambda: compare_paired([0.0], [1.0]), "positive"),
         (lambda: compare_paired([math.inf], [1.0]), "finite"),
+        (lambda: rank_correlation([1.0], [1.0]), "two or more pairs, got 1 and 1"),
+        (lambda: rank_correlation([1.0, 2.0], [1.0]), "got 2 and 1"),
+        (lambda: rank_correlation([1.0, math.nan], [1.0, 2.0]), "NaN"),
     ],
 )
 def test_senseless_samples_are_refused(call: object, message: str) -> None:
