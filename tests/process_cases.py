@@ -32,7 +32,7 @@ def digits_case(attention: str = "softmax", *, options: dict | None = None, **se
     defaults["ema_decay"] = 0.5  # an average that follows the weights within these steps
     return Case(
         suite="test",
-        label="cell",
+        label="case",
         seed=0,
         model=recipe("tiny-dit").model_copy(update=sizes),
         data=DigitsData(),

@@ -43,7 +43,7 @@ def make_case(
     sizes: dict[str, Any] = {"depth": 1, "dim": 8, "num_heads": 1, "input": "pixel", "in_channels": 1}
     return Case(
         suite="test",
-        label="cell",
+        label="case",
         seed=seed,
         model=ModelConfig(name="stub", **(sizes | {"learned_variance": not flow} | (model or {}))),
         data=DigitsData(),

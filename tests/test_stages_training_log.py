@@ -65,7 +65,7 @@ def test_statistics_of_parts_add_up_to_those_of_the_whole():
 
 def test_resume_cuts_the_log_to_the_checkpoint(tmp_path):
     """Records behind the checkpoint, also half a line, are gone; the clock's, too; nothing is noted."""
-    log = TrainingLog(tmp_path, kinds=["jsonl"], label="cell")
+    log = TrainingLog(tmp_path, kinds=["jsonl"], label="case")
     log.write(LogRecord(step=1, loss=0.5))
     length = log.sync()
     for step in (1, 2):
@@ -73,7 +73,7 @@ def test_resume_cuts_the_log_to_the_checkpoint(tmp_path):
     log.write(LogRecord(step=2, loss=0.25))
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"step":3,"lo')
-    again = TrainingLog(tmp_path, kinds=["jsonl"], label="cell", step=1, log_bytes=length)
+    again = TrainingLog(tmp_path, kinds=["jsonl"], label="case", step=1, log_bytes=length)
     assert lines(tmp_path) == [{"step": 1, "loss": 0.5}]
     assert [t.step for t in again.timings] == [1]
     assert [t.step for t in read_lines(tmp_path / "timing.jsonl", Timing)] == [1]
@@ -155,10 +155,10 @@ def logger(monkeypatch):
 
 def test_plugins_are_told_every_record(logger, tmp_path):
     """A plugin's logger gets the records that train.jsonl gets."""
-    log = TrainingLog(tmp_path, kinds=["jsonl"], label="cell")
+    log = TrainingLog(tmp_path, kinds=["jsonl"], label="case")
     log.write(LogRecord(step=1, loss=0.5))
     log.write(LogRecord(step=2, loss=0.25))
-    assert logger.told == [("cell", record) for record in lines(tmp_path)]
+    assert logger.told == [("case", record) for record in lines(tmp_path)]
 
 
 def test_a_logger_that_fails_ends_itself_and_is_reported(logger, monkeypatch, tmp_path):
