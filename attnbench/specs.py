@@ -310,7 +310,7 @@ class TrainSpec(Spec):
     sharding: Literal["none", "fsdp2"] = "none"
     """With several processes: `none`: each holds all weights (DDP); `fsdp2`: weights, gradients, averages and
     optimizer state are cut over them, for models that outgrow a GPU (torch 2.13). Changes no number beyond
-    rounding, where every step uses every parameter."""
+    rounding."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """A checkpoint when the last one is this old; a killed run resumes from it, to the same bits."""
     checkpoint_every: PositiveInt | None = None

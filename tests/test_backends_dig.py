@@ -89,6 +89,8 @@ def test_a_rejected_gate_width_is_explained():
     assert supports(site, DigOptions(expand_k=1.0), torch.float32, torch.device("cpu")) is None
     with pytest.raises(ValidationError, match="power of two"):
         DigOptions(chunk_size=48)
+    with pytest.raises(ValidationError, match="chunk_size: 16 does nothing with form: recurrent"):
+        DigOptions(form="recurrent", chunk_size=16)
 
 
 def test_the_released_initialisation_survives_the_skeleton():
@@ -107,7 +109,7 @@ def test_the_released_initialisation_survives_the_skeleton():
 @pytest.mark.parametrize("grid", [(2, 3), (7, 9), (8, 8)])
 def test_counts_are_what_executes(form, grid):
     """Closed form and both counters agree to the last multiply-add, padded chunks included."""
-    options = DigOptions(form=form, chunk_size=16)
+    options = DigOptions(form=form, **({"chunk_size": 16} if form == "chunked" else {}))
     site = AttentionSite(dim=24, num_heads=3, grid=grid, layer_idx=2)
     with torch.device("meta"):
         module = Alone(DigAttention(site, options), grid)

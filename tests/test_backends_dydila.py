@@ -22,12 +22,34 @@ def options(**given):
         ({"mode": "none", "balance_weight": 0.1}, "balance_weight: 0.1 does nothing"),
         ({"kernel": "fixed", "num_kernels": 5}, "num_kernels: 5 does nothing"),
         ({"dwc_maps": "per_map"}, "dwc_maps: per_map does nothing with mode: token"),
+        ({"mode": "map", "dwc_maps": "per_map", "dwc": "none"}, "does nothing with mode: map, dwc: none"),
+        ({"normaliser": "tokens", "eps": 1e-4}, "eps: 0.0001 does nothing with normaliser: tokens"),
     ],
 )
 def test_options_of_absent_parts_are_refused(given, says):
     """Two cases that differ in an option that does nothing would be one model trained twice."""
     with pytest.raises(ValidationError, match=says):
         options(**given)
+
+
+def test_a_frozen_router_is_not_balanced():
+    """The balance loss has a gradient on the router's weights: with it, frozen would say what is not so."""
+    with pytest.raises(ValidationError, match=r"would train the router .* set balance_weight: 0, or"):
+        options(projection_router="frozen", balance_weight=0.1)
+    module = (
+        registry()
+        .backend("dydila")
+        .build(
+            AttentionSite(dim=12, num_heads=3, grid=(4, 4)),
+            options(projection_router="frozen", factor_router="frozen"),
+        )
+    )
+    losses = []
+    context = AttentionContext(grid=(4, 4), loss_sink=lambda name, value: losses.append(value))
+    module(torch.randn(2, 16, 12), context).square().sum().backward()
+    routers = {name for name, _ in module.named_parameters() if "router" in name}
+    assert {name for name, p in module.named_parameters() if p.grad is None} == routers
+    assert not losses
 
 
 def test_rungs_of_the_ablation_start_with_values_of_one_scale():

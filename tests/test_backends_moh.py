@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from backend_counts import model_counts
+from pydantic import ValidationError
 
 from attnbench.contract import AttentionContext, AttentionSite
 from attnbench.plugins import registry
@@ -58,6 +59,14 @@ def test_balance_loss_is_the_released_formula():
     torch.testing.assert_close(losses["blocks.0.balance"], expected)
     assert run(module.eval(), x)[2] == {}
     assert run(build(balance_weight=0.0), x)[2] == {}
+
+
+def test_no_routed_head_is_balanced():
+    """A weight of the balance loss is refused where no head is routed; the default and 0 say nothing."""
+    with pytest.raises(ValidationError, match=r"balance_weight: 0\.1 does nothing with top_k: 0"):
+        BACKEND.options(num_shared_heads=6, top_k=0, balance_weight=0.1)
+    for given in ({}, {"balance_weight": 0.0}):
+        BACKEND.options(num_shared_heads=6, top_k=0, **given)
 
 
 def test_a_top_1_router_learns_from_the_balance_loss_alone():

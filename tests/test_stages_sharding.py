@@ -14,6 +14,7 @@ from process_cases import STEPS, assert_same_but_for_rounding, digits_case, trai
 from torch import nn
 
 from attnbench.data import load_dataset
+from attnbench.diffusion.noise import fork_rng
 from attnbench.errors import AttnbenchError, NonFiniteError, UnsupportedError
 from attnbench.specs import Case
 from attnbench.stages import distributed, train
@@ -25,6 +26,7 @@ from attnbench.stages.training.trainer import Trainer
 from attnbench.storage.store import Workspace
 
 CPU = torch.device("cpu")
+FROZEN = {"projection_router": "frozen", "factor_router": "frozen"}  # routers that no gradient reaches
 
 
 def sharded(case):
@@ -58,6 +60,40 @@ def test_shards_train_what_one_process_trains(tmp_path, attention, settings):
     ]
     curves = [[loss for _, loss in output.curves["held_out_loss"]] for output in outputs]
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)  # fp32 losses of 64 pixels, six steps apart
+
+
+@pytest.mark.parametrize(
+    ("attention", "options", "settings"),
+    [
+        ("dydila", FROZEN, {}),
+        # of three sets of biases a step, a process or a micro-batch uses some, by the timesteps it drew
+        pytest.param(
+            "mediators",
+            {"schedule": [[100.0, 16], [850.0, 4], [1000.0, 1]]},
+            {"grad_accumulation": 2, "steps": 12},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_parameter_without_a_gradient_stays_as_it_is(tmp_path, attention, options, settings):
+    """Neither weight decay nor momentum moves what no process has used in a step, however many there are."""
+    case = digits_case(attention, options=options, weight_decay=10.0, **settings)
+    one = trained(tmp_path / "one", case, 1)
+    counts = [tensor.item() for name, tensor in one[0].items() if name.endswith("/step")]
+    num_parameters = sum(1 for _ in initial(case).parameters())
+    assert len(counts) < num_parameters or min(counts) < case.train.steps  # or nothing would be shown
+    for name, other in (("ddp", case), ("fsdp2", sharded(case))):
+        two = trained(tmp_path / name, other, 2)
+        assert_same_but_for_rounding(one, two, steps=case.train.steps)
+        for parameter, start in initial(case).named_parameters():
+            if torch.equal(one[0][f"model/{parameter}"], start.detach()):
+                assert torch.equal(two[0][f"model/{parameter}"], start.detach()), parameter
+
+
+def initial(case):
+    """Return the model that a training on the digits starts from."""
+    with fork_rng(CPU):
+        return train.initial_model(case, ModelInput(shape=(1, 8, 8), num_classes=10), CPU)
 
 
 def _measure_share(rank: int, folder: str) -> None:
@@ -100,11 +136,16 @@ def test_each_process_holds_its_share(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
-def test_a_checkpoint_is_continued_by_another_number_of_processes(monkeypatch, tmp_path, first, then):
+@pytest.mark.parametrize(
+    ("first", "then", "attention", "options"),
+    [(2, 1, "softmax", {}), (1, 2, "softmax", {}), (2, 1, "dydila", FROZEN), (1, 2, "dydila", FROZEN)],
+)
+def test_a_checkpoint_is_continued_by_another_number_of_processes(
+    monkeypatch, tmp_path, first, then, attention, options
+):
     """A training of two that is killed goes on as one, and the other way round, to the same weights."""
-    settings = {"steps": 12, "checkpoint_every": STEPS, "held_out_images": 0}
-    case = sharded(digits_case(**settings))
+    settings = {"steps": 12, "checkpoint_every": STEPS, "held_out_images": 0, "weight_decay": 0.1}
+    case = sharded(digits_case(attention, options=options, **settings))
     whole = trained(tmp_path / "whole", case, 1)
     popen, started = subprocess.Popen, []
     monkeypatch.setattr(
@@ -123,7 +164,7 @@ def test_a_checkpoint_is_continued_by_another_number_of_processes(monkeypatch, t
                 raise EnoughError
             os.kill(started[0].pid, signal.SIGKILL)
 
-    monkeypatch.setattr("attnbench.stages.training.bookkeeping.REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr("attnbench.stages.training.journal.REPORT_EVERY_S", 0.0)
     root = tmp_path / "parts"
     with pytest.raises((AttnbenchError, EnoughError)):
         train.run(case, Workspace(root=root, device=CPU, processes=first, progress=strike))

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import nn
 
 import attnbench
@@ -40,6 +40,15 @@ class DigOptions(attnbench.BackendOptions):
         if value & (value - 1):
             raise ValueError(f"chunk_size must be a power of two (16, 32, 64, ...), got {value}")
         return value
+
+    @model_validator(mode="after")
+    def _chunks_of_a_chunked_form(self) -> DigOptions:
+        if self.form == "recurrent" and self.chunk_size != type(self).model_fields["chunk_size"].default:
+            raise ValueError(
+                f"chunk_size: {self.chunk_size} does nothing with form: recurrent; leave it out, or set "
+                "form: chunked"
+            )
+        return self
 
 
 def key_dim(site: attnbench.AttentionSite, options: DigOptions) -> int:

@@ -82,21 +82,33 @@ class DyDiLAOptions(attnbench.BackendOptions):
 
     @model_validator(mode="after")
     def _no_idle_options(self) -> DyDiLAOptions:
-        parts = (
-            (("num_projectors", "projection_router", "balance_weight"), self.routes_projections),
-            (("num_kernels",), self.kernel == "dynamic"),
-            (("num_factors", "lambda_init", "lambda_init_last"), self.mode != "none"),
-            (("factor_router",), self.mode != "none" or self.kernel == "dynamic"),
-            (("dwc_maps",), self.mode == "map"),
+        parts = (  # options, whether the part they are of is there, and what decides that
+            (
+                ("num_projectors", "projection_router", "balance_weight"),
+                self.routes_projections,
+                ("mode", "query_key"),
+            ),
+            (("num_kernels",), self.kernel == "dynamic", ("kernel",)),
+            (("num_factors", "lambda_init", "lambda_init_last"), self.mode != "none", ("mode",)),
+            (("factor_router",), self.mode != "none" or self.kernel == "dynamic", ("mode", "kernel")),
+            (("dwc_maps",), self.mode == "map" and self.dwc != "none", ("mode", "dwc")),
+            (("eps",), self.normaliser in ("undifferenced", "rms"), ("normaliser",)),
         )
-        for names, present in parts:
+        for names, present, deciding in parts:
             for name in names:
                 value = getattr(self, name)
                 if not present and value != type(self).model_fields[name].default:
-                    raise ValueError(
-                        f"{name}: {value} does nothing with mode: {self.mode}, query_key: {self.query_key}, "
-                        f"kernel: {self.kernel}; leave it out"
-                    )
+                    because = ", ".join(f"{other}: {getattr(self, other)}" for other in deciding)
+                    raise ValueError(f"{name}: {value} does nothing with {because}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_is_frozen(self) -> DyDiLAOptions:
+        if self.projection_router == "frozen" and self.balance_weight:
+            raise ValueError(
+                f"balance_weight: {self.balance_weight} would train the router that projection_router: "
+                "frozen leaves as it starts; set balance_weight: 0, or projection_router: unit_gate or switch"
+            )
         return self
 
     @property

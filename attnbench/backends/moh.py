@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import nn
 
 import attnbench
@@ -24,6 +24,16 @@ class MoHOptions(attnbench.BackendOptions):
     """Weight of the load-balance loss, averaged over the blocks; 0 is off."""
     qkv_bias: bool = True
     """Bias of the query, key, value projection (released code: yes)."""
+
+    @model_validator(mode="after")
+    def _balance_needs_routed_heads(self) -> MoHOptions:
+        default = type(self).model_fields["balance_weight"].default
+        if self.top_k == 0 and self.balance_weight not in (0.0, default):
+            raise ValueError(
+                f"balance_weight: {self.balance_weight} does nothing with top_k: 0, where no head is routed; "
+                "leave it out, or share fewer heads and set top_k to 1 or more"
+            )
+        return self
 
 
 class HeadRouter(nn.Linear):

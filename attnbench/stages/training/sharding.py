@@ -8,6 +8,7 @@ do nothing to a tensor that is not cut.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -24,8 +25,8 @@ def shard_model(model: nn.Module, device: torch.device, processes: int) -> None:
     """Cut a model's weights, those of the first process, in place, block by block; call it in every process.
 
     A process holds the whole of a block only while it computes it. Gradients come out as means over all
-    processes, in shards; that of a parameter which a step does not use is zero, not None. Raises
-    UnsupportedError for parameters without a dimension to cut, and before torch 2.13.
+    processes, in shards; that of a parameter which a step does not use is zero, not None: `UsedParameters`
+    tells which. Raises UnsupportedError for parameters without a dimension to cut, and before torch 2.13.
     """
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
         raise UnsupportedError(
@@ -45,6 +46,34 @@ def shard_model(model: nn.Module, device: torch.device, processes: int) -> None:
         sharded = cast("FSDPModule", fully_shard(part, mesh=mesh, reshard_after_forward=True))
         # routers may leave a parameter without a gradient in one process and not in another
         sharded.set_reduce_scatter_unused_params(True)
+
+
+class UsedParameters:
+    """Which parameters of a sharded model have got a gradient in this process since they were last asked for.
+
+    In one process, and under DDP, a parameter that no micro-batch of any process has used has None for a
+    gradient, and AdamW leaves it alone: no step, no decay, no moment. Zeros would move it. Build it in every
+    process.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._used: set[str] = set()
+        for part in (module for module in model.modules() if isinstance(module, FSDPModule)):
+            part.unshard()  # makes the whole tensors that gradients arrive at; FSDP2 keeps these objects
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad and not isinstance(parameter, DTensor):
+                    parameter.register_post_accumulate_grad_hook(partial(self._note, name))
+            part.reshard()
+
+    def take(self) -> list[bool]:
+        """Return, in the order of the model's trained parameters, which had a gradient; start anew."""
+        flags = [name in self._used for name in self._names]
+        self._used.clear()
+        return flags
+
+    def _note(self, name: str, parameter: torch.Tensor) -> None:
+        self._used.add(name)
 
 
 def own_part(tensor: torch.Tensor) -> torch.Tensor:

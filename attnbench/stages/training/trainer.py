@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attnbench.devices import device_of_rank
 from attnbench.diffusion.noise import derive_seed
-from attnbench.diffusion.objective import build_objective
+from attnbench.diffusion.objective import Objective, build_objective
 from attnbench.errors import CheckpointError, NonFiniteError
 from attnbench.models.embeddings import LabelEmbedding
 from attnbench.specs import Case
@@ -29,7 +29,6 @@ from attnbench.stages.distributed import ALONE, World
 from attnbench.stages.interrupts import StopRequest, on_signal
 from attnbench.stages.latents.model_space import TrainingSource
 from attnbench.stages.training.batches import BatchSchedule, MicroBatch, PartMaker, cut_batch, prefetched
-from attnbench.stages.training.bookkeeping import Journal
 from attnbench.stages.training.checkpoint import (
     Checkpoint,
     flatten_optimizer,
@@ -42,11 +41,12 @@ from attnbench.stages.training.checkpoint import (
 from attnbench.stages.training.ema import WeightAverage
 from attnbench.stages.training.global_batch_norm import use_global_batch_norm, work_alone
 from attnbench.stages.training.held_out_loss import HeldOutImages, HeldOutLoss
+from attnbench.stages.training.journal import Journal
 from attnbench.stages.training.log import RecordedStatistics
 from attnbench.stages.training.loss import TrainingLoss
 from attnbench.stages.training.loss_curve import Timing, TrainingProgress
 from attnbench.stages.training.nonfinite import explain_nonfinite
-from attnbench.stages.training.sharding import cut_like, put_together, shard_model, whole
+from attnbench.stages.training.sharding import UsedParameters, cut_like, put_together, shard_model, whole
 from attnbench.storage.names import CHECKPOINT
 from attnbench.storage.store import Workspace
 
@@ -71,14 +71,9 @@ class Trainer:
         self.is_sharded = self.settings.sharding == "fsdp2" and world.size > 1
         if self.is_sharded:
             shard_model(self.model, self.device, world.size)
+        self.used = UsedParameters(self.model) if self.is_sharded else None
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=self.settings.lr,
-            betas=(0.9, 0.999),
-            weight_decay=self.settings.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        self.optimizer = self._adamw()
         decays = [self.settings.ema_decay, *self.settings.extra_ema_decays]
         self.averages = {
             decay: WeightAverage(self.model, decay, warmup=self.settings.ema_warmup) for decay in decays
@@ -86,42 +81,42 @@ class Trainer:
         objective = build_objective(
             case.train, learned_variance=case.model.learned_variance, device=self.device
         )
-        self.parts = PartMaker(
-            schedule=BatchSchedule(
-                num_examples=len(source), batch_size=self.settings.batch_size, seed=case.seed, flip=flip
-            ),
-            source=source,
-            objective=objective,
-            device=self.device,
-            null_label=cast("int", model.null_label),
-            class_dropout=case.model.class_dropout,
-        )
+        self.parts = self._part_maker(source, objective, flip)
         cast("LabelEmbedding", model.label_embed).dropout = 0.0  # the parts' labels are dropped already
         self.loss = TrainingLoss(self.model, objective, self.settings, self.device, world.size)
         self.held_out = HeldOutLoss(
             held_out or HeldOutImages(note="skipped: none were given"),
             objective,
             device=self.device,
-            batch_size=self._micro_batch(),
+            batch_size=self.settings.batch_size // (self.settings.grad_accumulation * world.size),
         )
         self.progress = TrainingProgress()
         self.timings: list[Timing] = []
         self._shared_loss = self._share()
 
-    def _micro_batch(self) -> int:
-        return self.settings.batch_size // (self.settings.grad_accumulation * self.world.size)
+    def _adamw(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(
+            self.parameters,
+            lr=self.settings.lr,
+            betas=(0.9, 0.999),
+            weight_decay=self.settings.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
 
-    def _share(self) -> nn.Module:
-        """Return the loss whose gradients are the means over all processes."""
-        if self.world.size == 1:
-            return self.loss
-        use_global_batch_norm(self.model)
-        if self.is_sharded:
-            return self.loss  # gradients of cut weights come out as means
-        # routers may leave parameters without a gradient in one process and not in another
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the option's new name is younger than our torch
-            return DistributedDataParallel(self.loss, broadcast_buffers=False, find_unused_parameters=True)
+    def _part_maker(self, source: TrainingSource, objective: Objective, flip: bool) -> PartMaker:
+        return PartMaker(
+            schedule=BatchSchedule(
+                num_examples=len(source),
+                batch_size=self.settings.batch_size,
+                seed=self.case.seed,
+                flip=flip,
+            ),
+            source=source,
+            objective=objective,
+            device=self.device,
+            null_label=cast("int", self.model.null_label),
+            class_dropout=self.case.model.class_dropout,
+        )
 
     @property
     def checkpoint_path(self) -> Path:
@@ -164,17 +159,23 @@ class Trainer:
             checkpoint = Checkpoint(groups=complete, progress=self.progress)
             save_checkpoint(self.checkpoint_path, checkpoint, self.case.key("train"))
 
+    def _group(self, decay: float) -> str:
+        return "ema" if decay == self.settings.ema_decay else f"ema-{decay}"
+
     def train_until(self, last: int) -> None:
         """Make steps until `last` are done; checkpoints on the way and at the end."""
         stop = StopRequest()
-        journal = Journal(self, stop) if self.world.is_first else None
+        journal = None
+        if self.world.is_first:
+            journal = Journal(self.case, self.workspace, self.progress, stop)
+            self.timings = journal.timings
         first = self.progress.step
         cuts = cut_batch(
             self.settings.batch_size, self.settings.grad_accumulation, self.world.rank, self.world.size
         )
         with contextlib.ExitStack() as stack:
             if journal is not None:
-                stack.callback(journal.log.close)
+                stack.callback(journal.close)
                 stack.enter_context(on_signal(stop))
             make = partial(self.parts.make, slices=cuts)
             for step, parts, waited in prefetched(make, first, last):
@@ -185,17 +186,25 @@ class Trainer:
                 seconds = waited + time.perf_counter() - started
                 held_out = self._held_out_losses(step + 1)
                 if journal is not None:
-                    journal.add(loss, norm, recorded, held_out, seconds, waited)
+                    journal.add(
+                        loss=loss,
+                        norm=norm,
+                        rate=self.rate(step),
+                        recorded=recorded,
+                        held_out=held_out,
+                        seconds=seconds,
+                        waited=waited,
+                    )
                 every = self.settings.checkpoint_every
                 if asked or step + 1 == last or (every is not None and (step + 1) % every == 0):
                     self._save(journal)
 
     def _save(self, journal: Journal | None) -> None:
-        if journal is None:
-            self.save()
-        else:
-            with journal.checkpoint():
-                self.save()
+        if journal is not None:
+            self.progress = journal.progress()
+        self.save()
+        if journal is not None:
+            journal.saved()
 
     def _held_out_losses(self, done: int) -> list[float] | None:
         """Measure the averaged weights after `done` steps where that is due; every process does the same."""
@@ -240,10 +249,17 @@ class Trainer:
             loss += part_loss.detach()
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         wanted = float(journal is not None and journal.wants_checkpoint())
-        told = self.world.mean(torch.stack([loss, torch.full_like(loss, wanted)]))
-        value, asked, norm_value = torch.stack([*told, norm]).tolist()  # one wait for the device
+        own = torch.stack([loss, torch.full_like(loss, wanted)])
+        if self.used is not None:
+            own = torch.cat([own, own.new_tensor(self.used.take())])
+        told = self.world.mean(own)
+        norm_value, value, asked, *used = torch.cat([norm[None], told]).tolist()  # one wait for the device
         if not (math.isfinite(value) and math.isfinite(norm_value)):
             raise self._explain(step)
+        if self.used is not None:  # FSDP2 has made zeros of the gradients that there are not
+            for parameter, share in zip(self.parameters, used, strict=True):
+                if not share:
+                    parameter.grad = None
         if self.settings.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.grad_clip, norm)
         for group in self.optimizer.param_groups:
@@ -267,6 +283,18 @@ class Trainer:
         value: torch.Tensor = loss(part, recorder)
         return value
 
+    def _share(self) -> nn.Module:
+        """Return the loss whose gradients are the means over all processes."""
+        if self.world.size == 1:
+            return self.loss
+        use_global_batch_norm(self.model)
+        if self.is_sharded:
+            return self.loss  # gradients of cut weights come out as means
+        # a parameter may have a gradient in one process and not in another; without one in any, it has none
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the option's new name is younger than our torch
+            return DistributedDataParallel(self.loss, broadcast_buffers=False, find_unused_parameters=True)
+
     def _summing(self, last: bool) -> Any:
         """Return a context in which gradients wait for the last micro-batch before processes share them."""
         if last or self.world.size == 1 or self.is_sharded:  # whole gradients of all would not fit
@@ -286,6 +314,3 @@ class Trainer:
         return explain_nonfinite(
             self.model, [partial(self._loss, step, part, self.loss) for part in parts], step
         )
-
-    def _group(self, decay: float) -> str:
-        return "ema" if decay == self.settings.ema_decay else f"ema-{decay}"

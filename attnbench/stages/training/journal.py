@@ -1,46 +1,52 @@
-"""What the first process of a training writes while it runs: log, clock, held-out loss and checkpoints."""
+"""What the first process of a training notes while it runs: loss curve, log and clock, and tells the user."""
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from attnbench.specs import Case
 from attnbench.stages.interrupts import GO_ON, Stopped, StopRequest
 from attnbench.stages.training.log import LogRecord, RecordedStatistics, TrainingLog
-from attnbench.stages.training.loss_curve import LossCurve, Timing
-
-if TYPE_CHECKING:
-    from attnbench.stages.training.trainer import Trainer
+from attnbench.stages.training.loss_curve import LossCurve, Timing, TrainingProgress
+from attnbench.storage.store import Workspace
 
 REPORT_EVERY_S = 0.2
 
 
 class Journal:
-    """Follows a trainer step by step; what it keeps goes into the trainer's progress with each checkpoint."""
+    """Follows one training step by step, from `progress` on; what it notes goes into each checkpoint.
 
-    def __init__(self, trainer: Trainer, stop: StopRequest) -> None:
-        self.trainer, self.stop, progress = trainer, stop, trainer.progress
-        settings = trainer.settings
-        self.curve = LossCurve(progress, log_every=settings.log_every, num_steps=settings.steps)
+    Before a checkpoint ask for `progress()`, after it tell `saved()`.
+    """
+
+    def __init__(
+        self, case: Case, workspace: Workspace, progress: TrainingProgress, stop: StopRequest
+    ) -> None:
+        self.label, self.settings, self.workspace, self.stop = case.label, case.train, workspace, stop
+        self.curve = LossCurve(progress, log_every=self.settings.log_every, num_steps=self.settings.steps)
         self.log = TrainingLog(
-            trainer.checkpoint_path.parent,
-            kinds=settings.log,
-            label=trainer.case.label,
+            workspace.folder("train", case),
+            kinds=self.settings.log,
+            label=case.label,
             step=progress.step,
             log_bytes=progress.log_bytes,
         )
-        trainer.timings = self.log.timings
         self._notes = list(progress.notes)
         self._saved_at, self._heard_at = time.perf_counter(), 0.0
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
 
+    @property
+    def timings(self) -> list[Timing]:
+        """What the clock said of all steps so far, those of earlier runs included; the list grows."""
+        return self.log.timings
+
     def add(
         self,
+        *,
         loss: float,
         norm: float,
+        rate: float,
         recorded: RecordedStatistics | None,
         held_out: list[float] | None,
         seconds: float,
@@ -57,7 +63,7 @@ class Journal:
                     step=self.curve.step,
                     loss=means[0],
                     grad_norm=means[1],
-                    lr=self.trainer.rate(self.curve.step - 1),
+                    lr=rate,
                     recorded={} if recorded is None else recorded.summary(),
                 )
             )
@@ -68,26 +74,29 @@ class Journal:
 
     def wants_checkpoint(self) -> bool:
         """Tell whether clock or signal ask for a checkpoint after the present step."""
-        old = time.perf_counter() - self._saved_at > 60 * self.trainer.settings.checkpoint_minutes
+        old = time.perf_counter() - self._saved_at > 60 * self.settings.checkpoint_minutes
         return old or self.stop.number is not None
 
-    @contextlib.contextmanager
-    def checkpoint(self) -> Iterator[None]:
-        """Bring the trainer's progress up to date for the block that saves it; Stopped if a signal asked."""
+    def progress(self) -> TrainingProgress:
+        """Return what a checkpoint has to hold of this training, with the log on the disk up to there."""
         if self._steps:
             self._write_timing(is_log_point=False)
-        self.trainer.progress = self.curve.progress(
-            log_bytes=self.log.sync(), notes=[*self._notes, *self.log.notes]
-        )
-        yield
+        return self.curve.progress(log_bytes=self.log.sync(), notes=[*self._notes, *self.log.notes])
+
+    def saved(self) -> None:
+        """Count the time to the next checkpoint from now; raises Stopped if a signal asked for this one."""
         self._saved_at = time.perf_counter()
         if self.stop.number:
             name = signal.Signals(self.stop.number).name
             raise Stopped(
                 self.stop.number,
-                f"{self.trainer.case.label}: stopped by {name} at training step {self.curve.step} of "
-                f"{self.trainer.settings.steps}, which is saved; {GO_ON}",
+                f"{self.label}: stopped by {name} at training step {self.curve.step} of "
+                f"{self.settings.steps}, which is saved; {GO_ON}",
             )
+
+    def close(self) -> None:
+        """Close the log's files."""
+        self.log.close()
 
     def _write_timing(self, *, is_log_point: bool) -> None:
         self.log.write_timing(
@@ -102,8 +111,8 @@ class Journal:
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
 
     def _report(self) -> None:
-        now, settings, done = time.perf_counter(), self.trainer.settings, self.curve.step
-        if now - self._heard_at > REPORT_EVERY_S or done == settings.steps:
+        now, done = time.perf_counter(), self.curve.step
+        if now - self._heard_at > REPORT_EVERY_S or done == self.settings.steps:
             self._heard_at = now
             note = f"loss {self.curve.curve[-1][1]:.4f}" if self.curve.curve else ""
-            self.trainer.workspace.report("train", done, settings.steps, note)
+            self.workspace.report("train", done, self.settings.steps, note)
