@@ -35,6 +35,11 @@ ORIGINS = ("paper", "public code", "inferred", "ours")
 # OWNER/NAME as the hub's own client takes it: no `--`, no `..`, no end in a sign, at most 96 characters
 HUB_NAME = re.compile(r"(?=.{3,96}$)(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 HUB_PART = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # a branch, a tag, a folder: never `..`
+OUTSIDE_KEY = {
+    "train": {"activation_checkpointing", "sharding", "checkpoint_every", "checkpoint_minutes", "log"},
+    "sample": {"batch_size"},
+}
+"""Settings of a stage that change no result, only how it is computed: no part of its content address."""
 
 
 class Spec(BaseModel):
@@ -447,22 +452,19 @@ class Case(Spec):
         content: list[Any] = [FORMAT, self.data.model_dump(mode="json")]
         if stage == "prepare":
             return content_hash(content)
-        not_content = {
-            "checkpoint_every",
-            "checkpoint_minutes",
-            "activation_checkpointing",
-            "sharding",
-            "log",
-            "init_from",
-        }
-        content += [self.seed, self.initial, model, self.code]
-        content.append(self.train.model_dump(mode="json", exclude=not_content))
+        content += [self.seed, self.initial, model, self.code]  # `initial` stands for train.init_from
+        content.append(self.train.model_dump(mode="json", exclude={*OUTSIDE_KEY["train"], "init_from"}))
         if stage == "train":
             return content_hash(content)
-        content.append(self.sample.model_dump(mode="json", exclude={"batch_size"}))
+        content.append(self.sample.model_dump(mode="json", exclude=OUTSIDE_KEY["sample"]))
         if stage == "sample":
             return content_hash(content)
         return content_hash([*content, self.evaluate.model_dump(mode="json")])
+
+    def outside_key(self, stage: Literal["train", "sample"]) -> dict[str, Any]:
+        """Return the settings of a stage that its key leaves out."""
+        settings: Spec = getattr(self, stage)
+        return settings.model_dump(mode="json", include=OUTSIDE_KEY[stage])
 
     def profile_content(self) -> dict[str, Any]:
         """Everything that can change this case's cost."""
