@@ -136,6 +136,28 @@ def test_guidance_scales_share_one_training(suite):
     assert a.key("sample") != b.key("sample")
 
 
+def test_results_show_the_settings_their_times_were_measured_with(store, suite):
+    """What changes no result is read from the store with its times, and with the settings of then."""
+    only = ["matrix.model.attention=[softmax]", "seed=8"]
+    asked = ["train.activation_checkpointing=true", "train.checkpoint_every=4", "sample.batch_size=20"]
+    first = run(suite("then", *only, *asked), store, device="cpu", executor=run_inline)
+    again = run(suite("then", *only), store, device="cpu", executor=run_inline)
+    assert (first.computed, again.computed) == (1, 0)
+    for (result,) in (first.results, again.results):
+        assert result.case["train"]["activation_checkpointing"] is True
+        assert result.case["train"]["checkpoint_every"] == 4
+        assert result.case["sample"]["batch_size"] == 20
+    assert first.results[0].case == again.results[0].case
+    assert "train.activation_checkpointing" in again.report.html.read_text()
+    # a store of an attnbench that did not note them
+    done = store / "store" / "sample" / suite("then", *only).cases[0].key("sample") / "done.json"
+    output = json.loads(done.read_text())
+    del output["computed_with"]
+    done.write_text(json.dumps(output))
+    (result,) = run(suite("then", *only), store, device="cpu", executor=run_inline).results
+    assert (result.status, result.case["sample"]["batch_size"]) == ("ok", 100)
+
+
 def test_a_missing_folder_stops_before_anything_runs(tmp_path, store):
     """The error names the setting and the override that mends it."""
     (tmp_path / "s.yaml").write_text(

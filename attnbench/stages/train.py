@@ -40,6 +40,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         check_objective(case)
         with together(case, workspace, "train") as world:
             output = train_case(case, workspace, world)
+        output.computed_with.update(case.outside_key("train"))
         write_output(folder, output)
         previous_path(folder / CHECKPOINT).unlink(missing_ok=True)  # it is for going on only
         return output

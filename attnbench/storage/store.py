@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -39,6 +39,8 @@ class StageOutput(Record):
     curves: dict[str, list[tuple[float, float]]] = Field(default_factory=dict)
     artefacts: dict[str, str] = Field(default_factory=dict)
     """Named files, relative to the stage's folder."""
+    computed_with: dict[str, Any] = Field(default_factory=dict)
+    """Settings outside the stage's key that held when it finished; whoever reads it may ask for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
