@@ -16,6 +16,7 @@ from runner_cases import TINY, tiny_suite
 from torch import nn
 
 from attnbench.contract import AttentionBackend, MacCount
+from attnbench.data import digits
 from attnbench.errors import DataError, StorageError
 from attnbench.plugins import Provided, registry
 from attnbench.results import latest, read_results
@@ -138,7 +139,7 @@ def test_guidance_scales_share_one_training(suite):
 
 def test_results_show_the_settings_their_times_were_measured_with(store, suite):
     """What changes no result is read from the store with its times, and with the settings of then."""
-    only = ["matrix.model.attention=[softmax]", "seed=8"]
+    only = ["matrix.model.attention=[softmax]", "seed=32"]
     asked = ["train.activation_checkpointing=true", "train.checkpoint_every=4", "sample.batch_size=20"]
     first = run(suite("then", *only, *asked), store, device="cpu", executor=run_inline)
     again = run(suite("then", *only), store, device="cpu", executor=run_inline)
@@ -156,6 +157,17 @@ def test_results_show_the_settings_their_times_were_measured_with(store, suite):
     done.write_text(json.dumps(output))
     (result,) = run(suite("then", *only), store, device="cpu", executor=run_inline).results
     assert (result.status, result.case["sample"]["batch_size"]) == ("ok", 100)
+
+
+def test_a_case_loads_its_data_once(store, suite, monkeypatch):
+    """Every stage works on what `prepare` has checked; planning and profiling need the classes alone."""
+    loaded, load = [], digits.load
+    monkeypatch.setattr(digits, "load", lambda spec: loaded.append(spec) or load(spec))
+    only = suite("once", "matrix.model.attention=[softmax]", "seed=31")
+    assert run(only, store, device="cpu", executor=run_inline).exit_code == 0
+    assert len(loaded) == 1
+    assert run(only, store, device="cpu", executor=run_inline).computed == 0
+    assert len(loaded) == 1
 
 
 def test_a_missing_folder_stops_before_anything_runs(tmp_path, store):

@@ -228,7 +228,7 @@ def test_stored_factors_are_checked(images, tmp_path, name, value):
     save_codec(tmp_path / "vae")
     case, workspace = latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs")
     dataset, _ = prepared(case, workspace)
-    path = workspace.folder("prepare", case) / latents.INDEX
+    path = workspace.folder("prepare", case) / latents.LATENT_INDEX
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     with pytest.raises(DataError, match=f"have {name} {value}"):
         model_space.training_source(case, dataset, workspace)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from attnbench.data import Dataset, load_dataset
+from attnbench.data import Dataset
 from attnbench.data.dataset import PartName
 from attnbench.errors import DataError
 from attnbench.evaluation.by_class import by_class, class_figure, write_csv
@@ -22,6 +22,7 @@ from attnbench.results import Measurement
 from attnbench.specs import Case, CodecSpec, content_hash
 from attnbench.stages.latents.codec import fingerprint, load_codec
 from attnbench.stages.latents.model_space import codec_of
+from attnbench.stages.prepare import dataset_of
 from attnbench.stages.scored_images import (
     batches_of,
     cache_folder,
@@ -52,7 +53,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         evaluation = Evaluation(
             case=case,
             workspace=workspace,
-            dataset=load_dataset(case.data),
+            dataset=dataset_of(case, workspace),
             samples=sampled_images(case, workspace),
         )
         output = StageOutput(measurements=evaluation.measurements(), artefacts=evaluation.class_artefacts())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from attnbench.progress import StageProgress
 from attnbench.results import Measurement, Record
-from attnbench.specs import Case
+from attnbench.specs import Case, DataSpec
 from attnbench.storage.atomic import atomic_write, storage_errors
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import DONE, FEATURES
@@ -52,6 +52,8 @@ class Workspace:
     progress: StageProgress | None = None
     processes: int = 1
     """Processes that train one case together."""
+    datasets: dict[DataSpec, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What `prepare` has loaded, for the stages after it."""
 
     def folder(self, stage: Stage, case: Case) -> Path:
         """Return (and create) the folder of one stage of one case."""
