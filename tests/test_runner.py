@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 from functools import partial
@@ -23,6 +24,7 @@ from attnbench.results import latest, read_results
 from attnbench.running.executors import run_in_process, run_inline
 from attnbench.running.plan import plan
 from attnbench.running.runner import run
+from attnbench.stages.interrupts import Stopped
 from attnbench.suite.loading import load_suite
 
 
@@ -263,6 +265,25 @@ def test_a_killed_cell_is_a_failed_row_and_resumes(store, suite):
     statuses = [r.status for r in read_results(outcome.run_dir / "results.jsonl")]
     assert statuses[0] == "failed"
     assert latest(read_results(outcome.run_dir / "results.jsonl"))[0].status == "ok"
+
+
+def test_a_signal_stops_a_case_with_the_words_of_its_training(store, suite):
+    """SIGTERM reaches the case's process, which saves; what it says of that is what the run ends with."""
+    only = ["train.steps=100_000", "train.held_out_images=0", "matrix.model.attention=[softmax]"]
+    (case,) = suite("stopped", *only).cases
+
+    struck = []
+
+    def strike(stage, done, total, note):
+        if stage == "train" and done >= 10 and not struck:
+            struck.append(done)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped) as stop:
+        run_in_process(case, store / "store", "cpu", strike)
+    said = r"softmax: stopped by SIGTERM at training step \d+ of 100000, which is saved; run the same command"
+    assert re.match(said, stop.value.message)
+    assert stop.value.number == signal.SIGTERM
 
 
 def test_results_survive_a_crash_in_the_middle_of_a_line(store, suite):

@@ -117,7 +117,7 @@ def main() -> None:
     try:
         send({"result": run_case(case, workspace).model_dump(mode="json")})
     except Stopped as stop:
-        sys.stderr.write(stop.message + "\n")  # the executor hands it on
+        send({"stopped": stop.message})
         raise
 
 
