@@ -23,6 +23,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 Precision = Literal["fp32", "bf16"]
 Table = Literal["table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8"]
@@ -40,6 +41,15 @@ OUTSIDE_KEY = {
     "sample": {"batch_size"},
 }
 """Settings of a stage that change no result, only how it is computed: no part of its content address."""
+
+
+ABOUT_A_SETTING = "about_a_setting"
+
+
+def about(setting: str, message: str) -> PydanticCustomError:
+    """Return what a validator of several settings raises: reports get the one it is about by itself."""
+    parts = {"setting": setting, "message": message}
+    return PydanticCustomError(ABOUT_A_SETTING, "{setting} {message}", parts)
 
 
 class Spec(BaseModel):
@@ -139,12 +149,12 @@ class ModelConfig(Spec):
     @model_validator(mode="after")
     def _check_sizes(self) -> ModelConfig:
         if self.dim % self.num_heads:
-            raise ValueError(f"num_heads must divide dim, got dim={self.dim}, num_heads={self.num_heads}")
+            raise about("num_heads", f"must divide dim, got dim={self.dim}, num_heads={self.num_heads}")
         if self.position_embedding == "sincos" and self.dim % 4:
-            raise ValueError(f"dim must be divisible by 4 for the sine-cosine embedding, got {self.dim}")
+            raise about("dim", f"must be divisible by 4 for the sine-cosine embedding, got {self.dim}")
         if isinstance(self.attention, list) and len(self.attention) != self.depth:
-            raise ValueError(
-                f"attention lists one entry per block: got {len(self.attention)} for depth {self.depth}"
+            raise about(
+                "attention", f"lists one entry per block: got {len(self.attention)} for depth {self.depth}"
             )
         return self
 
@@ -221,13 +231,13 @@ class CodecSpec(Spec):
                 f"takes either path (a folder) or hub (OWNER/NAME on the Hugging Face hub), got {got}"
             )
         if self.hub is not None and not HUB_NAME.fullmatch(self.hub):
-            raise ValueError(f"hub must be a repository on the hub, OWNER/NAME, got {self.hub!r}")
+            raise about("hub", f"must be a repository on the hub, OWNER/NAME, got {self.hub!r}")
         for name in ("subfolder", "revision"):
             value = getattr(self, name)
             if value is not None and self.hub is None:
-                raise ValueError(f"{name} is for hub alone, got path, too; remove it")
+                raise about(name, "is for hub alone, got path, too; remove it")
             if value is not None and not HUB_PART.fullmatch(value):
-                raise ValueError(f"{name} must be plain names, with / between them, got {value!r}")
+                raise about(name, f"must be plain names, with / between them, got {value!r}")
         return self
 
     @model_serializer(mode="wrap")
@@ -333,18 +343,20 @@ class TrainSpec(Spec):
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainSpec:
         if self.batch_size % self.grad_accumulation:
-            raise ValueError(
-                f"batch_size {self.batch_size} is no multiple of grad_accumulation {self.grad_accumulation}; "
-                "change one of them"
+            raise about(
+                "batch_size",
+                f"{self.batch_size} is no multiple of grad_accumulation {self.grad_accumulation}; change one "
+                "of them",
             )
         if self.compile and self.activation_checkpointing:
-            raise ValueError(
-                "compile and activation_checkpointing do not go together: set one of them to false; "
-                "grad_accumulation saves memory, too"
+            raise about(
+                "compile",
+                "and activation_checkpointing do not go together: set one of them to false; "
+                "grad_accumulation saves memory, too",
             )
         decays = [self.ema_decay, *self.extra_ema_decays]
         if len(set(decays)) < len(decays):
-            raise ValueError(f"ema_decay and extra_ema_decays must differ from one another, got {decays}")
+            raise about("ema_decay", f"and extra_ema_decays must differ from one another, got {decays}")
         return self
 
 
