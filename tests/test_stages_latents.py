@@ -109,9 +109,9 @@ def test_a_half_encoded_folder_of_another_autoencoder_is_not_continued(encode, t
     """Weights that changed between a kill and its resume never mix: everything is encoded anew."""
     folder = tmp_path / "latents"
     encode(folder)
-    index = latents.LatentIndex.model_validate_json((folder / latents.INDEX).read_text())
+    index = latents.LatentIndex.model_validate_json((folder / latents.LATENT_INDEX).read_text())
     half = index.model_copy(update={"sha256": index.sha256[:1]})
-    (folder / latents.INDEX).write_text(half.model_dump_json())
+    (folder / latents.LATENT_INDEX).write_text(half.model_dump_json())
     old = files_of(folder)
     save_codec(tmp_path / "vae", seed=1)
     spec = encode(folder)
@@ -122,7 +122,7 @@ def test_a_half_encoded_folder_of_another_autoencoder_is_not_continued(encode, t
 def test_unfinished_latents_are_not_opened(encode, tmp_path):
     """An index with fewer shards than images need says how many there are."""
     spec = encode(tmp_path / "latents")
-    path = tmp_path / "latents" / latents.INDEX
+    path = tmp_path / "latents" / latents.LATENT_INDEX
     index = latents.LatentIndex.model_validate_json(path.read_text())
     path.write_text(index.model_copy(update={"sha256": index.sha256[:2]}).model_dump_json())
     with pytest.raises(DataError, match="2 of 3 shards"):
