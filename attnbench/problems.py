@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from attnbench.errors import UserInputError, did_you_mean
-from attnbench.specs import ModelConfig
+from attnbench.specs import ABOUT_A_SETTING, ModelConfig
 from attnbench.yaml_source import KeyPath, show_value
 
 # of a model: no user writes them
@@ -111,10 +111,9 @@ def _say(path: KeyPath, item: Any, schema: type[BaseModel], data: Any) -> _Said:
         return _one_of((*path, "name"), context["tag"], _names(schema, path))
     if kind == "literal_error":
         return _one_of(path, value, [word.strip("'") for word in re.split(r", | or ", context["expected"])])
+    if kind == ABOUT_A_SETTING:
+        return _Said((*path, context["setting"]), context["message"])
     if kind == "value_error":
-        named, _, rest = str(context["error"]).partition(" ")
-        if named in settings_at(schema, path):  # our own validators begin with the setting they are about
-            return _Said((*path, named), rest)
         return _Said(path, str(context["error"]))
     return _Said(path, _expectation(kind, item["msg"]), show_value(value))
 

@@ -23,6 +23,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 Precision = Literal["fp32", "bf16"]
 Table = Literal["table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8"]
@@ -35,6 +36,20 @@ ORIGINS = ("paper", "public code", "inferred", "ours")
 # OWNER/NAME as the hub's own client takes it: no `--`, no `..`, no end in a sign, at most 96 characters
 HUB_NAME = re.compile(r"(?=.{3,96}$)(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 HUB_PART = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # a branch, a tag, a folder: never `..`
+OUTSIDE_KEY = {
+    "train": {"activation_checkpointing", "sharding", "checkpoint_every", "checkpoint_minutes", "log"},
+    "sample": {"batch_size"},
+}
+"""Settings of a stage that change no result, only how it is computed: no part of its content address."""
+
+
+ABOUT_A_SETTING = "about_a_setting"
+
+
+def about(setting: str, message: str) -> PydanticCustomError:
+    """Return what a validator of several settings raises: reports get the one it is about by itself."""
+    parts = {"setting": setting, "message": message}
+    return PydanticCustomError(ABOUT_A_SETTING, "{setting} {message}", parts)
 
 
 class Spec(BaseModel):
@@ -134,12 +149,12 @@ class ModelConfig(Spec):
     @model_validator(mode="after")
     def _check_sizes(self) -> ModelConfig:
         if self.dim % self.num_heads:
-            raise ValueError(f"num_heads must divide dim, got dim={self.dim}, num_heads={self.num_heads}")
+            raise about("num_heads", f"must divide dim, got dim={self.dim}, num_heads={self.num_heads}")
         if self.position_embedding == "sincos" and self.dim % 4:
-            raise ValueError(f"dim must be divisible by 4 for the sine-cosine embedding, got {self.dim}")
+            raise about("dim", f"must be divisible by 4 for the sine-cosine embedding, got {self.dim}")
         if isinstance(self.attention, list) and len(self.attention) != self.depth:
-            raise ValueError(
-                f"attention lists one entry per block: got {len(self.attention)} for depth {self.depth}"
+            raise about(
+                "attention", f"lists one entry per block: got {len(self.attention)} for depth {self.depth}"
             )
         return self
 
@@ -216,13 +231,13 @@ class CodecSpec(Spec):
                 f"takes either path (a folder) or hub (OWNER/NAME on the Hugging Face hub), got {got}"
             )
         if self.hub is not None and not HUB_NAME.fullmatch(self.hub):
-            raise ValueError(f"hub must be a repository on the hub, OWNER/NAME, got {self.hub!r}")
+            raise about("hub", f"must be a repository on the hub, OWNER/NAME, got {self.hub!r}")
         for name in ("subfolder", "revision"):
             value = getattr(self, name)
             if value is not None and self.hub is None:
-                raise ValueError(f"{name} is for hub alone, got path, too; remove it")
+                raise about(name, "is for hub alone, got path, too; remove it")
             if value is not None and not HUB_PART.fullmatch(value):
-                raise ValueError(f"{name} must be plain names, with / between them, got {value!r}")
+                raise about(name, f"must be plain names, with / between them, got {value!r}")
         return self
 
     @model_serializer(mode="wrap")
@@ -328,18 +343,20 @@ class TrainSpec(Spec):
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainSpec:
         if self.batch_size % self.grad_accumulation:
-            raise ValueError(
-                f"batch_size {self.batch_size} is no multiple of grad_accumulation {self.grad_accumulation}; "
-                "change one of them"
+            raise about(
+                "batch_size",
+                f"{self.batch_size} is no multiple of grad_accumulation {self.grad_accumulation}; change one "
+                "of them",
             )
         if self.compile and self.activation_checkpointing:
-            raise ValueError(
-                "compile and activation_checkpointing do not go together: set one of them to false; "
-                "grad_accumulation saves memory, too"
+            raise about(
+                "compile",
+                "and activation_checkpointing do not go together: set one of them to false; "
+                "grad_accumulation saves memory, too",
             )
         decays = [self.ema_decay, *self.extra_ema_decays]
         if len(set(decays)) < len(decays):
-            raise ValueError(f"ema_decay and extra_ema_decays must differ from one another, got {decays}")
+            raise about("ema_decay", f"and extra_ema_decays must differ from one another, got {decays}")
         return self
 
 
@@ -447,22 +464,19 @@ class Case(Spec):
         content: list[Any] = [FORMAT, self.data.model_dump(mode="json")]
         if stage == "prepare":
             return content_hash(content)
-        not_content = {
-            "checkpoint_every",
-            "checkpoint_minutes",
-            "activation_checkpointing",
-            "sharding",
-            "log",
-            "init_from",
-        }
-        content += [self.seed, self.initial, model, self.code]
-        content.append(self.train.model_dump(mode="json", exclude=not_content))
+        content += [self.seed, self.initial, model, self.code]  # `initial` stands for train.init_from
+        content.append(self.train.model_dump(mode="json", exclude={*OUTSIDE_KEY["train"], "init_from"}))
         if stage == "train":
             return content_hash(content)
-        content.append(self.sample.model_dump(mode="json", exclude={"batch_size"}))
+        content.append(self.sample.model_dump(mode="json", exclude=OUTSIDE_KEY["sample"]))
         if stage == "sample":
             return content_hash(content)
         return content_hash([*content, self.evaluate.model_dump(mode="json")])
+
+    def outside_key(self, stage: Literal["train", "sample"]) -> dict[str, Any]:
+        """Return the settings of a stage that its key leaves out."""
+        settings: Spec = getattr(self, stage)
+        return settings.model_dump(mode="json", include=OUTSIDE_KEY[stage])
 
     def profile_content(self) -> dict[str, Any]:
         """Everything that can change this case's cost."""

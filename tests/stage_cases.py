@@ -118,7 +118,7 @@ def install(patch: Any, source: StubSource | None = None, poison: str = "") -> N
 
     held_out = ArrayImages(torch.arange(5 * SIDE * SIDE).view(5, SIDE, SIDE, 1).byte(), torch.arange(5) % 3)
     dataset = SimpleNamespace(num_classes=NUM_CLASSES, flip=True, held_out=held_out)
-    patch(train, "load_dataset", lambda spec: dataset)
+    patch(train, "dataset_of", lambda case, workspace: dataset)
     for stage in (train, sample):
         patch(stage, "build_model", build)
     patch(train, "training_source", lambda case, dataset, workspace: source)

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 import torch
 
-from attnbench.data import load_dataset
+from attnbench.data import class_names, load_dataset
 from attnbench.data.decoding import centre_crop
 from attnbench.errors import DataError
 from attnbench.specs import ImageFolderData
@@ -34,6 +34,18 @@ def test_classes_are_folders_in_order_of_name(tmp_path):
     assert (images.shape, images.dtype) == (torch.Size([2, 8, 8, 3]), torch.uint8)
     assert images[0, 4, 4].tolist() == [30, 0, 0]
     assert images[1, 4, 4].tolist() == [0, 10, 0]
+
+
+def test_classes_are_named_without_opening_an_image(tmp_path):
+    """Profiling and planning ask for the classes of millions of images; hidden folders are none."""
+    spec = ImageFolderData(path=make_folder(tmp_path))
+    (tmp_path / ".thumbnails").mkdir()
+    assert class_names(spec) == load_dataset(spec).class_names == ("cat", "dog")
+    for file in tmp_path.glob("*/*.png"):
+        file.write_bytes(b"no image")
+    assert class_names(spec) == ("cat", "dog")
+    with pytest.raises(DataError, match="does not exist"):
+        class_names(ImageFolderData(path=tmp_path / "nowhere"))
 
 
 def test_the_split_depends_on_names_alone(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import class_files, picture, write_files
 
-from attnbench.data import load_dataset, preparing
+from attnbench.data import class_names, load_dataset, preparing
 from attnbench.data.decoding import decode
 from attnbench.data.prepared import PreparedImages
 from attnbench.data.request import PreparationRequest
@@ -48,6 +48,7 @@ def test_it_holds_what_the_folder_holds(folder, tmp_path):
     """Images, labels and both parts equal those of image-folder over the same files."""
     (tmp_path / "photos/cat/bad.png").unlink()  # a set's split counts it: take all of both parts
     prepared = load_dataset(PreparedData(path=folder, image_size=SIDE))
+    assert class_names(PreparedData(path=folder, image_size=SIDE)) == prepared.class_names
     spec = ImageFolderData(path=tmp_path / "photos", image_size=SIDE, held_out_fraction=0.0)
     whole = load_dataset(spec)
     assert (prepared.class_names, prepared.channels, prepared.flip) == (whole.class_names, 3, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 from functools import partial
@@ -16,12 +17,14 @@ from runner_cases import TINY, tiny_suite
 from torch import nn
 
 from attnbench.contract import AttentionBackend, MacCount
+from attnbench.data import digits
 from attnbench.errors import DataError, StorageError
 from attnbench.plugins import Provided, registry
 from attnbench.results import latest, read_results
 from attnbench.running.executors import run_in_process, run_inline
 from attnbench.running.plan import plan
 from attnbench.running.runner import run
+from attnbench.stages.interrupts import Stopped
 from attnbench.suite.loading import load_suite
 
 
@@ -136,6 +139,39 @@ def test_guidance_scales_share_one_training(suite):
     assert a.key("sample") != b.key("sample")
 
 
+def test_results_show_the_settings_their_times_were_measured_with(store, suite):
+    """What changes no result is read from the store with its times, and with the settings of then."""
+    only = ["matrix.model.attention=[softmax]", "seed=32"]
+    asked = ["train.activation_checkpointing=true", "train.checkpoint_every=4", "sample.batch_size=20"]
+    first = run(suite("then", *only, *asked), store, device="cpu", executor=run_inline)
+    again = run(suite("then", *only), store, device="cpu", executor=run_inline)
+    assert (first.computed, again.computed) == (1, 0)
+    for (result,) in (first.results, again.results):
+        assert result.case["train"]["activation_checkpointing"] is True
+        assert result.case["train"]["checkpoint_every"] == 4
+        assert result.case["sample"]["batch_size"] == 20
+    assert first.results[0].case == again.results[0].case
+    assert "train.activation_checkpointing" in again.report.html.read_text()
+    # a store of an attnbench that did not note them
+    done = store / "store" / "sample" / suite("then", *only).cases[0].key("sample") / "done.json"
+    output = json.loads(done.read_text())
+    del output["computed_with"]
+    done.write_text(json.dumps(output))
+    (result,) = run(suite("then", *only), store, device="cpu", executor=run_inline).results
+    assert (result.status, result.case["sample"]["batch_size"]) == ("ok", 100)
+
+
+def test_a_case_loads_its_data_once(store, suite, monkeypatch):
+    """Every stage works on what `prepare` has checked; planning and profiling need the classes alone."""
+    loaded, load = [], digits.load
+    monkeypatch.setattr(digits, "load", lambda spec: loaded.append(spec) or load(spec))
+    only = suite("once", "matrix.model.attention=[softmax]", "seed=31")
+    assert run(only, store, device="cpu", executor=run_inline).exit_code == 0
+    assert len(loaded) == 1
+    assert run(only, store, device="cpu", executor=run_inline).computed == 0
+    assert len(loaded) == 1
+
+
 def test_a_missing_folder_stops_before_anything_runs(tmp_path, store):
     """The error names the setting and the override that mends it."""
     (tmp_path / "s.yaml").write_text(
@@ -229,6 +265,25 @@ def test_a_killed_cell_is_a_failed_row_and_resumes(store, suite):
     statuses = [r.status for r in read_results(outcome.run_dir / "results.jsonl")]
     assert statuses[0] == "failed"
     assert latest(read_results(outcome.run_dir / "results.jsonl"))[0].status == "ok"
+
+
+def test_a_signal_stops_a_case_with_the_words_of_its_training(store, suite):
+    """SIGTERM reaches the case's process, which saves; what it says of that is what the run ends with."""
+    only = ["train.steps=100_000", "train.held_out_images=0", "matrix.model.attention=[softmax]"]
+    (case,) = suite("stopped", *only).cases
+
+    struck = []
+
+    def strike(stage, done, total, note):
+        if stage == "train" and done >= 10 and not struck:
+            struck.append(done)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped) as stop:
+        run_in_process(case, store / "store", "cpu", strike)
+    said = r"softmax: stopped by SIGTERM at training step \d+ of 100000, which is saved; run the same command"
+    assert re.match(said, stop.value.message)
+    assert stop.value.number == signal.SIGTERM
 
 
 def test_results_survive_a_crash_in_the_middle_of_a_line(store, suite):

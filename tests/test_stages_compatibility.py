@@ -19,10 +19,10 @@ DDPM = {"objective": "ddpm"}
     [
         ({"train": DDPM}, "sampler 'euler'.*objective 'ddpm'.*ddpm or ddim or dpm-solver"),
         ({"sample": {"sampler": "ddim"}}, "sampler 'ddim'.*objective 'flow'.*set sample.sampler to euler"),
-        ({"train": DDPM, "sample": {"sampler": "ddim", "num_steps": 1}}, "2 to 1000 steps.*num_steps=1"),
-        ({"train": DDPM, "sample": {"sampler": "ddpm", "num_steps": 1001}}, "num_steps=1001"),
+        ({"train": DDPM, "sample": {"sampler": "ddim", "num_steps": 1}}, "num_steps: .* 2 to 1000.*got 1$"),
+        ({"train": DDPM, "sample": {"sampler": "ddpm", "num_steps": 1001}}, "num_steps: .*got 1001"),
         ({"train": DDPM, "sample": {"sampler": "dpm-solver++", "num_steps": 1000}}, "2 to 999 steps"),
-        ({"sample": {"sampler": "heun", "num_steps": 50}}, "'heun'.*odd number, got.*=50; set 51"),
+        ({"sample": {"sampler": "heun", "num_steps": 50}}, "'heun'.*odd number, got 50; set 51"),
         ({"sample": {"guidance_channels": 3}}, "'all' or 1 to 1.*got 3"),
         ({"sample": {"guidance_scale": 2.0}, "model": {"class_dropout": 0.0}}, "class_dropout above 0"),
         ({"model": {"learned_variance": True}}, "learned_variance: false"),

@@ -1,5 +1,8 @@
 """The evaluate stage: names, floors, caches, and settings that do not fit the data."""
 
+from collections import Counter
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +16,7 @@ from attnbench.contract import FeatureExtractor, Features
 from attnbench.data import load_dataset
 from attnbench.errors import DataError, UnknownNameError, UnsupportedError, UserInputError
 from attnbench.metrics import classifier
+from attnbench.metrics.classifier import LabelledImages
 from attnbench.metrics.gaussian import frechet_distance, statistics
 from attnbench.plugins import Provided
 from attnbench.specs import CodecSpec, DigitsData, EvaluateSpec, ImageFolderData
@@ -189,6 +193,48 @@ def test_class_accuracy_is_the_classifiers(digits, monkeypatch, pixels, tmp_path
     found = by_name(evaluate.run(case_with_samples(workspace, images, labels), workspace))
     assert found["class_accuracy"].value == float((labels == 3).double().mean())
     assert found["class_accuracy_real"].value == float((digits.held_out.labels == 3).double().mean())
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Count how often a shard of samples or of real images is decoded."""
+    counted = Counter()
+
+    def counting(collection, what):
+        def load(shard):
+            counted[what] += 1
+            return shard.load()
+
+        shards = [replace(shard, load=partial(load, shard)) for shard in collection.shards]
+        return replace(collection, shards=tuple(shards))
+
+    opened, real = evaluate.sampled_images, evaluate.dataset_images
+    monkeypatch.setattr(evaluate, "sampled_images", lambda *args: counting(opened(*args), "samples"))
+    monkeypatch.setattr(evaluate, "dataset_images", lambda data, part: counting(real(data, part), part))
+    return counted
+
+
+def test_features_and_accuracy_come_of_one_reading(digits, loads, pixels, tmp_path):
+    """Each shard is decoded once, though the scorer and the classifier both look at it."""
+    workspace = make_workspace(tmp_path)
+    images, labels = noisy(digits)
+    found = by_name(evaluate.run(case_with_samples(workspace, images, labels, shards=3), workspace))
+    assert loads == {"samples": 3, "train": 2, "held-out": 1}
+    judge = evaluate.load_or_train_classifier(
+        LabelledImages(images=digits.train.images, labels=digits.train.labels, num_classes=10),
+        tmp_path / "features",
+        seed=evaluate.SEED,
+        device=torch.device("cpu"),
+    )
+    assert found["class_accuracy"].value == judge.accuracy(images, labels)
+    assert found["class_accuracy_real"].value == judge.accuracy(
+        digits.held_out.images, digits.held_out.labels
+    )
+    # the features of the same samples are known, the accuracy of another case's is not
+    loads.clear()
+    again = by_name(evaluate.run(case_with_samples(workspace, images, labels, shards=3, seed=1), workspace))
+    assert again == found
+    assert loads == {"samples": 3}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """The prepare stage: pixels as they are, and latents of a small random autoencoder."""
 
+import hashlib
 import json
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -11,8 +14,10 @@ from stage_cases import make_case, make_workspace
 from attnbench.data import load_dataset
 from attnbench.data.pixels import to_images, to_model_space
 from attnbench.errors import DataError, NonFiniteError, UserInputError
-from attnbench.specs import CodecSpec, ImageFolderData
+from attnbench.metrics import classifier
+from attnbench.specs import CodecSpec, EvaluateSpec, ImageFolderData
 from attnbench.stages import prepare
+from attnbench.stages.case import run_case
 from attnbench.stages.latents import encoding as latents
 from attnbench.stages.latents import model_space
 from attnbench.storage.store import read_output
@@ -286,3 +291,23 @@ def test_channels_of_model_and_data_must_agree(tmp_path):
     case, workspace = make_case(model={"in_channels": 3}), make_workspace(tmp_path)
     with pytest.raises(UserInputError, match=r"set model\.in_channels to 1"):
         model_space.training_source(case, load_dataset(case.data), workspace)
+
+
+def test_files_are_hashed_once_by_all_stages_of_a_case(images, monkeypatch, tmp_path):
+    """An autoencoder of hundreds of megabytes is asked for by every stage, and read for its hash by one."""
+    save_codec(tmp_path / "vae")
+    case, workspace = latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs")
+    quick = EvaluateSpec(extractor="digits-cnn", metrics=["fd"], neighbours=1)
+    read, file_digest = Counter(), hashlib.file_digest
+
+    def counting(file, algorithm):
+        read[Path(file.name)] += 1
+        return file_digest(file, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    monkeypatch.setattr(classifier, "_train", lambda *args: None)
+    result = run_case(case.model_copy(update={"evaluate": quick}), workspace)
+    assert result.status == "ok", result.reason
+    assert "floor-codec:FD-digits-cnn" in {m.name for m in result.measurements}
+    assert {path for path in read if path.parent == tmp_path / "vae"} == set((tmp_path / "vae").iterdir())
+    assert set(read.values()) == {1}

@@ -193,6 +193,10 @@ def test_an_option_cannot_vary_in_a_list_of_attentions(here: Path) -> None:
             ["sample.guidance_scale=2", "model.class_dropout=0"],
             ["model.class_dropout: guidance with scale 2"],
         ),
+        (
+            ["sample={sampler: heun, num_steps: 50, guidance_scale: 2}", "model.class_dropout=0"],
+            ["sample.num_steps: sampler 'heun' makes two", "model.class_dropout: guidance with scale 2"],
+        ),
         (["data=photo-patches"], ["model.in_channels: must be 3, the channels of photo-patches, got 1"]),
         (["model.in_channels=3"], ["model.in_channels: must be 1, the channels of digits, got 3"]),
         (["model.patch_size=3"], ["model.patch_size: resolution 8 does not fit"]),

@@ -1,4 +1,4 @@
-"""Datasets: one file per kind of source, and the two functions that find them by name.
+"""Datasets: one file per kind of source, and the functions that find them by name.
 
 Sources are imported when they are loaded, so that listing them needs no torch.
 """
@@ -13,7 +13,7 @@ from attnbench.data.dataset import Dataset, DatasetRow, ImageSet
 if TYPE_CHECKING:
     from attnbench.specs import DataSpec
 
-__all__ = ["Dataset", "DatasetRow", "ImageSet", "list_datasets", "load_dataset"]
+__all__ = ["Dataset", "DatasetRow", "ImageSet", "class_names", "list_datasets", "load_dataset"]
 
 SOURCES = {
     "digits": "attnbench.data.digits",
@@ -30,6 +30,15 @@ def load_dataset(spec: DataSpec) -> Dataset:
     """
     dataset: Dataset = importlib.import_module(SOURCES[spec.name]).load(spec)
     return dataset
+
+
+def class_names(spec: DataSpec) -> tuple[str, ...]:
+    """Return the names of the classes that `load_dataset` gives, without opening an image.
+
+    Raises DataError when a folder cannot be used.
+    """
+    names: tuple[str, ...] = importlib.import_module(SOURCES[spec.name]).class_names(spec)
+    return names
 
 
 def list_datasets() -> list[DatasetRow]:

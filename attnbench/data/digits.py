@@ -6,6 +6,7 @@ from attnbench.data.dataset import Dataset, DatasetRow
 from attnbench.data.hashing import hash_order
 from attnbench.specs import DigitsData
 
+NUM_CLASSES = 10
 HELD_OUT_FRACTION = 0.2
 
 ROW = DatasetRow(
@@ -32,7 +33,7 @@ def load(spec: DigitsData) -> Dataset:
     images = torch.from_numpy(grey)[..., None]  # [N, 8, 8, 1]
     labels = torch.from_numpy(digits.target.astype(np.int64))
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for digit in range(10):
+    for digit in range(NUM_CLASSES):
         members = torch.nonzero(labels == digit).flatten()
         order = hash_order(f"digits/{index}" for index in members.tolist())
         held_out[members[order[: round(HELD_OUT_FRACTION * len(members))]]] = True
@@ -40,10 +41,15 @@ def load(spec: DigitsData) -> Dataset:
         name=spec.name,
         train=ArrayImages(images[~held_out], labels[~held_out]),
         held_out=ArrayImages(images[held_out], labels[held_out]),
-        class_names=tuple(str(digit) for digit in range(10)),
+        class_names=class_names(spec),
         image_size=8,
         channels=1,
         flip=False,  # a mirrored 2 is no digit
         licence=ROW.licence,
         source=ROW.source,
     )
+
+
+def class_names(spec: DigitsData) -> tuple[str, ...]:
+    """Return the names of the classes."""
+    return tuple(str(digit) for digit in range(NUM_CLASSES))

@@ -102,6 +102,11 @@ def load(spec: ImageFolderData) -> Dataset:
     )
 
 
+def class_names(spec: ImageFolderData) -> tuple[str, ...]:
+    """Return the names of the classes; raises DataError for a missing folder and no class folders."""
+    return tuple(folder.name for folder in _class_folders(spec.path))
+
+
 def _fingerprint(root: Path, names: list[str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(names):

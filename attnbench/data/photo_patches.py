@@ -78,13 +78,18 @@ def load(spec: PhotoPatchesData) -> Dataset:
         name=spec.name,
         train=_part(bands, "train", side, spec.crops_per_class),
         held_out=_part(bands, "held-out", side, max(1, spec.crops_per_class // 4)),
-        class_names=tuple(photo.name for photo in PHOTOS),
+        class_names=class_names(spec),
         image_size=side,
         channels=3,
         flip=True,
         licence=ROW.licence,
         source=ROW.source,
     )
+
+
+def class_names(spec: PhotoPatchesData) -> tuple[str, ...]:
+    """Return the names of the classes."""
+    return tuple(photo.name for photo in PHOTOS)
 
 
 def _open(photo: Photo) -> Image:

@@ -84,6 +84,11 @@ def load(spec: PreparedData) -> Dataset:
     )
 
 
+def class_names(spec: PreparedData) -> tuple[str, ...]:
+    """Return the names of the classes; raises DataError as `load` does."""
+    return tuple(read_fitting_card(spec).classes)
+
+
 def read_fitting_card(spec: PreparedData) -> Card:
     """Return the card of the set that `spec` names; raises DataError as `load` does, without opening it."""
     from attnbench.data.card import check_sizes, read_card

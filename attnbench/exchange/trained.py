@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from attnbench.data import load_dataset
+from attnbench.data import class_names
 from attnbench.errors import DataError, UserInputError
 from attnbench.exchange.config import BackendOrigin, CodecInfo, ExportedConfig
 from attnbench.exchange.exported import Exported
@@ -76,7 +76,7 @@ def _class_names(case: Case, num_classes: int) -> list[str] | None:
     """Return the data's class names, or None where the data is not here any more."""
     if isinstance(case.data, UserImages) and not case.data.path.is_dir():
         return None
-    names = list(load_dataset(case.data).class_names)
+    names = list(class_names(case.data))
     if len(names) != num_classes:
         raise DataError(
             f"the data {case.data.name} has {len(names)} classes now, the model was trained with "

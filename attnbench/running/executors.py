@@ -59,14 +59,13 @@ def run_in_process(
         stop = _StopChild(child)
         try:
             with on_signal(stop):
-                result = _converse(child, request, progress)
+                result, stopped = _converse(child, request, progress)
         finally:
             if child.poll() is None:
                 child.kill()
             child.wait()
         if stop.number is not None:
-            said = [line for line in _lines(log) if GO_ON in line]
-            raise Stopped(stop.number, said[-1] if said else f"{case.label}: stopped; {GO_ON}")
+            raise Stopped(stop.number, stopped or f"{case.label}: stopped; {GO_ON}")
         if result is not None:
             return result
         reason = f"{_how_it_ended(child.returncode)}; its last words: {_last_lines(log)}"
@@ -83,22 +82,27 @@ def run_in_process(
     )
 
 
-def _converse(child: subprocess.Popen[str], request: str, progress: StageProgress) -> Result | None:
+def _converse(
+    child: subprocess.Popen[str], request: str, progress: StageProgress
+) -> tuple[Result | None, str]:
+    """Return a child's result, None where it gave none, and what it said when a signal stopped it."""
     assert child.stdin is not None and child.stdout is not None  # noqa: PT018 - both were asked for
     try:
         child.stdin.write(request)
         child.stdin.close()
     except BrokenPipeError:
-        return None
-    result = None
+        return None, ""
+    result, stopped = None, ""
     for line in child.stdout:
         event = json.loads(line)
         if "progress" in event:
             progress(*event["progress"])
+        elif "stopped" in event:
+            stopped = event["stopped"]
         else:
             result = Result.model_validate(event["result"])
     child.wait()
-    return result
+    return result, stopped
 
 
 def _how_it_ended(code: int) -> str:

@@ -13,7 +13,7 @@ from attnbench.contract import MacCount
 from attnbench.devices import default_device
 from attnbench.errors import AttnbenchError, DataError
 from attnbench.models.resolution import input_size
-from attnbench.specs import Case, ImageFolderData, ModelConfig, PreparedData, UserImages
+from attnbench.specs import Case, ModelConfig, PreparedData, UserImages
 from attnbench.storage import hub
 from attnbench.storage.store import STAGES, Stage, read_output
 
@@ -160,14 +160,13 @@ def disk_needed_bytes(case: Case, stages: Sequence[Stage] = STAGES) -> int:
 
 def num_images(case: Case) -> int:
     """Training images of the user's data, without opening them; 0 for a folder that is not there yet."""
-    path = getattr(case.data, "path", None)
-    if path is None or not path.is_dir():
+    if not isinstance(case.data, UserImages) or not case.data.path.is_dir():
         return 0
-    if isinstance(case.data, ImageFolderData):
-        return sum(len(files) for _, _, files in os.walk(path))
-    from attnbench.data import load_dataset
+    if not isinstance(case.data, PreparedData):
+        return sum(len(files) for _, _, files in os.walk(case.data.path))
+    from attnbench.data.prepared import read_fitting_card
 
-    return len(load_dataset(case.data).train)
+    return read_fitting_card(case.data).parts["train"].num_images
 
 
 def num_params(config: ModelConfig, side: int, classes: int) -> int:
@@ -179,15 +178,11 @@ def num_params(config: ModelConfig, side: int, classes: int) -> int:
 
 def num_classes(case: Case) -> int:
     """Classes of the data, without reading images; a guess for a folder that is not there yet."""
-    if isinstance(case.data, ImageFolderData):
-        if not case.data.path.is_dir():
-            return NUM_CLASSES_GUESS
-        return sum(1 for child in case.data.path.iterdir() if child.is_dir())
-    if isinstance(case.data, PreparedData) and not case.data.path.is_dir():
+    if isinstance(case.data, UserImages) and not case.data.path.is_dir():
         return NUM_CLASSES_GUESS
-    from attnbench.data import load_dataset
+    from attnbench.data import class_names
 
-    return load_dataset(case.data).num_classes
+    return len(class_names(case.data))
 
 
 def matmul_macs_per_s(size: int = 768, rounds: int = 5) -> float:

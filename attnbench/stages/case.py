@@ -22,7 +22,7 @@ from attnbench.specs import Case
 from attnbench.stages.interrupts import Stopped
 from attnbench.storage.atomic import atomic_write
 from attnbench.storage.names import ENVIRONMENT
-from attnbench.storage.store import STAGES, StageOutput, Workspace, read_output, read_record
+from attnbench.storage.store import STAGES, Stage, StageOutput, Workspace, read_output, read_record
 
 
 def run_case(case: Case, workspace: Workspace) -> Result:
@@ -74,10 +74,22 @@ def _result(case: Case, where: Environment, outputs: list[StageOutput], status: 
             for stage, output in finished.items()
             for name, path in output.artefacts.items()
         },
-        case=case.model_dump(mode="json"),
+        case=_as_computed(case, finished),
         environment=where,
         created=timestamp(),
     )
+
+
+def _as_computed(case: Case, finished: dict[Stage, StageOutput]) -> dict[str, Any]:
+    """Return a case's settings; what its keys leave out as it was when the stage was computed, if told there.
+
+    An earlier run may have computed it with others, and the times are of that run.
+    """
+    settings = case.model_dump(mode="json")
+    for stage, output in finished.items():
+        if output.computed_with:
+            settings[stage] |= output.computed_with
+    return settings
 
 
 def _describe(error: BaseException) -> str:
@@ -105,7 +117,7 @@ def main() -> None:
     try:
         send({"result": run_case(case, workspace).model_dump(mode="json")})
     except Stopped as stop:
-        sys.stderr.write(stop.message + "\n")  # the executor hands it on
+        send({"stopped": stop.message})
         raise
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from attnbench.data import Dataset, load_dataset
+from attnbench.data import Dataset
 from attnbench.data.dataset import PartName
 from attnbench.errors import DataError
 from attnbench.evaluation.by_class import by_class, class_figure, write_csv
@@ -22,8 +22,9 @@ from attnbench.results import Measurement
 from attnbench.specs import Case, CodecSpec, content_hash
 from attnbench.stages.latents.codec import fingerprint, load_codec
 from attnbench.stages.latents.model_space import codec_of
+from attnbench.stages.prepare import dataset_of
 from attnbench.stages.scored_images import (
-    batches_of,
+    JudgedImages,
     cache_folder,
     dataset_key,
     load_scorer,
@@ -52,7 +53,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         evaluation = Evaluation(
             case=case,
             workspace=workspace,
-            dataset=load_dataset(case.data),
+            dataset=dataset_of(case, workspace),
             samples=sampled_images(case, workspace),
         )
         output = StageOutput(measurements=evaluation.measurements(), artefacts=evaluation.class_artefacts())
@@ -75,7 +76,7 @@ class Evaluation:
         settings = self.case.evaluate
         kept = min(len(part_of(self.dataset, settings.reference)), settings.reference_images)
         check_sizes(settings, len(self.samples), kept)
-        found = self.scorer.measure(self.reference, self.samples)
+        found = self.scorer.measure(self.reference, self.scored_samples)
         found += [*self._held_out_floor(), *self._codec_floor()]
         if settings.class_accuracy:
             found += self._class_accuracies()
@@ -103,8 +104,7 @@ class Evaluation:
                 return load_reference(path)
             except DataError as error:  # cut by a crash of the machine, or of another attnbench
                 self.scorer.warn(f"{error}; done")
-        real = dataset_images(self.dataset, settings.reference)
-        save_reference(path, self.scorer.reference_from(real))
+        save_reference(path, self.scorer.reference_from(self._real(settings.reference)))
         return load_reference(path)
 
     @functools.cached_property
@@ -119,6 +119,27 @@ class Evaluation:
             recipe=Recipe(flip=self.dataset.flip),
         )
 
+    @functools.cached_property
+    def judged_samples(self) -> JudgedImages:
+        """The samples, whose class accuracy is found while their features are."""
+        return JudgedImages(self.samples, self.classifier)
+
+    @functools.cached_property
+    def judged_held_out(self) -> JudgedImages:
+        """The held-out images, likewise."""
+        return JudgedImages(dataset_images(self.dataset, "held-out"), self.classifier)
+
+    @property
+    def scored_samples(self) -> ImageCollection:
+        """The samples as the scorer reads them."""
+        return self.judged_samples.collection if self.case.evaluate.class_accuracy else self.samples
+
+    def _real(self, part: PartName) -> ImageCollection:
+        """Return real images as the scorer reads them."""
+        if part == "held-out" and self.case.evaluate.class_accuracy:
+            return self.judged_held_out.collection
+        return dataset_images(self.dataset, part)
+
     def class_artefacts(self) -> dict[str, str]:
         """Write the scores of each class where the settings ask for them; return the files' names."""
         settings, folder = self.case.evaluate, self.workspace.folder("evaluate", self.case)
@@ -127,7 +148,7 @@ class Evaluation:
         scores = by_class(
             self.reference.features.pooled,
             self.reference.labels,
-            self.scorer.features(self.samples).pooled,
+            self.scorer.features(self.scored_samples).pooled,
             self.samples.labels,
             self.dataset.class_names,
             neighbours=settings.neighbours,
@@ -141,9 +162,7 @@ class Evaluation:
         """Score the part of the dataset that is not the reference as if it were samples."""
         other: PartName = "held-out" if self.case.evaluate.reference == "train" else "train"
         count = len(part_of(self.dataset, other))
-        return self._floor(
-            FLOOR, f"{other} images scored", count, lambda: dataset_images(self.dataset, other)
-        )
+        return self._floor(FLOOR, f"{other} images scored", count, lambda: self._real(other))
 
     def _codec_floor(self) -> Iterable[Measurement]:
         """Score real images that went through the autoencoder, which no latent model is expected to beat."""
@@ -202,13 +221,11 @@ class Evaluation:
 
     def _class_accuracies(self) -> list[Measurement]:
         """Return the classifier's accuracy on the samples and, beside it, on real held-out images."""
-        labelled = ((images, labels) for images, labels in self.samples.batches() if labels is not None)
-        correct = sum(self.classifier.correct(images, labels) for images, labels in labelled)
         note = f"by a small CNN (seed {SEED}) trained on {len(self.training.labels):,} real images"
         found = [
             Measurement(
                 name="class_accuracy",
-                values=[correct / len(self.samples)],
+                values=[self.judged_samples.accuracy],
                 n=len(self.samples),
                 better="higher",
                 note=note,
@@ -223,11 +240,9 @@ class Evaluation:
         folder = cache_folder(self.case, self.dataset, self.workspace, "class_accuracy_real")
         known = read_output(folder)
         if known is None:
-            correct = sum(self.classifier.correct(*batch) for batch in batches_of(held_out))
-            accuracy = Measurement(
-                name="class_accuracy_real", values=[correct / len(held_out)], n=len(held_out), note=note
-            )
-            known = StageOutput(measurements=[accuracy])
+            accuracy = self.judged_held_out.accuracy
+            found = Measurement(name="class_accuracy_real", values=[accuracy], n=len(held_out), note=note)
+            known = StageOutput(measurements=[found])
             write_output(folder, known)
         return known.measurements
 

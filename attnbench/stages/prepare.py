@@ -32,6 +32,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     Raises DataError when images or autoencoder cannot be had or used, or are others than in an earlier run.
     """
     dataset, codec = load_dataset(case.data), codec_of(case)
+    workspace.datasets[case.data] = dataset
     reference = dataset.train if case.evaluate.reference == "train" else dataset.held_out
     # here, because finding out after the training would waste it
     check_sizes(case.evaluate, case.sample.per_class * dataset.num_classes, len(reference))
@@ -46,6 +47,14 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         output = StageOutput(measurements=_left_out(dataset))
         write_output(folder, output)
         return output
+
+
+def dataset_of(case: Case, workspace: Workspace) -> Dataset:
+    """Return the dataset as this stage has loaded and checked it, or load it here; raises DataError."""
+    if case.data not in workspace.datasets:
+        workspace.datasets[case.data] = load_dataset(case.data)
+    dataset: Dataset = workspace.datasets[case.data]
+    return dataset
 
 
 def _made_from(dataset: Dataset, codec: CodecSpec | None, workspace: Workspace) -> MadeFrom:

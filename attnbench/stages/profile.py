@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from attnbench.data import load_dataset
+from attnbench.data import class_names
 from attnbench.devices import device_name
 from attnbench.profiling.rows import ProfileRequest, to_measurements
 from attnbench.profiling.session import profile_models
@@ -83,9 +83,8 @@ def _measure(
         resolutions = case.profile.resolutions or [case.data.image_size]
         spec = case.profile.model_copy(update={"resolutions": resolutions})
         _, requests = sessions.setdefault(content_hash(spec.model_dump(mode="json")), (spec, []))
-        requests.append(
-            ProfileRequest(label=key, config=case.model, num_classes=load_dataset(case.data).num_classes)
-        )
+        num_classes = len(class_names(case.data))
+        requests.append(ProfileRequest(label=key, config=case.model, num_classes=num_classes))
     found: dict[str, list[Measurement]] = {}
     failed: dict[str, str] = {}
     complete = True

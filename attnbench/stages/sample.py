@@ -50,6 +50,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         with together(case, workspace, "sample") as world:
             sampler = draw_part(case, workspace, world)
         output = finish(sampler, folder)
+        output.computed_with.update(case.outside_key("sample"))
         write_output(folder, output)
         return output
 

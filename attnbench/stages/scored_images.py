@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,11 +15,11 @@ from attnbench.contract import ExtractorInputs
 from attnbench.data import Dataset, ImageSet
 from attnbench.data.dataset import PartName
 from attnbench.errors import UserInputError
-from attnbench.evaluation.collection import ImageCollection
+from attnbench.evaluation.collection import ImageCollection, ImageShard
 from attnbench.evaluation.features import FeatureCache
 from attnbench.evaluation.images import open_images
 from attnbench.evaluation.scorer import SEED, Scorer
-from attnbench.metrics.classifier import LabelledImages
+from attnbench.metrics.classifier import Classifier, LabelledImages
 from attnbench.plugins import registry
 from attnbench.progress import Progress
 from attnbench.specs import FORMAT, Case, content_hash
@@ -109,7 +110,34 @@ def _shrunk(images: torch.Tensor) -> torch.Tensor:
     return small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def batches_of(images: ImageSet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield all images uint8 [B, H, W, C] with labels int64 [B], in order."""
-    for indices in torch.arange(len(images)).split(BATCH_SIZE):
-        yield images.get(indices), images.labels[indices]
+class JudgedImages:
+    """Images that a classifier judges while they are read for their features: no shard is decoded twice.
+
+    `collection` is what to read. It may be read in another thread than the caller's, a shard at a time.
+    """
+
+    def __init__(self, images: ImageCollection, classifier: Classifier) -> None:
+        assert images.labels is not None  # our samples and datasets have them
+        self._classifier = classifier
+        self._correct: dict[int, int] = {}
+        labels = images.labels.split([shard.count for shard in images.shards])
+        shards = [
+            replace(shard, load=functools.partial(self._load, number, shard, labels[number]))
+            for number, shard in enumerate(images.shards)
+        ]
+        self.collection = replace(images, shards=tuple(shards))
+
+    def _load(self, number: int, shard: ImageShard, labels: torch.Tensor) -> torch.Tensor:
+        images = shard.load()
+        if number not in self._correct:
+            batches = zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
+            self._correct[number] = sum(self._classifier.correct(*batch) for batch in batches)
+        return images
+
+    @property
+    def accuracy(self) -> float:
+        """Part of the images that are given their label; shards that nobody has read yet are read here."""
+        for number, shard in enumerate(self.collection.shards):
+            if number not in self._correct:  # its features were known
+                shard.load()
+        return sum(self._correct.values()) / len(self.collection)

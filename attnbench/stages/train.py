@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from attnbench.data import load_dataset
 from attnbench.devices import device_of_rank
 from attnbench.diffusion.noise import fork_rng
 from attnbench.errors import UserInputError
@@ -16,6 +15,7 @@ from attnbench.specs import Case
 from attnbench.stages.compatibility import check_objective
 from attnbench.stages.distributed import World, together
 from attnbench.stages.latents.model_space import training_source
+from attnbench.stages.prepare import dataset_of
 from attnbench.stages.training.checkpoint import ModelInput, load_into, previous_path, save_averaged
 from attnbench.stages.training.held_out_loss import held_out_images
 from attnbench.stages.training.initial_weights import initial_weights
@@ -40,6 +40,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         check_objective(case)
         with together(case, workspace, "train") as world:
             output = train_case(case, workspace, world)
+        output.computed_with.update(case.outside_key("train"))
         write_output(folder, output)
         previous_path(folder / CHECKPOINT).unlink(missing_ok=True)  # it is for going on only
         return output
@@ -48,7 +49,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
 def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     """Train one case as one of the processes of a world; the first of them writes the averaged weights."""
     device = device_of_rank(workspace.device, world.rank, world.size)
-    dataset = load_dataset(case.data)
+    dataset = dataset_of(case, workspace)
     source = training_source(case, dataset, workspace)
     model_input = ModelInput(shape=source.shape, num_classes=dataset.num_classes)
     flip = dataset.flip if case.train.horizontal_flip is None else case.train.horizontal_flip

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
 from attnbench.errors import StorageError, cannot_read
 from attnbench.progress import StageProgress
 from attnbench.results import Measurement, Record
-from attnbench.specs import Case
+from attnbench.specs import Case, DataSpec
 from attnbench.storage.atomic import atomic_write, storage_errors
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import DONE, FEATURES
@@ -40,6 +40,8 @@ class StageOutput(Record):
     curves: dict[str, list[tuple[float, float]]] = Field(default_factory=dict)
     artefacts: dict[str, str] = Field(default_factory=dict)
     """Named files, relative to the stage's folder."""
+    computed_with: dict[str, Any] = Field(default_factory=dict)
+    """Settings outside the stage's key that held when it finished; whoever reads it may ask for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ class Workspace:
     progress: StageProgress | None = None
     processes: int = 1
     """Processes that train one case together."""
+    datasets: dict[DataSpec, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What `prepare` has loaded, for the stages after it."""
 
     def folder(self, stage: Stage, case: Case) -> Path:
         """Return (and create) the folder of one stage of one case."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ from attnbench.models.resolution import input_size
 from attnbench.plugins import Registry
 from attnbench.problems import Problem
 from attnbench.specs import Case, DigitsData, UserImages
-from attnbench.stages.compatibility import check_sampler
+from attnbench.stages.compatibility import objective_problems, sampler_problems
 from attnbench.yaml_source import KeyPath
 
 DIGIT_SIDE = 8  # pixels of scikit-learn's digits
@@ -35,13 +34,8 @@ def name_problems(data: dict[str, Any], registry: Registry) -> Iterator[Problem]
 
 def case_problems(case: Case) -> Iterator[Problem]:
     """Yield the settings of a case that are each fine and do not go together."""
-    try:
-        check_sampler(case)
-    except UserInputError as error:
-        message = str(error).removeprefix(f"{case.label}: ")
-        named = re.search(r"\b(?:model|train|sample)(?:\.\w+)+", message)  # what the advice is about
-        setting = named[0] if named else "sample"
-        yield Problem(tuple(setting.split(".")), message.removeprefix(f"{setting} "))
+    yield from objective_problems(case)
+    yield from sampler_problems(case)
     if case.train.timestep_density != "uniform" and case.train.objective != "flow":
         yield Problem(
             ("train", "timestep_density"),

@@ -24,14 +24,14 @@ from attnbench.specs import (
     SampleSpec,
     Spec,
     TrainSpec,
-    content_hash,
 )
 from attnbench.stages.training.initial_weights import initial_fingerprint
 from attnbench.suite import matrix
 from attnbench.suite.checks import case_problems, name_problems
+from attnbench.suite.distinct import repetitions, shared_measurements
 from attnbench.suite.exceptions import apply_exceptions, read_exceptions
 from attnbench.suite.files import find_suite, list_suites, shipped_folder
-from attnbench.suite.matrix import Axis, Draft
+from attnbench.suite.matrix import Draft
 from attnbench.yaml_source import (
     KeyPath,
     Origin,
@@ -155,7 +155,7 @@ def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
     resolved = [(draft, _resolve(draft, findings)) for draft in drafts]
     findings.raise_all()
     pairs = [(draft, case) for draft, case in resolved if case is not None]
-    findings.add(_repetitions(pairs))
+    findings.add([*repetitions(pairs), *shared_measurements(pairs)])
     findings.raise_all()
     cases = tuple(case for _, case in pairs)
     question = settings.data["question"].strip()
@@ -302,36 +302,3 @@ def _resolve_paths(draft: Draft, settings: Settings) -> None:
         if isinstance(written, str):
             folder = settings.origin(draft.written(path)).folder
             place[path[-1]] = os.path.normpath(folder / os.path.expanduser(written))
-
-
-def _repetitions(pairs: Sequence[tuple[Draft, Case]]) -> Iterable[Problem]:
-    """Yield the axis values that repeat another in content, or that would carry the same label."""
-    contents: dict[str, Draft] = {}
-    labels: dict[str, Draft] = {}
-    for draft, case in pairs:
-        same_content = contents.setdefault(_content(case), draft)
-        same_label = labels.setdefault(case.label, draft)
-        if same_content is not draft:
-            yield _repeated(draft, same_content, "has the same content as {}; remove one of them")
-        elif same_label is not draft:
-            yield _repeated(draft, same_label, f"has the same label as {{}}: {case.label!r}; give it another")
-
-
-def _repeated(draft: Draft, other: Draft, message: str) -> Problem:
-    differing: list[tuple[Axis, int, int]] = [
-        (axis, index, earlier)
-        for (axis, index), (_, earlier) in zip(draft.points, other.points, strict=True)
-        if index != earlier
-    ]
-    axis, index, earlier = differing[0]
-    return Problem((*axis.written, index), message.format(show_path((*axis.written, earlier))))
-
-
-def _content(case: Case) -> str:
-    """Return a hash of everything but names, labels and prose."""
-    dumped = case.model_dump(mode="json", exclude={"suite", "question", "label", "axes", "exceptions"})
-    model = {key: value for key, value in dumped["model"].items() if key not in SET_BY_RECIPE}
-    several = model["attention"] if isinstance(model["attention"], list) else [model["attention"]]
-    for attention in several:
-        attention["label"] = None
-    return content_hash({**dumped, "model": model})
