@@ -12,7 +12,8 @@ import typer
 
 from attnbench import console
 from attnbench.errors import DataError, UnknownNameError, UserInputError
-from attnbench.metrics.weights_files import WeightsFile, cache_folder, places, published
+from attnbench.metrics.published_weights import published
+from attnbench.metrics.weights_files import WeightsFile, cache_folder, places
 from attnbench.storage.atomic import atomic_path, storage_errors
 from attnbench.storage.hashing import file_sha256
 

@@ -33,13 +33,6 @@ class WeightsFile:
     """Its repository on the Hugging Face hub, whose local cache is a place to look at."""
 
 
-def published() -> dict[str, WeightsFile]:
-    """Return the weights files of the built-in extractors that need one, by extractor."""
-    from attnbench.metrics import dinov2, inception_tf
-
-    return {file.extractor: file for file in (inception_tf.WEIGHTS, dinov2.WEIGHTS)}
-
-
 def cache_folder() -> Path:
     """Return this package's folder for fetched weights: `attnbench/weights` in the user's cache."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

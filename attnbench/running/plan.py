@@ -103,7 +103,8 @@ def _missing_autoencoder(case: Case) -> tuple[str, ...]:
 
 def _missing_weights(case: Case) -> tuple[str, ...]:
     """Return what to do where the feature network's weights file is not there, or is not the right one."""
-    from attnbench.metrics.weights_files import find, places, published
+    from attnbench.metrics.published_weights import published
+    from attnbench.metrics.weights_files import find, places
 
     file, named = published().get(case.evaluate.extractor), case.evaluate.weights
     if file is None or (named is not None and not named.exists()):  # told already

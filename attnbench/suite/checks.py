@@ -41,6 +41,13 @@ def case_problems(case: Case) -> Iterator[Problem]:
             ("train", "timestep_density"),
             f"{case.train.timestep_density} needs objective flow, got {case.train.objective}",
         )
+    ffn = case.model.ffn
+    if ffn.hidden is not None and ffn.ratio != type(ffn).model_fields["ratio"].default:
+        yield Problem(
+            ("model", "ffn", "ratio"),
+            f"{ffn.ratio} does nothing with ffn.hidden: {ffn.hidden}, which is the width itself; leave ratio "
+            "out, or set ffn.hidden: null",
+        )
     yield from _input_problems(case)
     yield from _side_problems(case)
 
