@@ -160,7 +160,7 @@ def test_the_others_finish(rows, name):
     ("name", "status", "reason"),
     [
         ("dies", "failed", "killed by SIGKILL"),
-        ("leaves", "failed", "exit code 3: the last words"),
+        ("leaves", "failed", "exit code 3; its last words: the last words"),
         ("fails", "failed", "ValueError: this plugin is broken"),
         ("miscounts", "failed", "counts of multiply-adds differ"),
     ],

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from attnbench.errors import AttnbenchError, UserInputError
 from attnbench.results import latest, read_results
 from attnbench.running.executors import LAUNCHER_VARIABLES, take_over_launcher
 from attnbench.specs import SampleSpec
-from attnbench.stages import distributed, sample, train
+from attnbench.stages import sample, train
 from attnbench.stages.training.batches import cut_batch
 from attnbench.stages.training.global_batch_norm import use_global_batch_norm, work_alone
 from attnbench.storage.store import Workspace, read_output
@@ -146,7 +145,7 @@ def test_death_of_a_process_is_told_and_leaves_none_behind(monkeypatch, tmp_path
         started.append(popen(*args, **kwargs))
         return started[-1]
 
-    monkeypatch.setattr(distributed.subprocess, "Popen", remember)
+    monkeypatch.setattr(subprocess, "Popen", remember)
     killed = threading.Event()
 
     def kill(stage, done, total, note):
@@ -160,19 +159,6 @@ def test_death_of_a_process_is_told_and_leaves_none_behind(monkeypatch, tmp_path
     assert [child.poll() for child in started] == [-signal.SIGKILL]
     assert not dist.is_initialized()
     assert (workspace.folder("train", case) / "checkpoint.safetensors").exists()
-
-
-@pytest.mark.slow
-def test_a_process_ends_with_its_parent(tmp_path):
-    """A worker whose parent is gone (its standard input closes) does not stay behind."""
-    worker = subprocess.Popen(
-        [sys.executable, "-c", "from attnbench.stages import worker as w; w.end_with_parent()"],
-        stdin=subprocess.PIPE,
-    )
-    time.sleep(0.1)
-    assert worker.poll() is None
-    worker.stdin.close()
-    assert worker.wait(60) == 3
 
 
 def _normalise_a_half(rank: int, folder: str) -> None:

@@ -7,7 +7,8 @@ whoever else needs the stage waits, and then reads what the first has finished o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,11 @@ class StageOutput(Record):
     """Named files, relative to the stage's folder."""
 
 
+def _print_reason(reason: str) -> None:
+    sys.stderr.write(f"attnbench: {reason}\n")
+    sys.stderr.flush()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
     """Where stages keep their files, what they compute on, and who listens to their progress."""
@@ -50,6 +56,8 @@ class Workspace:
     progress: StageProgress | None = None
     processes: int = 1
     """Processes that train one case together."""
+    failing: Callable[[str], None] = _print_reason
+    """Hears why this process is about to end, where its main thread hangs and cannot raise an error."""
 
     def folder(self, stage: Stage, case: Case) -> Path:
         """Return (and create) the folder of one stage of one case."""
