@@ -34,6 +34,7 @@ PLUGIN = '''
 
     from attnbench.contract import AttentionBackend, MacCount
     from attnbench.hookspecs import hookimpl
+    from attnbench.stages.distributed import DYING_S, WRITING
 
     HERE = Path(__file__).parent
 
@@ -87,6 +88,15 @@ PLUGIN = '''
         raise ValueError("only here")
 
 
+    def dies_while_the_first_writes():
+        if rank() == 0:
+            with WRITING:
+                time.sleep(2 * DYING_S)
+                (HERE / "written").touch()
+            time.sleep(3600)
+        os._exit(9)
+
+
     def dies():
         if rank() == 2:
             os._exit(9)
@@ -106,8 +116,8 @@ PLUGIN = '''
     @hookimpl
     def attnbench_backends():
         ways = (
-            prints, forges, floods, hangs, lingers, dies, dies_and_leaves_the_first_waiting,
-            raises_and_leaves_the_first_waiting,
+            prints, forges, floods, hangs, lingers, dies, dies_while_the_first_writes,
+            dies_and_leaves_the_first_waiting, raises_and_leaves_the_first_waiting,
         )
         for way in ways:
             yield AttentionBackend(
@@ -182,6 +192,13 @@ def test_the_first_process_is_freed_from_waiting_for_one_that_failed(plugin, tmp
     """An error in one process alone is the case's reason, though the first waits for it."""
     result = train(tmp_path, "raises_and_leaves_the_first_waiting", processes=2)
     assert "train process 1 of 2 failed: ValueError: only here" in result.reason
+
+
+def test_what_the_first_process_is_writing_gets_written(plugin, tmp_path):
+    """A death while a checkpoint is written ends the case behind it: the last thing saved is not lost."""
+    result = train(tmp_path, "dies_while_the_first_writes", processes=2)
+    assert "train process 1 of 2 ended with exit code 9" in result.reason
+    assert (plugin / "written").exists()
 
 
 def test_the_process_that_died_is_named_before_those_that_noticed(plugin, tmp_path):

@@ -136,7 +136,7 @@ class _Conversation:
                 case _Stopped():
                     self.stopped = event.stopped
         how = self.child.how_it_ended()
-        self.failure = self.failure or how
+        self.failure = self.failure or self.stopped or how
         if self.killed:
             self.killed = how
 
