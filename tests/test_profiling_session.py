@@ -23,6 +23,7 @@ STRANGERS = '''
 
     import os
     import signal
+    import sys
     import time
 
     import torch
@@ -64,6 +65,12 @@ STRANGERS = '''
 
     def chatter(x):
         print("a plugin may print what it likes", flush=True)
+        os.write(1, b"a C library, too\\n")
+        return x
+
+
+    def forge(x):
+        os.write(int(sys.argv[1]), b"{}\\n")
         return x
 
 
@@ -74,6 +81,7 @@ STRANGERS = '''
         "devours": devour,
         "fails": fail,
         "chatters": chatter,
+        "forges": forge,
         "nans": lambda x: x * float("nan"),
     }
 
@@ -139,7 +147,7 @@ def profile(*attentions: str, resolutions: tuple[int, ...] = (8,), **spec: objec
 @pytest.fixture(scope="module")
 def rows(strangers):
     """One session of well-behaved and misbehaving models together, each in a real process."""
-    return profile("softmax", "dies", "leaves", "fails", "chatters", "miscounts")
+    return profile("softmax", "dies", "leaves", "fails", "chatters", "forges", "miscounts")
 
 
 @pytest.mark.parametrize("name", ["softmax", "chatters"])
@@ -160,7 +168,8 @@ def test_the_others_finish(rows, name):
     ("name", "status", "reason"),
     [
         ("dies", "failed", "killed by SIGKILL"),
-        ("leaves", "failed", "exit code 3: the last words"),
+        ("leaves", "failed", "exit code 3; its last words: the last words"),
+        ("forges", "failed", "the measuring process sent a line that is no message of attnbench's: '{}'"),
         ("fails", "failed", "ValueError: this plugin is broken"),
         ("miscounts", "failed", "counts of multiply-adds differ"),
     ],

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from process_cases import assert_same_but_for_rounding, digits_case, trained
 from torch import nn
 
-from attnbench.errors import AttnbenchError, UserInputError
+from attnbench.errors import AttnbenchError, NonFiniteError, UserInputError
 from attnbench.results import latest, read_results
 from attnbench.running.executors import LAUNCHER_VARIABLES, take_over_launcher
 from attnbench.specs import SampleSpec
 from attnbench.stages import distributed, sample, train
+from attnbench.stages.training import trainer
 from attnbench.stages.training.batches import cut_batch
 from attnbench.stages.training.global_batch_norm import use_global_batch_norm, work_alone
 from attnbench.storage.store import Workspace, read_output
@@ -146,7 +147,7 @@ def test_death_of_a_process_is_told_and_leaves_none_behind(monkeypatch, tmp_path
         started.append(popen(*args, **kwargs))
         return started[-1]
 
-    monkeypatch.setattr(distributed.subprocess, "Popen", remember)
+    monkeypatch.setattr(subprocess, "Popen", remember)
     killed = threading.Event()
 
     def kill(stage, done, total, note):
@@ -162,17 +163,17 @@ def test_death_of_a_process_is_told_and_leaves_none_behind(monkeypatch, tmp_path
     assert (workspace.folder("train", case) / "checkpoint.safetensors").exists()
 
 
-@pytest.mark.slow
-def test_a_process_ends_with_its_parent(tmp_path):
-    """A worker whose parent is gone (its standard input closes) does not stay behind."""
-    worker = subprocess.Popen(
-        [sys.executable, "-c", "from attnbench.stages import worker as w; w.end_with_parent()"],
-        stdin=subprocess.PIPE,
-    )
-    time.sleep(0.1)
-    assert worker.poll() is None
-    worker.stdin.close()
-    assert worker.wait(60) == 3
+def test_the_first_process_has_time_to_name_the_guilty_layer(monkeypatch, tmp_path):
+    """Where all meet NaN, the others leave it to the first, which may take longer than after a death."""
+    explain = trainer.explain_nonfinite
+
+    def slowly(*words):
+        time.sleep(2 * distributed.DYING_S)
+        return explain(*words)
+
+    monkeypatch.setattr(trainer, "explain_nonfinite", slowly)
+    with pytest.raises(NonFiniteError, match="layer"):
+        trained(tmp_path, digits_case(lr=1e30), 2)
 
 
 def _normalise_a_half(rank: int, folder: str) -> None:

@@ -17,7 +17,7 @@ from attnbench.data import load_dataset
 from attnbench.diffusion.noise import fork_rng
 from attnbench.errors import AttnbenchError, NonFiniteError, UnsupportedError
 from attnbench.specs import Case
-from attnbench.stages import distributed, train
+from attnbench.stages import train
 from attnbench.stages.distributed import World, joined
 from attnbench.stages.latents.model_space import training_source
 from attnbench.stages.training.checkpoint import ModelInput
@@ -148,9 +148,7 @@ def test_a_checkpoint_is_continued_by_another_number_of_processes(
     case = sharded(digits_case(attention, options=options, **settings))
     whole = trained(tmp_path / "whole", case, 1)
     popen, started = subprocess.Popen, []
-    monkeypatch.setattr(
-        distributed.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
-    )
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
 
     class EnoughError(Exception):
         """Stands for a kill where there is one process only."""

@@ -1,16 +1,11 @@
-"""The parent's side of a measuring child: start it, ask it, and say in words how it ended."""
+"""The parent's side of a measuring child: questions, time limits, and what its end means for a row."""
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from types import TracebackType
 
+from attnbench.processes import ChildProcess, UnreadableReplyError
 from attnbench.profiling.protocol import REPLY, ROUND, Job, Ready, Refusal, Samples, Started
 
 START_LIMIT_S = 300.0  # importing torch from a cold, slow disk
@@ -24,15 +19,7 @@ class Child:
 
     def __init__(self, budget_s: float) -> None:
         self.limit_s = self.budget_s = budget_s
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
-        self._unread = b""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "attnbench.profiling.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
+        self._process = ChildProcess("attnbench.profiling.worker", "the measuring process")
 
     def __enter__(self) -> Child:
         return self
@@ -64,58 +51,25 @@ class Child:
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            if pipe is not None and not pipe.closed:
-                try:
-                    pipe.close()
-                except BrokenPipeError:  # a line the dead child never read
-                    continue
+        self._process.end()
 
     def _ask(self, line: str) -> Started | Ready | Samples | Refusal:
-        assert self._process.stdin is not None
         start = time.monotonic()
-        try:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            return self._obituary()
+        self._process.send(line)
         reply = self._reply(self.budget_s, f"did not finish within {self.limit_s:g} s (timeout_s)")
         self.budget_s -= time.monotonic() - start
         return reply
 
     def _reply(self, timeout_s: float, too_late: str) -> Started | Ready | Samples | Refusal:
-        """Wait for one whole line."""
-        assert self._process.stdout is not None
-        pipe, deadline = self._process.stdout.fileno(), time.monotonic() + timeout_s
-        while b"\n" not in self._unread:
-            left_s = deadline - time.monotonic()
-            readable, _, _ = select.select([pipe], [], [], max(0.0, left_s))
-            if not readable:
-                self.close()
-                return Refusal(status="skipped", reason=too_late)
-            piece = os.read(pipe, 2**16)
-            if not piece:
-                return self._obituary()
-            self._unread += piece
-        line, _, self._unread = self._unread.partition(b"\n")
-        return REPLY.validate_json(line)
-
-    def _obituary(self) -> Refusal:
-        """Say how the process ended."""
         try:
-            code = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
+            reply = self._process.receive(REPLY, max(0.0, timeout_s))
+        except TimeoutError:
             self.close()
-            return Refusal(status="failed", reason="the measuring process closed its output and hung")
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        end = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
-        if code == -signal.SIGKILL:
-            end += " (which is how a system out of memory ends processes)"
-        last_words = f": {lines[-1].strip()}" if lines else ""
-        return Refusal(status="failed", reason=f"the measuring process {end}{last_words}")
+            return Refusal(status="skipped", reason=too_late)
+        except UnreadableReplyError as error:
+            self.close()
+            return Refusal(status="failed", reason=str(error))
+        return reply or Refusal(status="failed", reason=self._process.how_it_ended())
 
 
 def _as_refusal(reply: Started | Ready | Samples | Refusal) -> Refusal:

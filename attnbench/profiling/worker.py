@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from torch import nn
 
 from attnbench.errors import AttnbenchError, NonFiniteError, UnsupportedError
 from attnbench.models import build_model, fuse_for_inference
+from attnbench.processes import ParentProcess
 from attnbench.profiling.latency import CpuTimer, CudaTimer, take_round, warm_up
 from attnbench.profiling.memory import peak_memory
 from attnbench.profiling.protocol import Job, Ready, Refusal, Samples, Started
@@ -22,31 +20,20 @@ _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 
 
 def main() -> None:
-    """Serve one job read from standard input."""
-    replies = _private_stdout()
+    """Serve one job, and then rounds of it, until the parent closes the talk."""
+    parent = ParentProcess()
 
     def say(reply: Started | Ready | Samples | Refusal) -> None:
-        replies.write(reply.model_dump_json() + "\n")
-        replies.flush()
+        parent.reply(reply.model_dump_json())
 
     with contextlib.suppress(OSError):  # if memory runs out, the system shall end this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     say(Started())
-    line = sys.stdin.readline()
-    if not line:
-        return
     try:
-        for reply in serve(Job.model_validate_json(line), sys.stdin):
+        for reply in serve(Job.model_validate_json(parent.request()), parent.requests()):
             say(reply)
     except Exception as error:  # noqa: BLE001 - a stranger's model may raise anything
         say(refusal(error))
-
-
-def _private_stdout() -> TextIO:
-    """Keep the way to the parent for replies alone: what a plugin prints goes to standard error."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return replies
 
 
 def serve(job: Job, requests: Iterable[str]) -> Iterator[Ready | Samples]:

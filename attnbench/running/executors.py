@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+
+from pydantic import TypeAdapter
 
 from attnbench.errors import UserInputError
+from attnbench.processes import ChildProcess, UnreadableReplyError
 from attnbench.progress import StageProgress
-from attnbench.results import Result, environment, timestamp
+from attnbench.results import Record, Result, environment, timestamp
 from attnbench.specs import Case
 from attnbench.stages.interrupts import GO_ON, Stopped, on_signal
 
@@ -28,6 +28,9 @@ LAUNCHER_VARIABLES = (
 # glibc returns large tensors to the kernel at every free and faults them in again at every
 # allocation; keeping them mapped makes CPU training faster. Not used where memory is measured.
 KEEP_MEMORY_MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
+STOP_LIMIT_S = 600.0  # without a sign of progress: a checkpoint of tens of gigabytes takes minutes
+EXIT_LIMIT_S = 30.0  # after the result: a plugin's thread may never end
+LOOK_S = 0.5  # how often these are looked at
 
 
 def run_in_process(
@@ -36,105 +39,117 @@ def run_in_process(
     """Run a case in a fresh child process, which starts `processes - 1` more to train with.
 
     A child that dies becomes a failed result. Ctrl-C and SIGTERM are handed to the child, which saves its
-    training, and end in Stopped; a second one kills it.
+    training, and end in Stopped; a second one kills it, and so do STOP_LIMIT_S without a sign of progress.
     """
-    request = json.dumps(
-        {
-            "case": case.model_dump(mode="json"),
-            "root": str(store),
-            "device": device,
-            "processes": processes,
-        }
-    )
-    env = {**KEEP_MEMORY_MAPPED, **os.environ}
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "attnbench.stages.case"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=env,
-        )
-        stop = _StopChild(child)
-        try:
-            with on_signal(stop):
-                result, stopped = _converse(child, request, progress)
-        finally:
-            if child.poll() is None:
-                child.kill()
-            child.wait()
-        if stop.number is not None:
-            raise Stopped(stop.number, stopped or f"{case.label}: stopped; {GO_ON}")
-        if result is not None:
-            return result
-        reason = f"{_how_it_ended(child.returncode)}; its last words: {_last_lines(log)}"
-    return Result(
+    request = {
+        "case": case.model_dump(mode="json"),
+        "root": str(store),
+        "device": device,
+        "processes": processes,
+    }
+    settings = {**KEEP_MEMORY_MAPPED, **os.environ}
+    with ChildProcess("attnbench.stages.case", "the case's process", environment=settings) as child:
+        talk = _Conversation(child, progress)
+        with on_signal(talk.stop):
+            child.send(json.dumps(request))
+            talk.hear_out()
+    if talk.signal is not None:
+        raise Stopped(talk.signal, talk.stopped or f"{case.label}: {talk.killed or 'stopped'}; {GO_ON}")
+    return talk.result or Result(
         case_id=case.id,
         suite=case.suite,
         label=case.label,
         axes=case.axes,
         status="failed",
-        reason=reason,
+        reason=talk.failure,
         case=case.model_dump(mode="json"),
         environment=environment(device),
         created=timestamp(),
     )
 
 
-def _converse(
-    child: subprocess.Popen[str], request: str, progress: StageProgress
-) -> tuple[Result | None, str]:
-    """Return a child's result, None where it gave none, and what it said when a signal stopped it."""
-    assert child.stdin is not None and child.stdout is not None  # noqa: PT018 - both were asked for
-    try:
-        child.stdin.write(request)
-        child.stdin.close()
-    except BrokenPipeError:
-        return None, ""
-    result, stopped = None, ""
-    for line in child.stdout:
-        event = json.loads(line)
-        if "progress" in event:
-            progress(*event["progress"])
-        elif "stopped" in event:
-            stopped = event["stopped"]
+class _Progress(Record):
+    progress: tuple[str, int, int, str]
+    """Stage, done, total, note."""
+
+
+class _Finished(Record):
+    result: Result
+
+
+class _Failing(Record):
+    failing: str
+    """Why no result will come, unless one comes."""
+
+
+class _Stopped(Record):
+    stopped: str
+    """What was saved when the signal came."""
+
+
+_EVENT: TypeAdapter[_Progress | _Finished | _Failing | _Stopped] = TypeAdapter(
+    _Progress | _Finished | _Failing | _Stopped
+)
+
+
+class _Conversation:
+    """What a case's process says until its end; tells it to stop when asked to."""
+
+    def __init__(self, child: ChildProcess, progress: StageProgress) -> None:
+        self.child, self.progress = child, progress
+        self.result: Result | None = None
+        self.failure = self.stopped = self.killed = ""
+        self.signal: int | None = None
+        self._sign_of_progress = time.monotonic()
+
+    def stop(self, number: int) -> None:
+        """Hand a first signal on as SIGTERM, so that the child can save its work; a second kills it."""
+        if self.signal is None:
+            self.child.signal(signal.SIGTERM)
+            self._sign_of_progress = time.monotonic()
         else:
-            result = Result.model_validate(event["result"])
-    child.wait()
-    return result, stopped
+            self._kill("a second signal asked it to stop")
+        self.signal = number
 
+    def hear_out(self) -> None:
+        """Hear the child until it has ended; kills one that does not stop or not end, or talks nonsense."""
+        while True:
+            try:
+                event = self.child.receive(_EVENT, LOOK_S)
+            except TimeoutError:
+                self._kill_what_hangs()
+                continue
+            except UnreadableReplyError as error:
+                self._kill("what it sends cannot be read")
+                self.failure = f"{error}; its last words: {self.child.last_words()}"
+                return
+            if event is None:
+                break
+            self._sign_of_progress = time.monotonic()
+            match event:
+                case _Progress():
+                    self.progress(*event.progress)
+                case _Finished():
+                    self.result = event.result
+                case _Failing():
+                    self.failure = event.failing
+                case _Stopped():
+                    self.stopped = event.stopped
+        how = self.child.how_it_ended()
+        self.failure = self.failure or self.stopped or how
+        if self.killed:
+            self.killed = how
 
-def _how_it_ended(code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = " (the kernel's out-of-memory killer sends this)" if name == "SIGKILL" else ""
-        return f"the case's process was killed by {name}{hint}"
-    return f"the case's process ended with exit code {code}"
+    def _kill_what_hangs(self) -> None:
+        waited = time.monotonic() - self._sign_of_progress
+        if self.signal is not None and waited > STOP_LIMIT_S:
+            self._kill(f"it did not stop within {STOP_LIMIT_S:g} s of its last sign of progress")
+        elif self.result is not None and waited > EXIT_LIMIT_S:
+            self._kill(f"it did not end within {EXIT_LIMIT_S:g} s of its result")
 
-
-class _StopChild:
-    """Hands a first signal to a child as SIGTERM, so that it can save its work; a second kills it."""
-
-    def __init__(self, child: subprocess.Popen[str]) -> None:
-        self.child = child
-        self.number: int | None = None
-
-    def __call__(self, number: int) -> None:
-        if self.number is None:
-            self.child.send_signal(signal.SIGTERM)
-        else:
-            self.child.kill()
-        self.number = number
-
-
-def _lines(log: IO[str]) -> list[str]:
-    log.seek(0)
-    return [line.strip() for line in log.read().splitlines() if line.strip()]
-
-
-def _last_lines(log: IO[str], count: int = 3) -> str:
-    return " | ".join(_lines(log)[-count:]) or "(none)"
+    def _kill(self, because: str) -> None:
+        self.killed = because
+        self.child.kill(because)
 
 
 def take_over_launcher(processes: int) -> int | None:

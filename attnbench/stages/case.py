@@ -1,14 +1,13 @@
 """One case of a suite: its stages in order, and the same as a process of its own.
 
-`python -m attnbench.stages.case` reads one request as JSON on stdin and writes JSON lines on stdout:
-progress events, then one result. A case is idempotent: run again, it continues where it was killed.
+`python -m attnbench.stages.case` is asked for one case and replies with progress, then with one result. A
+case is idempotent: run again, it continues where it was killed.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 
 from attnbench.devices import device_name
 from attnbench.errors import AttnbenchError, UnsupportedError
+from attnbench.processes import ParentProcess
 from attnbench.results import Environment, Result, environment, timestamp
 from attnbench.specs import Case
 from attnbench.stages.interrupts import Stopped
@@ -99,25 +99,25 @@ def _describe(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Serve one request from stdin; everything a plugin prints goes to stderr."""
-    request = json.load(sys.stdin)
-    events, sys.stdout = sys.stdout, sys.stderr
+    """Serve one request of the executor."""
+    parent = ParentProcess()
+    request = json.loads(parent.request())
 
-    def send(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")
-        events.flush()
+    def reply(event: dict[str, Any]) -> None:
+        parent.reply(json.dumps(event))
 
     workspace = Workspace(
         root=Path(request["root"]),
         device=torch.device(request["device"]),
-        progress=lambda stage, done, total, note: send({"progress": [stage, done, total, note]}),
+        progress=lambda stage, done, total, note: reply({"progress": [stage, done, total, note]}),
         processes=request["processes"],
+        failing=lambda reason: reply({"failing": reason}),
     )
     case = Case.model_validate_json(json.dumps(request["case"]))
     try:
-        send({"result": run_case(case, workspace).model_dump(mode="json")})
+        reply({"result": run_case(case, workspace).model_dump(mode="json")})
     except Stopped as stop:
-        send({"stopped": stop.message})
+        reply({"stopped": stop.message})
         raise
 
 

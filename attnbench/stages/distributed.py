@@ -2,7 +2,8 @@
 
 The case's own process is rank 0. It starts the others as `python -m attnbench.stages.worker` and joins
 them through a file (no port is taken), by gloo on the CPU and nccl on GPUs, one GPU each. A process
-that loses its parent ends itself; a parent that loses a process ends the others and says which and why.
+that loses its parent ends itself; a parent that loses a process ends the others, itself if need be, and
+says which it lost and why.
 """
 
 from __future__ import annotations
@@ -10,29 +11,48 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
+import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, Literal
+from types import TracebackType
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 
 from attnbench.devices import device_of_rank
 from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
+from attnbench.processes import ChildProcess, UnreadableReplyError
+from attnbench.results import Record
 from attnbench.specs import Case
 from attnbench.storage.store import Workspace
 
 SharedStage = Literal["train", "sample"]
-READY = "ready"
 PATIENCE = timedelta(minutes=30)  # the others wait while rank 0 writes a checkpoint of tens of gigabytes
-DYING_S = 5.0  # a process whose peer has died notices within this time
+DYING_S = 5.0  # a process whose peer has died gets this long to notice by itself
+LEAVING_S = 30.0  # and one that has an error of its own, to leave the others, who may wait for it
+LOOK_S = 0.3  # how often rank 0 looks after the others
+WRITING = threading.Lock()  # held while rank 0 writes what shall not be lost to another's death
+
+
+class Said(Record):
+    """What a process of rank 1 or higher says to rank 0."""
+
+    event: Literal["ready", "done", "failed"]
+    error: str = ""
+
+
+SAID = TypeAdapter(Said)
+
+
+class LeftToFirstError(AttnbenchError):
+    """What rank 0 meets as well, and is busy finding words for: no reason to end it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,45 +128,44 @@ def joined(world: World, store: Path, device: torch.device) -> Iterator[World]:
 
 @contextlib.contextmanager
 def together(case: Case, workspace: Workspace, part: SharedStage) -> Iterator[World]:
-    """Start the other processes of a stage and be rank 0 of them; alone where one process is asked for."""
+    """Start the other processes of a stage and be rank 0 of them; alone where one process is asked for.
+
+    Raises AttnbenchError for a process that fails, and ends this one where its main thread cannot raise it.
+    """
     if workspace.processes == 1:
         yield ALONE
         return
     check_processes(case, workspace, part)
-    with tempfile.TemporaryDirectory(prefix="attnbench-") as folder:
-        store = Path(folder) / "store"
-        workers = [_Worker(case, workspace, part, rank, store) for rank in range(1, workspace.processes)]
-        try:
-            for worker in workers:
-                worker.wait_until_ready()
-            device = device_of_rank(workspace.device, 0, workspace.processes)
-            with joined(World(rank=0, size=workspace.processes), store, device) as world:
-                yield world
-        except AttnbenchError:
-            raise
-        except RuntimeError as error:  # what a collective says when a peer is gone
-            _blame(workers, error)
-            raise
-        finally:
-            for worker in workers:
-                worker.end()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-")))
+        workers: list[_Worker] = []
+        for rank in range(1, workspace.processes):
+            workers.append(_Worker(case, workspace, part, rank, folder / "store"))
+            stack.callback(workers[-1].end)
+        for worker in workers:
+            worker.wait_until_ready()
+        device = device_of_rank(workspace.device, 0, workspace.processes)
+        watch = stack.enter_context(_Watch(workers, workspace, folder))
+        with watch.blaming():
+            world = stack.enter_context(
+                joined(World(rank=0, size=workspace.processes), folder / "store", device)
+            )
+        with watch.blaming():
+            yield world
 
 
 class _Worker:
-    """One process of rank 1 or higher; it lives as long as its standard input stays open."""
+    """One process of rank 1 or higher."""
 
     def __init__(self, case: Case, workspace: Workspace, part: SharedStage, rank: int, store: Path) -> None:
-        self.name = f"{part} process {rank} of {workspace.processes}"
-        self._log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "attnbench.stages.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-            start_new_session=True,  # Ctrl-C is for rank 0, which decides what happens to the others
+        threads = torch.get_num_threads()
+        self._process = ChildProcess(
+            "attnbench.stages.worker",
+            f"{part} process {rank} of {workspace.processes}",
+            environment={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            new_session=True,  # Ctrl-C is for rank 0, which decides what happens to the others
         )
+        self._is_done, self._error = False, ""
         request = {
             "part": part,
             "case": case.model_dump(mode="json"),
@@ -155,53 +174,123 @@ class _Worker:
             "rank": rank,
             "size": workspace.processes,
             "store": str(store),
-            "threads": torch.get_num_threads(),
+            "threads": threads,
         }
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died already: `wait_until_ready` tells
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
+        self._process.send(json.dumps(request))
 
     def wait_until_ready(self) -> None:
         """Wait for the process's imports; raises AttnbenchError when it ends instead."""
-        assert self._process.stdout is not None
-        if self._process.stdout.readline().strip() != READY:
-            self._process.wait()
-            raise AttnbenchError(self.last_words())
+        self._hear(None)
+        if self.has_failed():
+            raise AttnbenchError(self.how_it_failed())
 
-    def failed_within(self, seconds: float) -> bool:
-        """Tell whether the process has failed, waiting so long for its end."""
+    def has_failed(self) -> bool:
+        """Tell whether the process has said that it fails, or has ended before its part was done."""
+        is_alive = self._process.is_alive  # before it is heard, or its last message might come in between
+        with contextlib.suppress(TimeoutError):
+            while self._hear(0 if is_alive else None):
+                pass
+        return bool(self._error) or not (self._is_done or is_alive)
+
+    def _hear(self, timeout_s: float | None) -> bool:
+        """Hear one message, or return False at the process's end."""
         try:
-            return self._process.wait(seconds) != 0
-        except subprocess.TimeoutExpired:
-            return False
+            said = self._process.receive(SAID, timeout_s)
+        except UnreadableReplyError as error:
+            self._error = str(error)
+            return True
+        if said is not None:
+            self._is_done = self._is_done or said.event == "done"
+            self._error = self._error or said.error
+        return said is not None
 
-    def last_words(self) -> str:
-        """Return how the process ended and the end of what it wrote."""
-        code = self._process.returncode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        self._log.seek(0)
-        lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
-        said = " | ".join(lines[-3:]) or "(none)"
-        return f"{self.name} {how}; its last words: {said}. Run again to go on from what is saved"
+    @property
+    def guilt(self) -> tuple[bool, float]:
+        """Sort key: a process that died without a word comes first, then the one that ended first."""
+        return bool(self._error), self._process.ended_at
+
+    def how_it_failed(self) -> str:
+        """Return the process's error, or how it ended, with the end of what it wrote."""
+        if self._error:
+            how = f"{self._process.name} failed: {self._error}; its last words: {self._process.last_words()}"
+        else:
+            how = self._process.how_it_ended()
+        return f"{how}. Run again to go on from what is saved"
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill("the work that it took part in has failed")
 
     def end(self) -> None:
         """Let the process end, or end it."""
-        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: PT018
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        self._process.end(DYING_S)
+
+
+class _Watch:
+    """Watches over the processes of rank 1 and higher during the block: when one fails, this one ends, too.
+
+    The main thread may wait for the dead in a collective, on a GPU for half an hour. It gets DYING_S to come
+    out with an error, and LEAVING_S to leave the group then. After that the process ends: a collective that
+    is called off instead would return numbers nobody has computed, and the training might save them.
+    """
+
+    def __init__(self, workers: list[_Worker], workspace: Workspace, folder: Path) -> None:
+        self.workers, self.workspace, self.folder = workers, workspace, folder
+        self._error = ""  # the main thread's own
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    @contextlib.contextmanager
+    def blaming(self) -> Iterator[None]:
+        """Turn a collective's error into the one of the process whose end is behind it."""
         try:
-            self._process.wait(DYING_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._log.close()
+            yield
+        except RuntimeError as error:
+            guilty = self._wait_for_a_failure()
+            self._error = f"{type(error).__name__}: {error}" if guilty is None else guilty.how_it_failed()
+            if guilty is None:
+                raise
+            raise AttnbenchError(self._error) from error
+        except BaseException as error:
+            self._error = f"{type(error).__name__}: {error}"
+            raise
 
+    def _watch(self) -> None:
+        while not self._is_over.wait(LOOK_S):
+            if self._error:
+                self._end_this_process(self._error, LEAVING_S)
+            elif (guilty := self._guilty()) is not None:
+                self._end_this_process(guilty.how_it_failed(), DYING_S)
 
-def _blame(workers: list[_Worker], error: RuntimeError) -> None:
-    """Raise AttnbenchError naming the process whose death is behind the error; return when all live."""
-    until = time.monotonic() + DYING_S
-    for worker in workers:
-        if worker.failed_within(max(0.1, until - time.monotonic())):
-            raise AttnbenchError(worker.last_words()) from error
+    def _end_this_process(self, reason: str, after_s: float) -> None:
+        self.workspace.failing(reason)  # at once, since the backend may end this process as well
+        self._is_over.wait(after_s)
+        with WRITING:
+            if not self._is_over.is_set():
+                for worker in self.workers:
+                    worker.kill()
+                shutil.rmtree(self.folder, ignore_errors=True)
+                os._exit(1)
+
+    def _guilty(self) -> _Worker | None:
+        """Return the process that has failed; where others failed for want of it, the one that was first."""
+        if all(not worker.has_failed() for worker in self.workers):
+            return None
+        time.sleep(LOOK_S)  # who fails for want of another may be heard before the other's end is seen
+        return min((worker for worker in self.workers if worker.has_failed()), key=lambda w: w.guilt)
+
+    def _wait_for_a_failure(self) -> _Worker | None:
+        until = time.monotonic() + DYING_S
+        while (guilty := self._guilty()) is None and time.monotonic() < until:
+            time.sleep(LOOK_S)
+        return guilty

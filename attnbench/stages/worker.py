@@ -6,16 +6,16 @@ import json
 import os
 import signal
 import sys
-import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from attnbench.errors import AttnbenchError
+from attnbench.processes import ParentProcess
 from attnbench.specs import Case
-from attnbench.stages.distributed import READY, World, joined
+from attnbench.stages.distributed import LeftToFirstError, Said, World, joined
 from attnbench.stages.interrupts import SIGNALS
 from attnbench.stages.sample import draw_part
 from attnbench.stages.train import train_case
@@ -23,37 +23,34 @@ from attnbench.storage.store import Workspace
 
 PARTS: dict[str, Callable[[Case, Workspace, World], object]] = {"train": train_case, "sample": draw_part}
 
-ORPHANED = 3
 
-
-def end_with_parent() -> None:
-    """End this process when its standard input closes: the process that started it is gone or done."""
-    sys.stdin.read()
-    os._exit(ORPHANED)  # the main thread may hang in a collective that will never end
-
-
-def serve(request: dict[str, Any]) -> None:
+def serve(request: dict[str, Any], parent: ParentProcess) -> None:
     """Take part in one stage of one case."""
     torch.set_num_threads(request["threads"])
     case = Case.model_validate_json(json.dumps(request["case"]))
     device, world = torch.device(request["device"]), World(rank=request["rank"], size=request["size"])
     workspace = Workspace(root=Path(request["root"]), device=device, processes=world.size)
-    sys.stdout.write(READY + "\n")
-    sys.stdout.flush()
+    parent.reply(Said(event="ready").model_dump_json())
     with joined(world, Path(request["store"]), device):
-        PARTS[request["part"]](case, workspace, world)
+        try:
+            PARTS[request["part"]](case, workspace, world)
+        except LeftToFirstError:
+            pass
+        except BaseException as error:  # noqa: BLE001 - a plugin may raise anything
+            traceback.print_exc()
+            said = Said(event="failed", error=f"{type(error).__name__}: {error}")
+            parent.reply(said.model_dump_json())
+            sys.stderr.flush()
+            os._exit(1)  # leaving the others in good order may take for ever
+        parent.reply(Said(event="done").model_dump_json())
 
 
 def main() -> None:
-    """Read one request from the first line of stdin and serve it."""
+    """Serve one request of rank 0."""
     for number in SIGNALS:  # where all processes are told to stop, rank 0 must be able to save first
         signal.signal(number, signal.SIG_IGN)
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    try:
-        serve(request)
-    except AttnbenchError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    parent = ParentProcess()
+    serve(json.loads(parent.request()), parent)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ whoever else needs the stage waits, and then reads what the first has finished o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -18,7 +19,7 @@ from pydantic import Field, ValidationError
 from attnbench.errors import StorageError, cannot_read
 from attnbench.progress import StageProgress
 from attnbench.results import Measurement, Record
-from attnbench.specs import Case, DataSpec
+from attnbench.specs import Case
 from attnbench.storage.atomic import atomic_write, storage_errors
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import DONE, FEATURES
@@ -44,6 +45,11 @@ class StageOutput(Record):
     """Settings outside the stage's key that held when it finished; whoever reads it may ask for others."""
 
 
+def _print_reason(reason: str) -> None:
+    sys.stderr.write(f"attnbench: {reason}\n")
+    sys.stderr.flush()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
     """Where stages keep their files, what they compute on, and who listens to their progress."""
@@ -53,8 +59,8 @@ class Workspace:
     progress: StageProgress | None = None
     processes: int = 1
     """Processes that train one case together."""
-    datasets: dict[DataSpec, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What `prepare` has loaded, for the stages after it."""
+    failing: Callable[[str], None] = _print_reason
+    """Hears why this process is about to end, where its main thread hangs and cannot raise an error."""
 
     def folder(self, stage: Stage, case: Case) -> Path:
         """Return (and create) the folder of one stage of one case."""

@@ -25,7 +25,7 @@ from attnbench.diffusion.objective import Objective, build_objective
 from attnbench.errors import CheckpointError, NonFiniteError
 from attnbench.models.embeddings import LabelEmbedding
 from attnbench.specs import Case
-from attnbench.stages.distributed import ALONE, World
+from attnbench.stages.distributed import ALONE, WRITING, LeftToFirstError, World
 from attnbench.stages.interrupts import StopRequest, on_signal
 from attnbench.stages.latents.model_space import TrainingSource
 from attnbench.stages.training.batches import BatchSchedule, MicroBatch, PartMaker, cut_batch, prefetched
@@ -157,7 +157,8 @@ class Trainer:
         complete = {group: put_together(tensors, keep=first) for group, tensors in groups.items()}
         if first:
             checkpoint = Checkpoint(groups=complete, progress=self.progress)
-            save_checkpoint(self.checkpoint_path, checkpoint, self.case.key("train"))
+            with WRITING:
+                save_checkpoint(self.checkpoint_path, checkpoint, self.case.key("train"))
 
     def _group(self, decay: float) -> str:
         return "ema" if decay == self.settings.ema_decay else f"ema-{decay}"
@@ -301,13 +302,13 @@ class Trainer:
             return contextlib.nullcontext()
         return self._shared_loss.no_sync()  # type: ignore[operator]
 
-    def _explain(self, step: int) -> NonFiniteError:
+    def _explain(self, step: int) -> NonFiniteError | LeftToFirstError:
         """Return the error of a step whose loss or gradient is not finite.
 
         The first process looks alone, or all together at the same parts where weights are cut.
         """
         if not (self.world.is_first or self.is_sharded):
-            return NonFiniteError(f"training step {step}: not finite; the first process says where")
+            return LeftToFirstError(f"training step {step}: not finite; the first process says where")
         work_alone(self.model)
         cuts = cut_batch(self.settings.batch_size, self.settings.grad_accumulation * self.world.size)
         parts = self.parts.make(step, cuts)
