@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from attnbench.errors import StorageError, cannot_read
 from attnbench.progress import StageProgress
 from attnbench.results import Measurement, Record
-from attnbench.specs import Case
+from attnbench.specs import Case, DataSpec
 from attnbench.storage.atomic import atomic_write, storage_errors
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import DONE, FEATURES
@@ -61,6 +61,8 @@ class Workspace:
     """Processes that train one case together."""
     failing: Callable[[str], None] = _print_reason
     """Hears why this process is about to end, where its main thread hangs and cannot raise an error."""
+    datasets: dict[DataSpec, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What `prepare` has loaded, for the stages after it."""
 
     def folder(self, stage: Stage, case: Case) -> Path:
         """Return (and create) the folder of one stage of one case."""
