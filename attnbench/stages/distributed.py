@@ -108,8 +108,8 @@ def check_processes(case: Case, workspace: Workspace, part: SharedStage) -> None
 
 
 @contextlib.contextmanager
-def joined(world: World, store: Path, device: torch.device) -> Iterator[World]:
-    """Join the processes that share the file `store` for the block; the CPU's cores are divided."""
+def joined(world: World, rendezvous: Path, device: torch.device) -> Iterator[World]:
+    """Join the processes that share the file `rendezvous` for the block; the CPU's cores are divided."""
     threads = torch.get_num_threads()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -117,7 +117,7 @@ def joined(world: World, store: Path, device: torch.device) -> Iterator[World]:
         torch.set_num_threads(max(1, threads // world.size))
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
-        backend, init_method=store.as_uri(), rank=world.rank, world_size=world.size, timeout=PATIENCE
+        backend, init_method=rendezvous.as_uri(), rank=world.rank, world_size=world.size, timeout=PATIENCE
     )
     try:
         yield world
@@ -140,7 +140,7 @@ def together(case: Case, workspace: Workspace, part: SharedStage) -> Iterator[Wo
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-")))
         workers: list[_Worker] = []
         for rank in range(1, workspace.processes):
-            workers.append(_Worker(case, workspace, part, rank, folder / "store"))
+            workers.append(_Worker(case, workspace, part, rank, folder / "rendezvous"))
             stack.callback(workers[-1].end)
         for worker in workers:
             worker.wait_until_ready()
@@ -148,7 +148,7 @@ def together(case: Case, workspace: Workspace, part: SharedStage) -> Iterator[Wo
         watch = stack.enter_context(_Watch(workers, workspace, folder))
         with watch.blaming():
             world = stack.enter_context(
-                joined(World(rank=0, size=workspace.processes), folder / "store", device)
+                joined(World(rank=0, size=workspace.processes), folder / "rendezvous", device)
             )
         with watch.blaming():
             yield world
@@ -157,7 +157,7 @@ def together(case: Case, workspace: Workspace, part: SharedStage) -> Iterator[Wo
 class _Worker:
     """One process of rank 1 or higher."""
 
-    def __init__(self, case: Case, workspace: Workspace, part: SharedStage, rank: int, store: Path) -> None:
+    def __init__(self, case: Case, workspace: Workspace, part: SharedStage, rank: int, rendezvous: Path) -> None:
         threads = torch.get_num_threads()
         self._process = ChildProcess(
             "attnbench.stages.worker",
@@ -173,7 +173,7 @@ class _Worker:
             "device": str(device_of_rank(workspace.device, rank, workspace.processes)),
             "rank": rank,
             "size": workspace.processes,
-            "store": str(store),
+            "rendezvous": str(rendezvous),
             "threads": threads,
         }
         self._process.send(json.dumps(request))

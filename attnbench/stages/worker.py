@@ -31,7 +31,7 @@ def serve(request: dict[str, Any], parent: ParentProcess) -> None:
     device, world = torch.device(request["device"]), World(rank=request["rank"], size=request["size"])
     workspace = Workspace(root=Path(request["root"]), device=device, processes=world.size)
     parent.reply(Said(event="ready").model_dump_json())
-    with joined(world, Path(request["store"]), device):
+    with joined(world, Path(request["rendezvous"]), device):
         try:
             PARTS[request["part"]](case, workspace, world)
         except LeftToFirstError:

@@ -1,4 +1,5 @@
 """From a YAML suite to its cases.
 
-`files` (where suites lie), `matrix`, `exceptions`, `checks` (what goes together), `loading` (all of it).
+`loading` does all of it, with `files` (where suites lie), `matrix`, `exceptions`, `checks` (what the schema in `specs`
+cannot say) and `distinct` (no case twice).
 """

@@ -222,7 +222,7 @@ def _excepted(settings: Settings) -> list[KeyPath]:
 
 
 def _resolve(draft: Draft, findings: _Findings) -> Case | None:
-    """Return the case of one case, or None with what is wrong added to `findings`."""
+    """Return the case that a draft makes, or None with what is wrong added to `findings`."""
     data, registry = draft.data, plugins.registry()
     if isinstance(data.get("matrix"), dict):
         data["matrix"] = {}  # its keys and lists have been checked

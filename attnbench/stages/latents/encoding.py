@@ -17,7 +17,7 @@ from attnbench.specs import CodecSpec
 from attnbench.stages.latents.codec import BATCH_SIZE, Codec, fingerprint, load_codec, scaling
 from attnbench.storage.atomic import atomic_path, atomic_write, storage_errors
 from attnbench.storage.hashing import file_sha256
-from attnbench.storage.names import CHECKED_SHARDS, LATENT_INDEX, latent_shard
+from attnbench.storage.names import DONE, CHECKED_SHARDS, LATENT_INDEX, latent_shard
 from attnbench.storage.store import Workspace, read_record
 
 SHARD_SIZE = 512  # images; a killed run loses at most this many
@@ -169,7 +169,7 @@ def open_latents(folder: Path, spec: CodecSpec, labels: torch.Tensor) -> LatentS
     num_shards = -(-len(labels) // SHARD_SIZE)
     if len(index.sha256) != num_shards:
         raise DataError(
-            f"{folder} holds {len(index.sha256)} of {num_shards} shards of latents; remove its done.json and "
+            f"{folder} holds {len(index.sha256)} of {num_shards} shards of latents; remove its {DONE} and "
             "run the same command again to make the rest"
         )
     checked = read_record(folder / CHECKED_SHARDS, CheckedShards) or CheckedShards()
