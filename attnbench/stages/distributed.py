@@ -157,7 +157,9 @@ def together(case: Case, workspace: Workspace, part: SharedStage) -> Iterator[Wo
 class _Worker:
     """One process of rank 1 or higher."""
 
-    def __init__(self, case: Case, workspace: Workspace, part: SharedStage, rank: int, rendezvous: Path) -> None:
+    def __init__(
+        self, case: Case, workspace: Workspace, part: SharedStage, rank: int, rendezvous: Path
+    ) -> None:
         threads = torch.get_num_threads()
         self._process = ChildProcess(
             "attnbench.stages.worker",

@@ -17,7 +17,7 @@ from attnbench.specs import CodecSpec
 from attnbench.stages.latents.codec import BATCH_SIZE, Codec, fingerprint, load_codec, scaling
 from attnbench.storage.atomic import atomic_path, atomic_write, storage_errors
 from attnbench.storage.hashing import file_sha256
-from attnbench.storage.names import DONE, CHECKED_SHARDS, LATENT_INDEX, latent_shard
+from attnbench.storage.names import CHECKED_SHARDS, DONE, LATENT_INDEX, latent_shard
 from attnbench.storage.store import Workspace, read_record
 
 SHARD_SIZE = 512  # images; a killed run loses at most this many
