@@ -19,8 +19,9 @@ from attnbench.storage.hashing import file_sha256
 
 LIBRARIES = sys.stdlib_module_names | {"numpy", "torch"}
 """Code that is in no key: no result is computed again because of another Python, NumPy or torch."""
-SAME_RESULTS = Path(__file__).parent / "backends" / "same_results.json"
-"""Built-in backends whose file was rewritten without a change of results: they keep their fingerprint."""
+PACKAGE = Path(__file__).parent
+SAME_RESULTS = PACKAGE / "storage" / "same_results.json"
+"""Built-in plugins whose file was rewritten without a change of results: they keep their fingerprint."""
 
 
 def builtin_fingerprint(module: ModuleType) -> str:
@@ -31,11 +32,9 @@ def builtin_fingerprint(module: ModuleType) -> str:
     """
     path = Path(str(module.__file__))
     digest = file_sha256(path)[:16]
-    if path.parent == SAME_RESULTS.parent:
-        entry = json.loads(SAME_RESULTS.read_bytes()).get(path.name)
-        if entry is not None and entry["file"] == digest:
-            return str(entry["results"])
-    return digest
+    table = json.loads(SAME_RESULTS.read_bytes())
+    entry = table.get(path.relative_to(PACKAGE).as_posix()) if path.is_relative_to(PACKAGE) else None
+    return str(entry["results"]) if entry is not None and entry["file"] == digest else digest
 
 
 def plugin_fingerprint(plugin: object, build: Callable[..., Any]) -> str:
@@ -73,7 +72,11 @@ def _files(plugin: object, build: Callable[..., Any]) -> dict[Path, str]:
 
 
 def _package_of(module: str) -> dict[Path, str]:
-    """Return all .py files of the outermost package around a module; a namespace package is none."""
+    """Return all .py files of the outermost package around a module.
+
+    A folder without `__init__.py` is none, since several distributions may share it: there, the .py files
+    beside the module are taken.
+    """
     parts = module.split(".")
     for count in range(1, len(parts) + 1):
         file = getattr(sys.modules.get(".".join(parts[:count])), "__file__", None)
@@ -82,7 +85,10 @@ def _package_of(module: str) -> dict[Path, str]:
             names = {path: path.relative_to(folder.parent) for path in folder.rglob("*.py") if path.is_file()}
             hidden = {path for path, name in names.items() if any(p.startswith(".") for p in name.parts)}
             return {path: name.as_posix() for path, name in names.items() if path not in hidden}
-    return {}
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if len(parts) == 1 or file is None:
+        return {}
+    return {path: f"{path.parent.name}/{path.name}" for path in Path(file).parent.glob("*.py")}
 
 
 def _home(part: Any) -> tuple[str, Path] | None:

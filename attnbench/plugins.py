@@ -135,23 +135,32 @@ def _register(registry: Registry, manager: pluggy.PluginManager, plugin: Any, na
             (registry.backends, _records(manager, plugin, "attnbench_backends", AttentionBackend)),
             (registry.extractors, _records(manager, plugin, "attnbench_extractors", FeatureExtractor)),
         ]
-    except BaseException:
+        provided = [
+            (table, Provided(record=record, plugin=name, origin=origin, code=_code(plugin, record, origin)))
+            for table, records in answers
+            for record in records
+        ]
+    except BaseException:  # nothing of it shall stay
         manager.unregister(plugin)
         raise
-    names = []
-    for table, records in answers:
-        for record in records:
-            if record.name in table:
-                other = table[record.name]
-                raise NameClashError(
-                    f"{record.name!r} is provided twice: by {other.plugin} ({other.origin}) and by "
-                    f"{name} ({origin}); uninstall one of them or rename its record"
-                )
-            build = getattr(record, "build", None) or record.load
-            code = builtin_fingerprint(plugin) if origin == BUILT_IN else plugin_fingerprint(plugin, build)
-            table[record.name] = Provided(record=record, plugin=name, origin=origin, code=code)
-            names.append(record.name)
-    registry.rows.append(PluginRow(name=name, origin=origin, status="ok", provides=tuple(names)))
+    for table, found in provided:
+        record_name = found.record.name
+        if record_name in table:
+            other = table[record_name]
+            raise NameClashError(
+                f"{record_name!r} is provided twice: by {other.plugin} ({other.origin}) and by "
+                f"{name} ({origin}); uninstall one of them or rename its record"
+            )
+        table[record_name] = found
+    names = tuple(found.record.name for _, found in provided)
+    registry.rows.append(PluginRow(name=name, origin=origin, status="ok", provides=names))
+
+
+def _code(plugin: Any, record: AttentionBackend | FeatureExtractor, origin: str) -> str:
+    """Return the fingerprint of the code behind a record."""
+    if origin == BUILT_IN:
+        return builtin_fingerprint(plugin)
+    return plugin_fingerprint(plugin, record.build if isinstance(record, AttentionBackend) else record.load)
 
 
 def load_plugins(

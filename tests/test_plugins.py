@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import signal
 import subprocess
 import sys
 import threading
+import types
 
 import pluggy
 import pytest
@@ -312,6 +314,36 @@ def test_check_of_a_module_that_exits_says_so(tmp_path):
     done = attnbench_here("check", "their_exit:attnbench_backends", cwd=tmp_path)
     assert done.returncode == 2
     assert "cannot import 'their_exit'" in done.stderr
+
+
+@pytest.mark.parametrize("body", ["sys.exit(0)", "raise ValueError('no')"])
+def test_check_of_a_hook_that_exits_says_so(body, tmp_path, monkeypatch):
+    """A hook is a generator: it runs when it is read, not when it is called."""
+    (tmp_path / "their_hook.py").write_text(
+        f"import sys\n\ndef attnbench_backends():\n    {body}\n    yield\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = attnbench_here("check", "their_hook:attnbench_backends", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "gives no backends" in done.stderr
+    assert ("SystemExit: 0" if "exit" in body else "ValueError: no") in done.stderr
+
+
+def test_a_plugin_of_which_one_record_is_refused_leaves_nothing():
+    """A broken row, and neither its first record nor its hooks."""
+    nowhere = types.ModuleType("nowhere")
+    exec("def build(site, options): return None", vars(nowhere))
+
+    def answer():
+        yield backend("good-one")
+        yield dataclasses.replace(backend("bad-one"), build=nowhere.build)
+
+    module = plugin(answer)
+    points = [Point(name, lambda: module) for name in ("first", "second")]
+    found = load(*points)
+    assert "good-one" not in found.backends
+    assert [(row.name, row.status) for row in found.rows[1:]] == [("first", "broken"), ("second", "broken")]
+    assert all("KeyError" not in row.reason for row in found.rows)
 
 
 def test_a_module_that_exits_fails_its_check():

@@ -16,7 +16,15 @@ from pathlib import Path
 import pytest
 
 from attnbench import fingerprints
-from attnbench.plugins import BUILTIN_PLUGINS, load_plugins, registry
+from attnbench.plugins import load_plugins, registry
+
+FEATURES_SINCE = {
+    "digits-cnn": "9f74b28a0d88fea2",
+    "dinov2": "30ca923f5b03ec0f",
+    "inception-tf": "7a09b62e3ff1f975",
+    "efficientnet-lite0": "eb1215a2b20f7246",
+}
+
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("their_plugin", "their_library", "their_namespace")
@@ -196,6 +204,17 @@ def test_a_neighbour_in_a_namespace_package_does_not_count(tmp_path):
     assert code_of(tmp_path, "their_namespace.ours") != before
 
 
+def test_a_package_without_init_counts_with_the_files_beside_its_module(tmp_path):
+    """A beginner's package lacks `__init__.py`; its second file is in the key all the same."""
+    folder = tmp_path / "their_namespace"
+    folder.mkdir()
+    (folder / "plugin.py").write_text(PLUGIN.format(code=OWN, build="build"))
+    (folder / "kernels.py").write_text("SCALE = 1\n")
+    before = code_of(tmp_path, "their_namespace.plugin")
+    edit(folder / "kernels.py")
+    assert code_of(tmp_path, "their_namespace.plugin") != before
+
+
 def test_a_plugin_without_source_counts_with_its_binary(tmp_path):
     """Byte code alone, as a compiled extension, is hashed as it is."""
     source = written(tmp_path / "source", "function") / "their_plugin.py"
@@ -238,19 +257,21 @@ def test_built_ins_rewritten_without_a_change_of_results_keep_their_fingerprint(
     After an edit that changes results, remove the file's entry.
     """
     table = json.loads(fingerprints.SAME_RESULTS.read_bytes())
-    folder = fingerprints.SAME_RESULTS.parent
-    now = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in table}
+    now = {
+        name: hashlib.sha256((fingerprints.PACKAGE / name).read_bytes()).hexdigest()[:16] for name in table
+    }
     assert {name: entry["file"] for name, entry in table.items()} == now
-    provided = {f"{p.plugin.rpartition('.')[2]}.py": p.code for p in registry().backends.values()}
+    provided = {
+        f"{p.plugin.removeprefix('attnbench.').replace('.', '/')}.py": p.code
+        for p in (*registry().backends.values(), *registry().extractors.values())
+    }
     assert {name: provided[name] for name in table} == {name: e["results"] for name, e in table.items()}
 
 
-def test_other_built_ins_have_the_hash_of_their_own_file():
-    """Extractors, which were not rewritten."""
-    for provided in registry().extractors.values():
-        if provided.plugin in BUILTIN_PLUGINS:
-            file = Path(sys.modules[provided.plugin].__file__)
-            assert provided.code == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+def test_built_in_networks_have_the_fingerprints_of_their_stored_features():
+    """Features, references and classifiers of earlier runs lie under these; change one with its results."""
+    codes = {name: found.code for name, found in registry().extractors.items()}
+    assert {name: codes[name] for name in FEATURES_SINCE} == FEATURES_SINCE
 
 
 def test_an_edited_built_in_falls_out_of_the_table(tmp_path, monkeypatch):
@@ -260,6 +281,7 @@ def test_an_edited_built_in_falls_out_of_the_table(tmp_path, monkeypatch):
     own = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     table.write_text(json.dumps({"agent.py": {"file": own, "results": "0123456789abcdef"}}))
     monkeypatch.setattr(fingerprints, "SAME_RESULTS", table)
+    monkeypatch.setattr(fingerprints, "PACKAGE", tmp_path)
     module = types.ModuleType("agent")
     module.__file__ = str(file)
     assert fingerprints.builtin_fingerprint(module) == "0123456789abcdef"

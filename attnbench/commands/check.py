@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,15 @@ def find(name: str) -> list[AttentionBackend]:
     if ":" not in name:
         return [registry().backend(name)]
     found = _import(name)
-    if callable(found):
-        try:
-            found = found()
-        except (Exception, SystemExit) as error:
-            raise UserInputError(
-                f"{name} cannot be called without arguments ({type(error).__name__}: {error}); name an "
-                "AttentionBackend, or a function that yields them"
-            ) from error
+    try:
+        found = found() if callable(found) else found
+        if isinstance(found, Iterator):
+            found = list(found)  # a hook's body runs here
+    except (Exception, SystemExit) as error:
+        raise UserInputError(
+            f"{name} gives no backends when called without arguments ({type(error).__name__}: {error}); "
+            "name an AttentionBackend, or a function that yields them"
+        ) from error
     records = [found] if isinstance(found, AttentionBackend) else found
     if isinstance(records, Iterable) and not isinstance(records, str | Mapping):
         records = list(records)
