@@ -319,11 +319,11 @@ def test_check_of_a_module_that_exits_says_so(tmp_path):
 @pytest.mark.parametrize("body", ["sys.exit(0)", "raise ValueError('no')"])
 def test_check_of_a_hook_that_exits_says_so(body, tmp_path, monkeypatch):
     """A hook is a generator: it runs when it is read, not when it is called."""
-    (tmp_path / "their_hook.py").write_text(
-        f"import sys\n\ndef attnbench_backends():\n    {body}\n    yield\n"
-    )
+    module = f"their_hook_{len(body)}"
+    text = f"import sys\n\ndef attnbench_backends():\n    {body}\n    yield\n"
+    (tmp_path / f"{module}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    done = attnbench_here("check", "their_hook:attnbench_backends", cwd=tmp_path)
+    done = attnbench_here("check", f"{module}:attnbench_backends", cwd=tmp_path)
     assert done.returncode == 2
     assert "gives no backends" in done.stderr
     assert ("SystemExit: 0" if "exit" in body else "ValueError: no") in done.stderr
