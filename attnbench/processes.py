@@ -10,9 +10,10 @@ last words.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import queue
-import select
 import selectors
 import signal
 import socket
@@ -23,7 +24,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -36,6 +37,7 @@ LINE_KEPT = 500  # characters of one of the last words
 LINGER_S = 1.0  # a dead child's own children may hold its pipes open and write for ever
 LOOK_S = 5.0  # how often a child looks whether its parent lives, where its input stays open without it
 ORPHANED = 3  # exit code
+USERS_PATH = "ATTNBENCH_USERS_PYTHONPATH"  # what PYTHONPATH was, for programs that a child starts
 
 
 class UnreadableReplyError(AttnbenchError):
@@ -46,7 +48,8 @@ class ChildProcess:
     """`python -m module` as a child of this process; `name` is how errors call it.
 
     The child imports what this process does: it gets our `sys.path`, and nothing is put before it.
-    `new_session` keeps the terminal's Ctrl-C from it. It ends when this process does.
+    `new_session` keeps the terminal's Ctrl-C from it. It ends when this process does, as soon as its main
+    thread lets others run.
     """
 
     def __init__(
@@ -62,17 +65,24 @@ class ChildProcess:
         self._output, self._killed_because = b"", ""
         self._oom_kills = oom_kills()
         self._talk, theirs = socket.socketpair()
-        path = os.pathsep.join(place or os.curdir for place in sys.path)
         with theirs:
+            # above the standard ones, which may be closed here and are the child's output
+            end = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)
+        try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-P", "-m", module, str(end), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
-                env={**(os.environ if environment is None else environment), "PYTHONPATH": path},
+                pass_fds=(end,),
+                env=_with_our_path(os.environ if environment is None else environment),
                 start_new_session=new_session,
             )
+        except BaseException:
+            self._talk.close()
+            raise
+        finally:
+            os.close(end)
         death, self._death = socket.socketpair()
         self._listener = threading.Thread(target=self._listen, args=(death,), daemon=True)
         self._listener.start()
@@ -174,6 +184,12 @@ class ChildProcess:
             self._death.send(b".")
 
     def _listen(self, death: socket.socket) -> None:
+        try:
+            self._hear(death)
+        finally:  # whatever happens, nobody waits for a message that will not come
+            self._said.put(None)
+
+    def _hear(self, death: socket.socket) -> None:
         """Hear messages and output until the child has ended and no more of them lies ready."""
         assert self._process.stdout is not None
         output, talk, rest = self._process.stdout.fileno(), self._talk.fileno(), b""
@@ -202,7 +218,6 @@ class ChildProcess:
         self._process.stdout.close()
         with contextlib.suppress(OSError):
             self._talk.shutdown(socket.SHUT_RDWR)  # whoever is sending gets an error, not a wait
-        self._said.put(None)
 
 
 def _read(source: int) -> bytes:
@@ -210,6 +225,22 @@ def _read(source: int) -> bytes:
         return os.read(source, 2**16)
     except ConnectionError:  # it ended without having read all that was sent to it
         return b""
+
+
+def _with_our_path(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which Python imports what this process does; the user's path stands beside."""
+    path = os.pathsep.join(place or os.curdir for place in sys.path if isinstance(place, str))
+    users = {USERS_PATH: environment["PYTHONPATH"]} if "PYTHONPATH" in environment else {}
+    return {**environment, **users, "PYTHONPATH": path}
+
+
+def _restore_users_path() -> None:
+    """Give programs that this process starts the user's PYTHONPATH: another Python must not import ours."""
+    users = os.environ.pop(USERS_PATH, None)
+    if users is None:
+        os.environ.pop("PYTHONPATH", None)
+    else:
+        os.environ["PYTHONPATH"] = users
 
 
 def _signal_name(number: int) -> str:
@@ -239,6 +270,7 @@ class ParentProcess:
     """
 
     def __init__(self) -> None:
+        _restore_users_path()
         self._talk = socket.socket(fileno=int(sys.argv[1]))
         self._talk.set_inheritable(False)  # it is not for programs that a plugin starts
         self._asked: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -255,23 +287,34 @@ class ParentProcess:
         while True:
             yield self.request()
 
-    def reply(self, line: str) -> None:
+    def reply(self, message: Mapping[str, Any]) -> None:
         """Send one line of JSON; ends this process where nobody hears it any more."""
+        # a file's name in an error may be no text: then a question mark stands for what cannot be said
+        line = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
         with self._one_reply_at_a_time:
             try:
-                self._talk.sendall(line.encode() + b"\n")
+                self._talk.sendall(line + b"\n")
             except ConnectionError:
                 os._exit(ORPHANED)
 
     def _listen(self, parent: int) -> None:
+        try:
+            self._hear(parent)
+        finally:
+            os._exit(ORPHANED)  # the main thread may hang in a collective that will never end
+
+    def _hear(self, parent: int) -> None:
+        """Hear requests until the talk is closed or the parent gone."""
         rest = b""
-        while True:
-            ready, _, _ = select.select([self._talk], [], [], LOOK_S)
-            if not ready and os.getppid() == parent:
-                continue
-            piece = _read(self._talk.fileno()) if ready else b""
-            if not piece:
-                os._exit(ORPHANED)  # the main thread may hang in a collective that will never end
-            *lines, rest = (rest + piece).split(b"\n")
-            for line in lines:
-                self._asked.put(line)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._talk, selectors.EVENT_READ)
+            while True:
+                ready = selector.select(LOOK_S)
+                if not ready and os.getppid() == parent:
+                    continue
+                piece = _read(self._talk.fileno()) if ready else b""
+                if not piece:
+                    return
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    self._asked.put(line)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -69,7 +71,7 @@ def test_requests_and_replies(start):
     child = start(
         """
         for number in range(3):
-            parent.reply('{"%s": %d}' % ("x" * 10**6, int(parent.request())))
+            parent.reply({"x" * 10**6: int(parent.request())})
         """
     )
     for number in (5, 6, 7):
@@ -90,7 +92,7 @@ def test_what_is_printed_is_no_message(start, tmp_path, monkeypatch):
         print("Python")
         ctypes.CDLL(None).printf(b"C\\n")
         ctypes.CDLL(None).fflush(None)
-        parent.reply('{"heard": 1}')
+        parent.reply({"heard": 1})
         """
     )
     assert all_of(child) == [{"heard": 1}]
@@ -105,7 +107,7 @@ def test_a_flood_is_read_and_only_its_end_is_kept(start):
             os.write(1, b"x" * 50_000 + b"\\n")
             os.write(2, b"y" * 50_000 + b"\\n")
         print("done")
-        parent.reply('{"written": 1}')
+        parent.reply({"written": 1})
         """
     )
     assert all_of(child) == [{"written": 1}]
@@ -120,7 +122,7 @@ def test_a_line_that_is_no_message_is_an_error(start, line):
     child = start(
         f"""
         os.write(int(sys.argv[1]), b'{line}\\n')
-        parent.reply('{{"after": 1}}')
+        parent.reply({{"after": 1}})
         """
     )
     with pytest.raises(
@@ -138,7 +140,7 @@ def test_a_daemon_left_behind_keeps_nobody_waiting(start):
         if pid == 0:
             while True:
                 os.write(2, b"I am a daemon\\n")
-        parent.reply('{"daemon": %d}' % pid)
+        parent.reply({"daemon": pid})
         """,
     )
     daemon = child.receive(REPLY, PATIENCE_S)["daemon"]
@@ -156,7 +158,7 @@ def test_descriptors_of_the_talk_are_not_for_programs_it_starts(start):
         """
         import subprocess
         code = f"import os; os.fstat({sys.argv[1]})"
-        parent.reply('{"code": %d}' % subprocess.run([sys.executable, "-c", code]).returncode)
+        parent.reply({"code": subprocess.run([sys.executable, "-c", code]).returncode})
         """
     )
     assert all_of(child) == [{"code": 1}]
@@ -194,7 +196,7 @@ def test_a_child_ends_with_its_parent(tmp_path, forks):
 
 def test_a_child_ends_when_the_talk_does(start):
     """The end of its input ends it, whatever it does; nobody has killed it."""
-    child = start("parent.reply('{}')\ntime.sleep(3600)")
+    child = start("parent.reply({})\ntime.sleep(3600)")
     assert child.receive(REPLY, PATIENCE_S) == {}
     child.end(PATIENCE_S)
     assert f"ended with exit code {ORPHANED}" in child.how_it_ended()
@@ -229,7 +231,7 @@ def test_a_kill_by_others_names_the_kernel_as_far_as_it_says_so(start, monkeypat
 
 def test_a_kill_of_ours_is_not_the_kernels(start):
     """What attnbench killed itself is said with the reason, and with no word on memory."""
-    child = start("parent.reply('{}')\ntime.sleep(3600)")
+    child = start("parent.reply({})\ntime.sleep(3600)")
     child.receive(REPLY, PATIENCE_S)
     child.kill("it was too slow")
     assert (
@@ -247,7 +249,7 @@ def test_other_signals_are_named(start, name):
 
 def test_a_timeout_is_an_error_and_leaves_the_child_alive(start):
     """Who waits too long for a reply can ask again."""
-    child = start("parent.request()\nparent.reply('{}')")
+    child = start("parent.request()\nparent.reply({})")
     with pytest.raises(TimeoutError):
         child.receive(REPLY, 0.0)
     assert child.is_alive
@@ -262,10 +264,52 @@ def test_a_child_imports_what_its_parent_does(start, tmp_path, monkeypatch):
     child = start(
         """
         import json
-        parent.reply(json.dumps({place: number for number, place in enumerate(sys.path)}))
+        parent.reply({place: number for number, place in enumerate(sys.path)})
         """
     )
     (places,) = all_of(child)
     ours = [place for place in dict.fromkeys(sys.path) if place]
     assert [place for place in places if place in ours] == ours
     assert str(tmp_path) not in places
+
+
+def test_the_path_is_for_our_child_alone(start, monkeypatch):
+    """What a child starts has the user's PYTHONPATH: another Python would not start with our library."""
+    for users in (None, "/of/the/user"):
+        if users is None:
+            monkeypatch.delenv("PYTHONPATH", raising=False)
+        else:
+            monkeypatch.setenv("PYTHONPATH", users)
+        child = start("parent.reply({os.environ.get('PYTHONPATH', 'none'): 1})")
+        assert all_of(child) == [{users or "none": 1}]
+
+
+def test_what_is_no_text_in_the_path_is_passed_over(start, monkeypatch):
+    """Python ignores a Path object in `sys.path`, as notebooks and conftest files put there; so do we."""
+    monkeypatch.setattr(sys, "path", [Path("/somewhere"), *sys.path])
+    assert all_of(start("parent.reply({'here': 1})")) == [{"here": 1}]
+
+
+def test_text_that_cannot_be_said_arrives(start):
+    """A file name that is no UTF-8 stands in errors; it is no forged message."""
+    assert all_of(start(r"parent.reply({'caf\udce9.png': 1})")) == [{"caf?.png": 1}]
+
+
+def test_a_parent_with_many_open_files(start):
+    """Descriptors above 1023, which select() does not take."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    files = []
+    try:
+        with contextlib.suppress(OSError):
+            while not files or files[-1] < 1100:
+                files.append(os.open(os.devnull, os.O_RDONLY))
+        if files[-1] < 1100:
+            pytest.skip("this system allows fewer than 1,100 open files")
+        child = start("parent.reply({'heard': int(parent.request())})")
+        child.send("7")
+        assert all_of(child) == [{"heard": 7}]
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))

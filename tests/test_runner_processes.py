@@ -13,8 +13,12 @@ import pytest
 from process_cases import digits_case
 
 from attnbench.plugins import registry
+from attnbench.profiling.rows import ProfileRequest
+from attnbench.profiling.session import profile_models
 from attnbench.running import executors
-from attnbench.running.executors import run_in_process
+from attnbench.running.executors import run_in_process, run_inline
+from attnbench.running.plan import plan
+from attnbench.specs import ProfileSpec
 from attnbench.stages.interrupts import GO_ON, Stopped
 
 PLUGIN = '''
@@ -102,6 +106,22 @@ PLUGIN = '''
             os._exit(9)
 
 
+    def exits():
+        sys.exit(0)
+
+
+    def names_a_file_that_is_no_text():
+        raise ValueError("cannot open caf\\udce9.png")
+
+
+    def fails_everywhere():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+    def exits_when_built(site, options):
+        sys.exit(0)
+
+
     class Misbehaves(nn.Module):
         def __init__(self, dim, way):
             super().__init__()
@@ -117,7 +137,8 @@ PLUGIN = '''
     def attnbench_backends():
         ways = (
             prints, forges, floods, hangs, lingers, dies, dies_while_the_first_writes,
-            dies_and_leaves_the_first_waiting, raises_and_leaves_the_first_waiting,
+            dies_and_leaves_the_first_waiting, raises_and_leaves_the_first_waiting, exits,
+            names_a_file_that_is_no_text, fails_everywhere,
         )
         for way in ways:
             yield AttentionBackend(
@@ -125,6 +146,10 @@ PLUGIN = '''
                 build=lambda site, options, way=way: Misbehaves(site.dim, way),
                 macs=lambda site, options: MacCount(),
             )
+        yield AttentionBackend(
+            name="exits_when_built", summary="-", source="-", build=exits_when_built,
+            macs=lambda site, options: MacCount(),
+        )
 '''
 
 
@@ -205,6 +230,37 @@ def test_the_process_that_died_is_named_before_those_that_noticed(plugin, tmp_pa
     """Of three, the last ends: the second fails for want of it, and is not the one that is blamed."""
     result = train(tmp_path, "dies", processes=3)
     assert "train process 2 of 3 ended with exit code 9" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("attention", "said"),
+    [
+        ("exits", "train: SystemExit: 0"),
+        ("exits_when_built", "train: SystemExit: 0"),
+        ("names_a_file_that_is_no_text", "train: ValueError: cannot open caf?.png"),
+    ],
+)
+def test_what_ends_or_garbles_a_case_is_its_reason(plugin, tmp_path, attention, said):
+    """sys.exit in a plugin, and an error that is no text, fail the case with their words."""
+    result = train(tmp_path, attention)
+    assert (result.status, result.reason) == ("failed", said)
+
+
+def test_a_plugin_that_exits_does_not_end_what_is_done_in_this_process(plugin, tmp_path):
+    """Plans, profiles and cases without a process of their own call plugins here."""
+    case = digits_case("exits_when_built")
+    (planned,) = plan([case], tmp_path / "store")
+    assert planned.problem == "SystemExit: 0"
+    request = ProfileRequest(label="it", config=case.model, num_classes=10)
+    (row,) = profile_models([request], ProfileSpec(resolutions=[8], measure=["params"]))
+    assert (row.status, row.reason) == ("failed", "SystemExit: 0")
+    assert run_inline(case, tmp_path / "store", "cpu", unheard).reason == "train: SystemExit: 0"
+
+
+def test_an_error_of_every_process_is_nobodys_fault(plugin, tmp_path):
+    """The same error in all ranks reads as it does in one process."""
+    result = train(tmp_path, "fails_everywhere", processes=2)
+    assert result.reason == "train: RuntimeError: mat1 and mat2 shapes cannot be multiplied"
 
 
 @pytest.mark.parametrize("signals", [1, 2])

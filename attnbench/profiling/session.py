@@ -144,7 +144,7 @@ def _count(draft: _Draft, spec: ProfileSpec) -> None:
         draft.refusal = Refusal(status="skipped", reason=str(error))
     except AttnbenchError as error:
         draft.refusal = Refusal(status="failed", reason=str(error))
-    except Exception as error:  # noqa: BLE001 - a stranger's module may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's module may raise anything
         draft.refusal = Refusal(status="failed", reason=f"{type(error).__name__}: {error}")
 
 

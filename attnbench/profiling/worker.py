@@ -24,7 +24,7 @@ def main() -> None:
     parent = ParentProcess()
 
     def say(reply: Started | Ready | Samples | Refusal) -> None:
-        parent.reply(reply.model_dump_json())
+        parent.reply(reply.model_dump(mode="json"))
 
     with contextlib.suppress(OSError):  # if memory runs out, the system shall end this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -32,7 +32,7 @@ def main() -> None:
     try:
         for reply in serve(Job.model_validate_json(parent.request()), parent.requests()):
             say(reply)
-    except Exception as error:  # noqa: BLE001 - a stranger's model may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's model may raise anything
         say(refusal(error))
 
 
@@ -90,7 +90,7 @@ def _fill_zero_parameters(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.02)
 
 
-def refusal(error: Exception) -> Refusal:
+def refusal(error: BaseException) -> Refusal:
     """Turn what went wrong into a row's status and reason."""
     text = str(error).strip().split("\n")[0]
     no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or (

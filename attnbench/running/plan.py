@@ -52,7 +52,7 @@ def plan(cases: Sequence[Case], store: Path) -> list[PlannedCase]:
         try:
             time_s = sum(stage_time_s(case, s, rate) for s in missing)
             disk_bytes, problem = disk_needed_bytes(case, missing), ""
-        except Exception as error:  # noqa: BLE001 - a stranger's backend may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's backend may raise anything
             time_s, disk_bytes, problem = 0.0, 0, f"{type(error).__name__}: {error}"
         planned.append(
             PlannedCase(

@@ -40,7 +40,9 @@ def run_case(case: Case, workspace: Workspace) -> Result:
         return _result(case, where, outputs, "skipped", str(error))
     except (AttnbenchError, MemoryError) as error:
         return _result(case, where, outputs, "failed", f"{stage}: {_describe(error)}")
-    except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the other cases go on
+    except Stopped:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything; other cases go on
         traceback.print_exc()
         return _result(case, where, outputs, "failed", f"{stage}: {_describe(error)}")
     return _result(case, where, outputs, "ok", "")
@@ -102,10 +104,7 @@ def main() -> None:
     """Serve one request of the executor."""
     parent = ParentProcess()
     request = json.loads(parent.request())
-
-    def reply(event: dict[str, Any]) -> None:
-        parent.reply(json.dumps(event))
-
+    reply = parent.reply
     workspace = Workspace(
         root=Path(request["root"]),
         device=torch.device(request["device"]),

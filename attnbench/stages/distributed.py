@@ -214,17 +214,19 @@ class _Worker:
     def how_it_failed(self) -> str:
         """Return the process's error, or how it ended, with the end of what it wrote."""
         if self._error:
-            how = f"{self._process.name} failed: {self._error}; its last words: {self._process.last_words()}"
-        else:
-            how = self._process.how_it_ended()
-        return f"{how}. Run again to go on from what is saved"
+            return f"{self._process.name} failed: {self._error}; its last words: {self._process.last_words()}"
+        return f"{self._process.how_it_ended()}. Run again to go on from what is saved"
+
+    def says(self, error: str) -> bool:
+        """Tell whether the process has failed with just this error."""
+        return self._error == error
 
     def kill(self) -> None:
         """End the process at once."""
         self._process.kill("the work that it took part in has failed")
 
     def end(self) -> None:
-        """Let the process end, or end it."""
+        """End the process: its part is done, or nobody needs it any more."""
         self._process.end(DYING_S)
 
 
@@ -258,10 +260,11 @@ class _Watch:
         try:
             yield
         except RuntimeError as error:
-            guilty = self._wait_for_a_failure()
-            self._error = f"{type(error).__name__}: {error}" if guilty is None else guilty.how_it_failed()
-            if guilty is None:
+            guilty, own = self._wait_for_a_failure(), f"{type(error).__name__}: {error}"
+            if guilty is None or guilty.says(own):  # the same in every process is no other one's fault
+                self._error = own
                 raise
+            self._error = guilty.how_it_failed()
             raise AttnbenchError(self._error) from error
         except BaseException as error:
             self._error = f"{type(error).__name__}: {error}"

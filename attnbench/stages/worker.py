@@ -30,7 +30,7 @@ def serve(request: dict[str, Any], parent: ParentProcess) -> None:
     case = Case.model_validate_json(json.dumps(request["case"]))
     device, world = torch.device(request["device"]), World(rank=request["rank"], size=request["size"])
     workspace = Workspace(root=Path(request["root"]), device=device, processes=world.size)
-    parent.reply(Said(event="ready").model_dump_json())
+    parent.reply(Said(event="ready").model_dump())
     with joined(world, Path(request["rendezvous"]), device):
         try:
             PARTS[request["part"]](case, workspace, world)
@@ -39,10 +39,10 @@ def serve(request: dict[str, Any], parent: ParentProcess) -> None:
         except BaseException as error:  # noqa: BLE001 - a plugin may raise anything
             traceback.print_exc()
             said = Said(event="failed", error=f"{type(error).__name__}: {error}")
-            parent.reply(said.model_dump_json())
+            parent.reply(said.model_dump())
             sys.stderr.flush()
             os._exit(1)  # leaving the others in good order may take for ever
-        parent.reply(Said(event="done").model_dump_json())
+        parent.reply(Said(event="done").model_dump())
 
 
 def main() -> None:
