@@ -143,8 +143,8 @@ def cannot_write(path: Path, error: OSError, otherwise: str = "choose another pl
         helps = next_step(error, "put a good one in its place")
         return f"cannot {verb} {other}, which {path} needs: {error.strerror}; {helps}"
     reason, helps = error.strerror or str(error), next_step(error, otherwise)
-    if error.errno is None:  # numpy's and pillow's own words about a file of which a part was written
-        helps = _NO_ROOM.format(otherwise=otherwise)
+    if error.errno is None and not isinstance(error, TimeoutError | ConnectionError):
+        helps = _NO_ROOM.format(otherwise=otherwise)  # numpy's and pillow's words about a part of a file
     elif error.errno == errno.ENOENT:
         gone = [folder for folder in path.absolute().parents if not os.path.isdir(folder)]
         helps = f"make the folder {gone[-1]} or {otherwise}" if gone else otherwise
@@ -164,4 +164,8 @@ def _other_file(path: Path, error: OSError) -> Path | None:
     target, other = path.absolute(), Path(os.fsdecode(name)).absolute()
     unfinished = str(target.with_name(f".{target.name}."))  # how names begin that are to become `path`
     ours = other.is_relative_to(target) or str(other).startswith(unfinished)
-    return None if ours or target.is_relative_to(other) else Path(os.fsdecode(name))
+    if ours or target.is_relative_to(other):
+        return None
+    real, real_other = Path(os.path.realpath(target)), Path(os.path.realpath(other))  # through links
+    ours = real_other.is_relative_to(real) or real.is_relative_to(real_other)
+    return None if ours else Path(os.fsdecode(name))

@@ -166,7 +166,7 @@ def test_show_knows_every_kind(name, says):
 
 @pytest.mark.parametrize("name", ["softmax", "dydila", "dit-s", "dydi-lit-s", "quick", "inception-tf"])
 def test_show_has_no_empty_column(name):
-    """Whatever stands under a heading says something: no case of `show` is a dash."""
+    """Whatever stands under a heading says something: no cell of `show` is a dash."""
     done = attnbench_here("show", name)
     assert done.returncode == 0, done.stderr
     assert "–" not in done.stdout.split()
@@ -205,7 +205,7 @@ def test_schema_is_json():
     assert "description" in json.dumps(schema)
 
 
-def test_a_quiet_run_and_a_report_say_why_a_cell_failed(tmp_path):
+def test_a_quiet_run_and_a_report_say_why_a_case_failed(tmp_path):
     """The reason stands below the table, also with -q and when the report is written again."""
     words = ("-o", "train.lr=1e30", "-o", "train.steps=3", "-o", "matrix.model.attention=[softmax]")
     done = attnbench("run", "quick", "-q", *words, cwd=tmp_path)

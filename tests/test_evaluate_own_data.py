@@ -47,7 +47,7 @@ def digits_run(tmp_path_factory):
     return folder, suite.cases[:2]
 
 
-def test_a_cell_is_scored_as_its_suite_did(digits_run):
+def test_a_case_is_scored_as_its_suite_did(digits_run):
     """Without a reference: the run's data, network and settings; the stage's numbers, to the last bit."""
     folder, (case, _) = digits_run
     done = attnbench_here(
@@ -84,7 +84,7 @@ def test_digits_cnn_scores_other_images_of_a_run_against_a_folder(digits_run):
         ("nowhere:linear", "nowhere is no folder of a suite's run"),
     ],
 )
-def test_also_names_a_cell_or_says_how(digits_run, also, said):
+def test_also_names_a_case_or_says_how(digits_run, also, said):
     """A run of several cases needs RUN:CASE; what is wrong with it is one sentence."""
     folder, (case, _) = digits_run
     words = ("evaluate", "quick", "--case", case.label, "--also", also, "-q", "--device", "cpu")

@@ -176,14 +176,14 @@ def run_of(tmp_path: Path, *cells: tuple[str, int], recorded: bool = False) -> P
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-def test_a_run_of_one_cell_needs_no_choice(tmp_path, recorded):
+def test_a_run_of_one_case_needs_no_choice(tmp_path, recorded):
     """Samples are found through the case's settings, or through what its results say of an older version."""
     run_dir = run_of(tmp_path, ("softmax", 0), recorded=recorded)
     assert torch.equal(all_images(run_dir), torch.from_numpy(pictures(6, seed=0)))
     assert open_images(run_dir).name == "softmax"
 
 
-def test_a_cell_is_chosen_by_label_or_id(tmp_path):
+def test_a_case_is_chosen_by_label_or_id(tmp_path):
     """With several cases the choice is the user's; the error lists the labels."""
     run_dir = run_of(tmp_path, ("softmax", 0), ("linear", 1))
     with pytest.raises(UserInputError, match="choose one: --case 'softmax', --case 'linear'"):

@@ -137,6 +137,11 @@ def attnbench_backends():
 """
 
 
+CONTRACT = {
+    "AttentionBackend", "AttentionContext", "AttentionSite", "BackendOptions", "MacCount", "hookimpl",
+}  # fmt: skip
+
+
 def test_the_file_of_a_built_in_is_a_plugin_as_it_stands(site):
     """A stranger may copy any file of attnbench/backends into a package; it imports what strangers may."""
     files = sorted((ROOT / "attnbench" / "backends").glob("[a-z]*.py"))
@@ -150,6 +155,8 @@ def test_the_file_of_a_built_in_is_a_plugin_as_it_stands(site):
         assert "attnbench" in imported
         allowed = {"attnbench", "attnbench.errors", "attnbench.layers", "attnbench.layers.gated_linear"}
         assert set(imported) <= allowed
+        used = set(re.findall(r"\battnbench\.(\w+)", file.read_text())) - {"layers", "errors"}
+        assert used <= CONTRACT, f"{file.name} uses more of attnbench than a plugin may"
 
 
 def test_two_entry_points_of_one_name_are_a_row_that_names_both(site):

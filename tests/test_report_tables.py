@@ -48,7 +48,7 @@ def test_headings_carry_unit_arrow_and_n() -> None:
     assert shown["Latency ↓"] == "ms"
 
 
-def test_rows_are_cells_then_the_floor() -> None:
+def test_rows_are_cases_then_the_floor() -> None:
     """Every result has its row, failed ones too, and the real images come last."""
     rows = comparison_table(make_suite()).rows
     assert [row.status for row in rows] == ["ok"] * 6 + ["failed", "floor"]
@@ -76,7 +76,7 @@ def test_paper_sizes_print_to_the_papers_digit() -> None:
     ]
 
 
-def test_best_is_marked_among_finished_cells_only() -> None:
+def test_best_is_marked_among_finished_cases_only() -> None:
     """Neither the floor nor a failed case is ever the best."""
     best_failed = make_suite()
     best_failed[6] = with_measurement(
@@ -135,13 +135,13 @@ def test_different_floors_get_a_row_each() -> None:
     ]
 
 
-def test_cells_of_different_sides_name_theirs() -> None:
+def test_cases_of_different_sides_name_theirs() -> None:
     """Where resolutions differ between rows, a column says which is meant."""
     table = comparison_table([make_result("a", 0, side=8), make_result("b", 1, side=16)])
     assert [c.text for c in column(table, "Side")] == ["8", "16", "–"]
 
 
-def test_the_data_side_stands_for_a_cell() -> None:
+def test_the_data_side_stands_for_a_case() -> None:
     """Of several profiled resolutions the comparison shows the one of the data."""
     small, large = make_result("a", 0, side=16), make_result("a", 0, side=256)
     result = with_measurement(large, *(m for m in small.measurements if "@16" in m.name))
@@ -152,7 +152,7 @@ def test_the_data_side_stands_for_a_cell() -> None:
     assert column(comparison_table([result]), "MACs, full count")[0].value == pytest.approx(5.0)
 
 
-def test_cost_table_has_a_row_per_cell_and_resolution() -> None:
+def test_cost_table_has_a_row_per_case_and_resolution() -> None:
     """Two resolutions give two blocks, each with its own best."""
     results = [
         with_measurement(make_result(label, i), *make_result(label, i, side=16).measurements)
@@ -221,7 +221,7 @@ def test_unknown_measurements_land_in_their_own_table() -> None:
     assert [(c.title, c.unit) for c in table.columns[1:]] == [("router_entropy", "nat")]
 
 
-def test_problems_name_cell_status_and_reason_on_one_line() -> None:
+def test_problems_name_case_status_and_reason_on_one_line() -> None:
     """A reason with a line break stays one case."""
     table = problems_table(make_suite())
     assert table is not None

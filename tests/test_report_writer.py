@@ -207,7 +207,7 @@ def test_a_wide_range_of_losses_is_drawn_on_a_log_axis() -> None:
     assert max(steps) - min(steps) < 1e-9
 
 
-def test_tradeoff_needs_two_finished_cells() -> None:
+def test_tradeoff_needs_two_finished_cases() -> None:
     """One point is no comparison, and a failed case is no point."""
     suite = make_suite()
     assert tradeoff_figure([suite[0], suite[6]], LATENCY) is None
@@ -298,7 +298,7 @@ def test_many_images_on_inception_need_no_warning() -> None:
     assert warnings([result]) == ["One seed per case: the spread between seeds is unknown."]
 
 
-def test_a_note_of_some_cells_names_them() -> None:
+def test_a_note_of_some_cases_names_them() -> None:
     """What a stage noted about one case is not told of all; shared notes stand once."""
     noted = Measurement(name="latency_ms@8", values=[2.0], note="batch 1")
     other = Measurement(name="latency_ms@8", values=[2.0], note="batch 2")

@@ -100,7 +100,7 @@ def test_a_suite_runs_and_is_read_the_second_time(store, suite):
     assert {"class_accuracy", "final_loss", "params", "macs_paper@8", "macs_full@8", "FD-digits-cnn"} <= names
 
 
-def test_bad_plugins_are_failed_rows_beside_finished_cells(store, suite, bad_backends):
+def test_bad_plugins_are_failed_rows_beside_finished_cases(store, suite, bad_backends):
     """A wrong shape, NaN and a crash each fail their own case with a reason; softmax is finished."""
     overrides = ["matrix.model.attention=[short, poisoned, crashing, softmax]"]
     outcome = run(suite("bad", *overrides), store, device="cpu", executor=run_inline)
@@ -206,7 +206,7 @@ def test_a_disk_too_small_stops_before_anything_runs(suite, tmp_path, monkeypatc
         run(suite("full"), tmp_path / "runs", device="cpu", executor=run_inline)
 
 
-def test_a_disk_that_fills_up_fails_the_cell_and_keeps_the_rest(store, suite, monkeypatch):
+def test_a_disk_that_fills_up_fails_the_case_and_keeps_the_rest(store, suite, monkeypatch):
     """No space left while training: one clear reason, and the same command finishes it later."""
     from attnbench.storage import tensor_files
 
@@ -239,7 +239,7 @@ def test_a_checkpoint_cut_in_half_is_a_failed_row_that_names_it(store, suite):
     assert "ema.safetensors" in outcome.results[0].reason
 
 
-def test_a_killed_cell_is_a_failed_row_and_resumes(store, suite):
+def test_a_killed_case_is_a_failed_row_and_resumes(store, suite):
     """SIGKILL to a case's process: the row names the signal; the next run finishes the case."""
     loaded = suite(
         "killed", "seed=7", "train.steps=400", "train.checkpoint_every=5", "matrix.model.attention=[softmax]"

@@ -113,7 +113,7 @@ def test_a_picture_that_the_store_has_lost_costs_the_picture_alone(store, suite)
     assert shown.read_bytes() == lost.read_bytes()
 
 
-def test_a_cell_in_other_hands_comes_last(store, suite):
+def test_a_case_in_other_hands_comes_last(store, suite):
     """Where another run trains the first case, this one takes the second first: they share the work."""
     ready, order = suite("shared-out", "seed=3"), []
     claimed = contextlib.ExitStack()

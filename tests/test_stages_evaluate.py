@@ -21,7 +21,6 @@ from attnbench.metrics.gaussian import frechet_distance, statistics
 from attnbench.plugins import Provided
 from attnbench.specs import CodecSpec, DigitsData, EvaluateSpec, ImageFolderData
 from attnbench.stages import evaluate
-from attnbench.stages import scored_images as features
 from attnbench.stages.latents.codec import load_codec
 from attnbench.storage.store import StageOutput, read_output, write_output
 
@@ -57,7 +56,7 @@ def pixels(monkeypatch):
     provided = SimpleNamespace(
         extractors={"pixels": Provided(record=record, plugin="test", origin="1")}, extractor=_lookup(record)
     )
-    monkeypatch.setattr(features, "registry", lambda: provided)
+    monkeypatch.setattr(scored_images, "registry", lambda: provided)
     monkeypatch.setattr(classifier, "_train", lambda *args: None)
     return found
 

@@ -65,7 +65,7 @@ def test_suites_are_found_by_path_or_name(here: Path) -> None:
 # --- cases
 
 
-def test_a_suite_without_a_matrix_is_one_cell(here: Path) -> None:
+def test_a_suite_without_a_matrix_is_one_case(here: Path) -> None:
     """The single case is called by its recipe."""
     (case,) = load(here, SMALL)
     assert (case.suite, case.label, case.axes, case.seed) == ("small", "tiny-dit", {}, 0)

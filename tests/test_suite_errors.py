@@ -159,13 +159,13 @@ def test_wrong_matrices_are_refused(here: Path, matrix: str, line: str) -> None:
     assert f": {line}" in found
 
 
-def test_cells_equal_through_defaults_are_refused(here: Path) -> None:
+def test_cases_equal_through_defaults_are_refused(here: Path) -> None:
     """Stating a default makes no new case."""
     (line,) = errors(here, SMALL, "matrix.model.attention=[dydila, {name: dydila, options: {mode: token}}]")
     assert "matrix.model.attention[1]: has the same content as matrix.model.attention[0]" in line
 
 
-def test_labels_must_tell_cells_apart(here: Path) -> None:
+def test_labels_must_tell_cases_apart(here: Path) -> None:
     """Two attentions may not carry one label."""
     two = "[{name: softmax, label: same}, {name: linear, label: same}]"
     (line,) = errors(here, SMALL, f"matrix.model.attention={two}")
@@ -240,7 +240,7 @@ def test_folders_fit_the_models_input(here: Path, data: str, model: str, line: s
     assert line in found
 
 
-def test_a_problem_shared_by_all_cells_is_said_once(here: Path) -> None:
+def test_a_problem_shared_by_all_cases_is_said_once(here: Path) -> None:
     """Ten cases with one wrong sampler are one line."""
     text = SMALL + "seed: [0, 1, 2, 3, 4]\nmatrix:\n  model.depth: [2, 4]\n"
     assert len(errors(here, text, "sample.sampler=ddpm")) == 1

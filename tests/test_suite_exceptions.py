@@ -57,7 +57,7 @@ def test_two_exceptions_must_not_claim_one_setting(here: Path) -> None:
     assert "exceptions[1].set.train.lr: exceptions[0].set.train.lr sets it for some of the same cases" in line
 
 
-def test_exceptions_do_not_make_equal_cells_differ(here: Path) -> None:
+def test_exceptions_do_not_make_equal_cases_differ(here: Path) -> None:
     """Prose is no content: what runs the same is refused as the same."""
     text = "matrix: {model.attention: [linear, {name: linear, label: too}]}\n"
     rule = RULE % ("model.attention: linear", "train.precision: fp32")

@@ -12,8 +12,6 @@ from attnbench.data.held_out import HeldOutSource
 from attnbench.data.layout import TRAIN, Entry, Layout
 from attnbench.errors import DataError, UserInputError, cannot_read, did_you_mean
 
-HELD_OUT = "held-out"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:

@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 
 from attnbench.errors import DataError, cannot_read
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard, check_labels, listed
-from attnbench.storage.names import SAMPLE_SHARDS
+from attnbench.storage.names import SAMPLE_SHARDS, sample_shard
 
 IMAGES, LABELS = "arr_0", ("labels", "arr_1")
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
@@ -217,7 +217,7 @@ def open_npz_shards(folder: Path, *, name: str) -> ImageCollection:
     numbers = [int(found.group(1)) if (found := re.search(r"-(\d+)\.npz$", p.name)) else -1 for p in paths]
     missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
     if missing or -1 in numbers:
-        which = listed(f"samples-{number:05d}.npz" for number in missing) or "a number in a name"
+        which = listed(sample_shard(number) for number in missing) or "a number in a name"
         raise DataError(f"{folder}: {which} is missing among its shards; sample again, or copy all of them")
     return _collection(name, [open_npz(path) for path in paths], paths)
 

@@ -24,7 +24,6 @@ from attnbench.report.statistics import rank_correlation
 from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
 from attnbench.results import Environment, Result
 
-DESCRIPTIONS = ("suite", "question", "label", "exceptions", "model.summary")  # words that set nothing
 FEW_IMAGES = 10_000  # below it, distances are known to be dominated by the sample-size bias
 
 
@@ -98,7 +97,9 @@ def warnings(results: Sequence[Result]) -> list[str]:
     for result in results:
         for excuse in result.case.get("exceptions", ()):
             excuses.setdefault(excuse, []).append(result.label)
-    found += [f"Set for some cases only: {excuse}: {', '.join(cells)}." for excuse, cells in excuses.items()]
+    found += [
+        f"Set for some cases only: {excuse}: {', '.join(labels)}." for excuse, labels in excuses.items()
+    ]
     left_out = {m.note for r in results for m in r.measurements if m.name == "unreadable_images"}
     found += [f"Files that failed to open were left out: {names}" for names in sorted(left_out)]
     noted = {

@@ -43,17 +43,6 @@ class Comparison:
     """What the data say of a against b; never more than the interval allows."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What a report shows of one raw sample."""
-
-    n: int
-    median: float
-    interval: Interval
-    outliers: tuple[int, ...]
-    """Positions of flagged values; they still count in the median and the interval."""
-
-
 def median(values: Sequence[float]) -> float:
     """Return the middle value, or the mean of the two middle ones.
 
@@ -140,16 +129,6 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     from scipy.stats import spearmanr  # a second that few reports need
 
     return float(spearmanr(x, y).statistic)
-
-
-def summarise(values: Sequence[float], confidence: float = 0.95) -> Summary:
-    """Return count, median, its interval and the flagged outliers of one raw sample."""
-    return Summary(
-        n=len(values),
-        median=median(values),
-        interval=median_interval(values, confidence),
-        outliers=outliers(values),
-    )
 
 
 def _ordered(values: Sequence[float]) -> list[float]:

@@ -26,6 +26,7 @@ from attnbench.specs import (
     TrainSpec,
 )
 from attnbench.stages.training.initial_weights import initial_fingerprint
+from attnbench.storage.names import STORE
 from attnbench.suite import matrix
 from attnbench.suite.checks import case_problems, name_problems
 from attnbench.suite.distinct import repetitions, shared_measurements
@@ -101,7 +102,7 @@ class SuiteSpec(Spec):
     @field_validator("name")
     @classmethod
     def _is_free(cls, name: str) -> str:
-        if name == "store":
+        if name == STORE:
             raise ValueError("must not be 'store': finished stages lie in that folder; choose another name")
         return name
 

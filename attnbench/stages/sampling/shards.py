@@ -15,7 +15,7 @@ import numpy as np
 from attnbench.errors import CheckpointError, StorageError, cannot_read
 from attnbench.results import Record
 from attnbench.storage.atomic import atomic_path, atomic_write
-from attnbench.storage.names import sample_shard
+from attnbench.storage.names import SAMPLE_SHARDS, sample_shard
 from attnbench.storage.store import read_record
 
 SHARD_SIZE = 1000  # images
@@ -79,7 +79,7 @@ def iterate_shards(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
     Raises CheckpointError when a shard is damaged.
     """
-    for path in sorted(folder.glob("samples-*.npz")):
+    for path in sorted(folder.glob(SAMPLE_SHARDS)):
         try:
             with np.load(path) as arrays:
                 images, labels = arrays["arr_0"], arrays["labels"]
