@@ -20,7 +20,7 @@ from attnbench.metrics.classifier import LabelledImages
 from attnbench.metrics.gaussian import frechet_distance, statistics
 from attnbench.plugins import Provided
 from attnbench.specs import CodecSpec, DigitsData, EvaluateSpec, ImageFolderData
-from attnbench.stages import evaluate
+from attnbench.stages import evaluate, scored_images
 from attnbench.stages.latents.codec import load_codec
 from attnbench.storage.store import StageOutput, read_output, write_output
 
