@@ -101,6 +101,19 @@ def fetch(model: HubModel, report: Progress) -> Snapshot:
     _refuse_missing(model, " or ".join(WEIGHTS))
 
 
+def fetch_file(model: HubModel, name: str, report: Progress) -> Path | None:
+    """Return one further file of a repository, fetched where it is not cached; None where there is none.
+
+    Raises what `fetch` raises.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model.name, _inside(model, name), revision=model.revision)
+    if found is None:
+        found = _download(model, name, model.revision, 1, report)
+    return Path(found) if isinstance(found, str) else None  # the cache remembers files that are not there
+
+
 def _download(model: HubModel, name: str, revision: str | None, done: int, report: Progress) -> str | None:
     """Return a file's path in the cache, or None where the repository has no such file."""
     from huggingface_hub import hf_hub_download
