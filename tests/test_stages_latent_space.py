@@ -368,6 +368,25 @@ def test_prepare_checks_what_was_assumed(images, tmp_path, monkeypatch):
                 prepare.run(case.model_copy(update={"data": data}), make_workspace(tmp_path / "runs"))
 
 
+def test_a_config_in_the_hubs_cache_is_enough(tmp_path, monkeypatch):
+    """Once config.json is in the cache, without its weights, a suite is checked against it."""
+    from huggingface_hub import hf_hub_download
+
+    write_autoencoder(tmp_path / "f16", stages=5)
+    path = tmp_path / "s.yaml"
+    path.write_text(SUITE.format(model="dit-s", side=48, codec="{hub: some/vae}"))
+    with serving() as server:
+        use_here(server, tmp_path / "home", monkeypatch)
+        server.add("some/vae", tmp_path / "f16")
+        (case,) = load_suite(path).cases
+        assert model_space.latent_factor(case) == 8
+        hf_hub_download("some/vae", "config.json")
+        with pytest.raises(SuiteError, match=r"data\.image_size: .*16 times smaller .* multiple of 32 px"):
+            load_suite(path)
+        (case,) = load_suite(path, ["data.image_size=64"]).cases
+        assert (model_space.latent_factor(case), model_space.assumption(case)) == (16, "")
+
+
 def test_pixels_have_no_factor(tmp_path):
     """A model on pixels needs no autoencoder, and nothing is assumed of one."""
     case = make_case()

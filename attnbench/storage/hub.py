@@ -58,14 +58,20 @@ def model_files(folder: Path) -> list[Path]:
     return [path for path in (folder / CONFIG, *weights[:1]) if path.is_file()]
 
 
-def cached(model: HubModel) -> Snapshot | None:
-    """Return a model whose files are all in the hub's cache, else None; touches no network."""
+def cached_config(model: HubModel) -> Path | None:
+    """Return a model's config.json in the hub's cache, else None; touches no network."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(model.name, _inside(model, CONFIG), revision=model.revision)
-    if not isinstance(config, str):
+    return Path(config) if isinstance(config, str) else None
+
+
+def cached(model: HubModel) -> Snapshot | None:
+    """Return a model whose files are all in the hub's cache, else None; touches no network."""
+    config = cached_config(model)
+    if config is None:
         return None
-    found = _snapshot(model, Path(config))
+    found = _snapshot(model, config)
     return found if len(model_files(found.folder)) == 2 else None
 
 

@@ -108,6 +108,7 @@ def _load_diffusers(spec: CodecSpec, folder: Path) -> Any:
             folder,
             local_files_only=True,
             output_loading_info=True,
+            low_cpu_mem_usage=False,  # the same way whether the package accelerate is there or not
             # else diffusers looks for the other file first, and calls reading a pickle without code unsafe
             use_safetensors=False if pickled and not safetensors else None,
         )

@@ -70,18 +70,22 @@ def known_latent_space(spec: CodecSpec) -> LatentSpace | None:
 
     Raises DataError for a config.json that is there and cannot be used.
     """
-    model, folder = on_hub(spec), spec.path
+    model = on_hub(spec)
     if model is not None:
-        found = hub.cached(model)
-        folder = None if found is None else found.folder
-    if folder is None or not (is_taesd(spec.kind, folder) or (folder / hub.CONFIG).exists()):
+        config = hub.cached_config(model)
+        return None if config is None else _latent_space_in(config.parent, spec)
+    folder = folder_of(spec)
+    if not (is_taesd(spec.kind, folder) or (folder / hub.CONFIG).exists()):
         return None
-    return latent_space(spec)
+    return _latent_space_in(folder, spec)
 
 
 def latent_space(spec: CodecSpec) -> LatentSpace:
     """Return an autoencoder's latent space; raises DataError for what is not there or cannot be used."""
-    folder = folder_of(spec)
+    return _latent_space_in(folder_of(spec), spec)
+
+
+def _latent_space_in(folder: Path, spec: CodecSpec) -> LatentSpace:
     config = {} if is_taesd(spec.kind, folder) else read_config(spec, folder)
     return _described(spec.kind, json.dumps(config), f"the config.json of {spec.hub or folder}")
 
