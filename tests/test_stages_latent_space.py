@@ -186,6 +186,7 @@ def test_a_mean_and_a_deviation_for_each_channel(images, tmp_path, kind):
     codec = load_codec(case.data.codec, CPU)
     z = codec.encode(dataset.train.get(ALL))[:, :4]
     mean, deviation = (torch.tensor(values).view(1, 4, 1, 1) for values in (MEAN, DEVIATION))
+    torch.testing.assert_close(codec.scale * (z - codec.shift), found, rtol=2**-9, atol=2**-9)
     undone = found * deviation / 0.5 + mean
     # z is kept as float16, then scaled there and back in fp32
     torch.testing.assert_close(undone, z, rtol=2**-9, atol=2**-9)
@@ -305,6 +306,19 @@ def test_sanas_autoencoder(images, tmp_path):
     with torch.no_grad():
         pictures = to_images(network.decode(found / 0.41407).sample)
     assert (model_space.decoder(case, workspace)(found).int() - pictures.int()).abs().max() <= 1
+
+
+def test_other_kinds_have_defaults_of_their_own(tmp_path):
+    """A tiny and a deep autoencoder without scale and shift have 1 and 0, as their classes in diffusers."""
+    import diffusers
+
+    torch.manual_seed(0)
+    diffusers.AutoencoderTiny().save_pretrained(tmp_path / "tiny")
+    write_deep_autoencoder(tmp_path / "dc")
+    for name in ("tiny", "dc"):
+        remove_fields(tmp_path / name, "scaling_factor", "shift_factor")
+        codec = load_codec(CodecSpec(kind=f"autoencoder-{name}", path=tmp_path / name), CPU)
+        assert (codec.scale, codec.shift) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("stages", [3, 4, 5, 6])
