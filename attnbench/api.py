@@ -61,7 +61,8 @@ def build_model(
     """Build a model from a recipe for images of `resolution` pixels.
 
     `overrides` are ModelConfig fields (`depth=8`, `attention="linear"`). A latent recipe sees
-    resolution / 8. forward(x [B, C, H, W], t [B] in [0, 1000), y int64 [B]).
+    resolution / 8, as Stable Diffusion's autoencoders make it.
+    forward(x [B, C, H, W], t [B] in [0, 1000), y int64 [B]).
     """
     config = resolve(recipe, overrides)
     return build_from_config(config, input_size(config, resolution), num_classes, seed=seed)

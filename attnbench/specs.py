@@ -124,9 +124,10 @@ class ModelConfig(Spec):
     patch_size: PositiveInt = 2
     """Side of a patch on the model's input."""
     input: Literal["latent", "pixel"] = "latent"
-    """`latent`: input side = image side / 8 (an autoencoder's latent); `pixel`: the image itself."""
+    """`latent`: an autoencoder's latent, whose side is that of the image over the autoencoder's factor (8
+    where no autoencoder is named); `pixel`: the image itself."""
     in_channels: PositiveInt = 4
-    """Channels of the model's input."""
+    """Channels of the model's input: those of the images, or of the autoencoder's latents."""
     ffn: FfnSpec = FfnSpec()
     """Feed-forward network."""
     position_embedding: Literal["sincos", "learned", "none"] = "sincos"
@@ -211,8 +212,9 @@ class PhotoPatchesData(Spec):
 class CodecSpec(Spec):
     """A latent autoencoder of diffusers' format: in a folder (`path`) or on the Hugging Face hub (`hub`)."""
 
-    kind: Literal["autoencoder-kl", "autoencoder-tiny"] = "autoencoder-kl"
-    """Class in diffusers: AutoencoderKL or AutoencoderTiny."""
+    kind: Literal["autoencoder-kl", "autoencoder-tiny", "autoencoder-dc"] = "autoencoder-kl"
+    """Class in diffusers: AutoencoderKL, AutoencoderTiny or AutoencoderDC (Sana's). Factor, channels, scale
+    and shift of the latents are what its config.json says, with diffusers' defaults."""
     path: Path | None = Field(default=None, strict=False)
     """Folder with config.json and weights (save_pretrained), or, for autoencoder-tiny, with TAESD's released
     taesd_encoder.safetensors and taesd_decoder.safetensors."""

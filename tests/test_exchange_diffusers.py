@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from exchange_cases import call, inputs, latent_case, model_config, random_export, train_case
+from hub_server import serving, use_here
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from stand_ins import write_autoencoder, write_autoencoder_of_diffusers_0_4_2
 
 from attnbench.diffusion.ddpm import GaussianDiffusion
 from attnbench.diffusion.guidance import guided_denoiser
@@ -302,3 +304,137 @@ def test_a_damaged_description_beside_diffusers_files(tmp_path):
     (tmp_path / "out/attnbench.json").write_text("{}")
     with pytest.raises(DataError, match=r"attnbench\.json is damaged .*remove the file"):
         from_diffusers(tmp_path / "out")
+
+
+def change(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize("class_name", ["DiTTransformer2DModel", "Transformer2DModel"])
+def test_absent_fields_are_diffusers_defaults(foreign, class_name):
+    """A config.json that says no more than it must is the model that diffusers makes of it."""
+    folder, model = foreign
+    path = folder / "transformer" / "config.json"
+    needed = ("num_attention_heads", "attention_head_dim", "num_layers", "out_channels", "sample_size")
+    written = json.loads(path.read_text())
+    assert "patch_size" in written
+    kept = {name: written[name] for name in needed} | {"_class_name": class_name}
+    path.write_text(json.dumps(kept | {"norm_type": "ada_norm_zero"}))
+    exported = from_diffusers(folder)
+    assert (exported.config.model.patch_size, exported.config.model.in_channels) == (
+        model.config.patch_size,
+        model.config.in_channels,
+    )
+    assert exported.config.input.shape == (4, 8, 8)
+    assert torch.equal(
+        exported.weights["patch_embed.proj.weight"], model.state_dict()["pos_embed.proj.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"num_vector_embeds": 1024}, r"num_vector_embeds is 1024, a DiT has None"),
+        ({"cross_attention_dim": 768}, "cross_attention_dim is 768"),
+        ({"norm_type": "ada_norm_single"}, r"norm_type is 'ada_norm_single', a DiT has 'ada_norm_zero'"),
+        ({"norm_elementwise_affine": True}, "norm_elementwise_affine is True"),
+        ({"upcast_attention": True}, "upcast_attention is True"),
+        ({"attention_type": "gated"}, "attention_type is 'gated'"),
+        ({"interpolation_scale": 2}, "interpolation_scale is 2"),
+        ({"num_layers": None}, "the sizes in the file make no DiT"),
+    ],
+)
+def test_fields_that_make_another_model_are_refused(foreign, fields, told):
+    """Of the old class, which had many models in it, only a DiT is read."""
+    folder, _ = foreign
+    change(folder / "transformer" / "config.json", _class_name="Transformer2DModel", **fields)
+    with pytest.raises(DataError, match=told):
+        from_diffusers(folder)
+
+
+def test_the_old_class_without_a_norm_is_no_dit(foreign):
+    """Its default is another norm than a DiT's, whatever the new class has."""
+    folder, _ = foreign
+    path = folder / "transformer" / "config.json"
+    written = json.loads(path.read_text())
+    del written["norm_type"]
+    path.write_text(json.dumps(written | {"_class_name": "Transformer2DModel"}))
+    with pytest.raises(DataError, match="norm_type is 'layer_norm'"):
+        from_diffusers(folder)
+    path.write_text(json.dumps(written))
+    assert from_diffusers(folder).config.model.depth == 2
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "settings", "told"),
+    [
+        ("DDIMScheduler", {}, ""),
+        ("DDPMScheduler", {"variance_type": "learned_range", "clip_sample": False}, ""),
+        ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}, ""),
+        ("DDIMScheduler", {"prediction_type": "v_prediction"}, "prediction_type of DDIMScheduler is 'v_pred"),
+        ("DDIMScheduler", {"beta_schedule": "scaled_linear"}, "beta_schedule .* was trained with 'linear'"),
+        ("DDIMScheduler", {"beta_end": 0.012}, r"beta_end of DDIMScheduler is 0\.012"),
+        ("DDIMScheduler", {"trained_betas": [0.1, 0.2]}, "trained_betas"),
+        ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ("DDPMScheduler", {"num_train_timesteps": 500}, "num_train_timesteps of DDPMScheduler is 500"),
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            {},
+            "beta_schedule of FlowMatchEulerDiscreteScheduler is 'absent'",
+        ),
+        ("NoSuchScheduler", {}, "names no scheduler of diffusers: _class_name is 'NoSuchScheduler'"),
+    ],
+)
+def test_a_pipelines_noise_schedule_is_looked_at(foreign, scheduler, settings, told):
+    """Weights of another target or schedule are refused; what is for sampling alone does not matter."""
+    folder, _ = foreign
+    (folder / "scheduler").mkdir()
+    written = {"_class_name": scheduler, **settings}  # every other field is absent
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(written))
+    if not told:
+        assert from_diffusers(folder).config.objective == "ddpm"
+        return
+    for place in (folder, folder / "transformer"):
+        with pytest.raises(DataError, match=told):
+            from_diffusers(place)
+
+
+def test_a_scheduler_on_the_hub_is_looked_at(foreign, tmp_path, monkeypatch, capsys):
+    """`import hub:` fetches the schedule of a pipeline, too, and refuses v-prediction."""
+    folder, _ = foreign
+    (folder / "scheduler").mkdir()
+    written = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(written))
+    with serving() as server:
+        use_here(server, tmp_path / "home", monkeypatch)
+        server.add("some/dit", folder)
+        assert call(monkeypatch, "import", "hub:some/dit", "--to", tmp_path / "out") == 2
+    assert "prediction_type of DDIMScheduler is 'v_prediction'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_autoencoder_of_diffusers_0_4_2_makes_a_pipeline(tmp_path):
+    """Its scale is the library's default, for the pipeline as for us; a per-channel scale is left undone."""
+    write_autoencoder_of_diffusers_0_4_2(tmp_path / "vae")
+    spec = CodecSpec(kind="autoencoder-kl", path=tmp_path / "vae")
+    codec = CodecInfo(kind="autoencoder-kl", scale=0.18215, shift=0.0, fingerprint=fingerprint(spec))
+    exported = random_export(model_config(), codec=codec)
+    assert write_diffusers(exported, tmp_path / "out", vae=tmp_path / "vae").no_pipeline == ""
+    pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path / "out")
+    assert pipeline.vae.config.scaling_factor == 0.18215
+    change(tmp_path / "vae" / "config.json", latents_mean=[0.0] * 4, latents_std=[2.0] * 4)
+    plain = random_export(model_config())
+    told = write_diffusers(plain, tmp_path / "plain", vae=tmp_path / "vae").no_pipeline
+    assert "does not undo a scale for each channel" in told
+    several = CodecInfo(kind="autoencoder-kl", scale=(0.5, 1.0, 1.0, 1.0), shift=(0.0,) * 4, fingerprint="0")
+    assert CodecInfo.model_validate_json(several.model_dump_json()) == several
+    exported = random_export(model_config(), codec=several)
+    assert (
+        "for each channel" in write_diffusers(exported, tmp_path / "more", vae=tmp_path / "vae").no_pipeline
+    )
+
+
+def test_an_autoencoder_of_other_channels_is_refused(tmp_path):
+    """A VAE whose latents the model cannot take is named, also for a model that names none."""
+    write_autoencoder(tmp_path / "vae", latent_channels=16)
+    with pytest.raises(DataError, match="makes latents of 16 channels, the model takes 4"):
+        write_diffusers(random_export(model_config()), tmp_path / "out", vae=tmp_path / "vae")

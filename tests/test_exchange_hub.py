@@ -25,7 +25,7 @@ def server(tmp_path, monkeypatch):
 
 
 def test_a_dit_is_imported_from_the_hub(server, tmp_path, monkeypatch, capsys):
-    """`import hub:OWNER/NAME` takes a pipeline's transformer alone and notes the commit it took."""
+    """`import hub:OWNER/NAME` takes a pipeline's transformer and its schedule, and notes the commit."""
     exported = random_export(model_config(), num_classes=1000)  # no rows to fill up
     write_diffusers(exported, tmp_path / "pipeline")
     commit = server.add("some/dit", tmp_path / "pipeline")
@@ -36,6 +36,7 @@ def test_a_dit_is_imported_from_the_hub(server, tmp_path, monkeypatch, capsys):
     assert {line.split("/", 2)[2] for line in server.asked} == {
         "transformer/config.json",
         "transformer/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
     }
     found = read_exported(tmp_path / "xl")
     assert found.config.imported_from == f"hub:some/dit (commit {commit})"

@@ -49,7 +49,7 @@ def encode(monkeypatch, tmp_path):
 
     def run(folder: Path, count: int = COUNT, seed: int = 0) -> CodecSpec:
         images = image_set(count, seed)
-        latents.encode_all(images, spec, SIDE, folder, make_workspace(tmp_path))
+        latents.encode_all(images, spec, folder, make_workspace(tmp_path))
         return spec
 
     return run
@@ -294,7 +294,7 @@ def encode_and_be_killed(vae: str, folder: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return images.get(indices)
 
-    latents.encode_all(Dying(), CodecSpec(path=Path(vae)), SIDE, Path(folder), make_workspace(Path(folder)))
+    latents.encode_all(Dying(), CodecSpec(path=Path(vae)), Path(folder), make_workspace(Path(folder)))
 
 
 if __name__ == "__main__":

@@ -270,9 +270,9 @@ def test_a_cut_weights_file(images, tmp_path):
 
 
 def test_a_side_the_autoencoder_does_not_divide(images, tmp_path):
-    """An odd side for an autoencoder that halves it names the nearest one that works."""
+    """An odd side for an autoencoder that halves it names the nearest that fit it and the patches."""
     save_codec(tmp_path / "vae")
-    with pytest.raises(DataError, match=r"15 is no multiple of 2.*choose 14"):
+    with pytest.raises(DataError, match=r"data\.image_size: resolution 15 .* nearest are 12 and 16"):
         prepare.run(latent_case(images, tmp_path / "vae", side=15), make_workspace(tmp_path / "runs"))
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+from unittest.mock import patch
+
 import pytest
 from command_line import attnbench
-from stand_ins import write_autoencoder, write_photo_folder
+from hub_server import serving, settings_of
+from stand_ins import write_autoencoder, write_autoencoder_of_diffusers_0_4_2, write_photo_folder
 
 from attnbench.models.published import recipes_of
 from attnbench.models.recipes import recipe
@@ -103,12 +108,13 @@ def stand_ins(tmp_path_factory):
     return folder
 
 
-def run_small(suite, folder, **more):
-    """Run a suite on the stand-ins by overrides alone; return its results."""
+def run_small(suite, folder, *words, **more):
+    """Run a suite on the stand-ins by overrides alone, `--runs FOLDER` aside; return its results."""
     overrides = [word for key, value in (SMALL | more).items() for word in ("-o", f"{key}={value}")]
-    done = attnbench("run", suite, "--quiet", *overrides, cwd=folder)
+    done = attnbench("run", suite, "--quiet", *overrides, *words, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    return latest(read_results(folder / f"runs/{suite}/results.jsonl"))
+    runs = words[1] if words else folder / "runs"
+    return latest(read_results(runs / suite / "results.jsonl"))
 
 
 @pytest.mark.slow
@@ -128,6 +134,41 @@ def test_suites_of_the_paper_run_to_their_end_on_stand_ins(stand_ins, suite) -> 
     assert [result.created for result in run_small(suite, stand_ins, **settings)] == [
         r.created for r in results
     ]
+
+
+@pytest.mark.slow
+def test_a_suite_of_the_paper_runs_on_its_own_autoencoder_as_the_hub_has_it(stand_ins, tmp_path) -> None:
+    """`stabilityai/sd-vae-ft-ema`, which diffusers 0.4.2 wrote: no scaling_factor, a pickle, old names.
+
+    Sizes, steps and rows are overridden; the autoencoder is the one that the suite's file names.
+    """
+    write_autoencoder_of_diffusers_0_4_2(tmp_path / "vae")
+    settings = OF_THE_PAPER | {"data.path": "set", "matrix.model.recipe": "[dit-s]"}
+    with serving() as server, patch.dict(os.environ, settings_of(server, tmp_path / "home")):
+        server.add("stabilityai/sd-vae-ft-ema", tmp_path / "vae")
+        results = run_small("table7_guidance", stand_ins, "--runs", tmp_path / "runs", **settings)
+        assert [result.status for result in results] == ["ok", "ok"]  # guidance 2 and 3
+        assert [line.rpartition("/")[2] for line in server.asked] == [
+            "config.json",
+            "diffusion_pytorch_model.bin",
+        ]
+    (index,) = (tmp_path / "runs/store/prepare").glob("*/latents.json")
+    assert json.loads(index.read_text())["scale"] == 0.18215
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["subin_256", "table5_paradigms"])
+def test_suites_of_the_paper_run_on_a_folder_of_diffusers_0_4_2(stand_ins, tmp_path, suite) -> None:
+    """The same files in a folder that the user names."""
+    write_autoencoder_of_diffusers_0_4_2(tmp_path / "vae")
+    settings = OF_THE_PAPER | {
+        "data.path": "set",
+        "data.codec.path": tmp_path / "vae",
+        "matrix.model.recipe": f"[{ROWS[suite][1]}]",
+        "matrix.sample.guidance_scale": "[1.5]",
+    }
+    results = run_small(suite, stand_ins, "--runs", tmp_path / "runs", **settings)
+    assert [result.status for result in results] == ["ok"]
 
 
 @pytest.mark.slow

@@ -38,8 +38,9 @@ def profile(
 ) -> None:
     """Measure multiply-adds, latency and memory of model recipes.
 
-    A resolution is in pixels of the decoded image: 256 means a 32x32 latent for latent models. A row that
-    runs out of its time is skipped; its reason stands below the table.
+    A resolution is in pixels of the decoded image: 256 means a 32x32 latent for latent models, an eighth, as
+    Stable Diffusion's autoencoders make it; `run` takes the suite's own. A row that runs out of its time is
+    skipped; its reason stands below the table.
 
     Exit code 1 when a row failed, or when none could be measured whole; 0 otherwise.
     """

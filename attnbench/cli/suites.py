@@ -50,10 +50,13 @@ def plan(suite: SuiteArgument, override: Overrides = None, runs: Runs = RUNS) ->
 @app.command()
 def validate(suite: SuiteArgument, override: Overrides = None) -> None:
     """Check a suite file without its data; count its cases."""
+    from attnbench.stages.latents.model_space import assumption
     from attnbench.suite.loading import load_suite
 
     loaded = load_suite(suite, override or [])
     typer.echo(f"{loaded.name}: valid, {len(loaded.cases)} cases")
+    for assumed in dict.fromkeys(filter(None, map(assumption, loaded.cases))):
+        typer.echo(f"note: {assumed}")
 
 
 @app.command()

@@ -22,12 +22,13 @@ from attnbench.exchange import (
     write_diffusers,
     write_exported,
 )
+from attnbench.exchange.diffusers_config import SCHEDULER_CONFIG
 from attnbench.exchange.exported import is_exported
 from attnbench.exchange.transfer import grouped
 from attnbench.models.recipes import resolve
 from attnbench.problems import json_object
 from attnbench.specs import HUB_NAME, HUB_PART, ModelConfig
-from attnbench.stages.latents.codec import on_hub
+from attnbench.stages.latents.latent_space import on_hub
 from attnbench.stages.latents.model_space import codec_of
 from attnbench.stages.training.initial_weights import CONFIG
 from attnbench.storage import hub
@@ -101,14 +102,23 @@ def import_weights(source: Path, to: Path, *, num_heads: int | None, force: bool
 
 
 def _fetched(source: str) -> hub.Snapshot:
-    """Return the transformer of `hub:OWNER/NAME` or `hub:OWNER/NAME@REVISION` in the hub's cache."""
+    """Return the transformer of `hub:OWNER/NAME` or `hub:OWNER/NAME@REVISION` in the hub's cache.
+
+    The scheduler's settings are fetched beside it: they say what noise the weights were trained with.
+    """
     name, _, revision = source.removeprefix(ON_HUB).partition("@")
     if not HUB_NAME.fullmatch(name) or not (revision == "" or HUB_PART.fullmatch(revision)):
         raise UserInputError(
             f"{source} names no repository on the hub; write {ON_HUB}OWNER/NAME, or with @REVISION behind it"
         )
     model = hub.HubModel(name=name, subfolder="transformer", revision=revision or None)
-    return hub.fetch(model, lambda done, total, note: typer.echo(f"{note} ({done} of {total})", err=True))
+
+    def report(done: int, total: int, note: str) -> None:
+        typer.echo(f"{note} ({done} of {total})", err=True)
+
+    snapshot = hub.fetch(model, report)
+    hub.fetch_file(hub.HubModel(name=name, revision=snapshot.commit), SCHEDULER_CONFIG, report)
+    return snapshot
 
 
 def transfer_weights(

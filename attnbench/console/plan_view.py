@@ -22,6 +22,7 @@ def plan_listing(suite: Suite, planned: Sequence[PlannedCase]) -> Listing:
     notes = [
         f"{len(planned)} cases; about {total[0]} and {total[1]} to go on this machine",
         "estimates from closed-form multiply-adds and a quick matmul measurement; nothing was run",
+        *dict.fromkeys(one.assumed for one in planned if one.assumed),
         *_reasons(planned),
     ]
     columns = ("case", "time left", "disk", "finished")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from attnbench.results import Record, environment
 from attnbench.specs import ModelConfig
+from attnbench.stages.latents.latent_space import Factor
 from attnbench.stages.training.checkpoint import ModelInput
 from attnbench.stages.training.initial_weights import EXPORT_FORMAT
 
@@ -26,9 +27,10 @@ class BackendOrigin(Record):
 class CodecInfo(Record):
     """The autoencoder whose latents a model was trained on: x = scale (z - shift)."""
 
-    kind: Literal["autoencoder-kl", "autoencoder-tiny"]
-    scale: float
-    shift: float
+    kind: Literal["autoencoder-kl", "autoencoder-tiny", "autoencoder-dc"]
+    scale: Factor
+    """One number, or one for each channel."""
+    shift: Factor
     fingerprint: str
     hub: str = ""
     """Repository on the Hugging Face hub, folder in it and commit, where it is from there."""

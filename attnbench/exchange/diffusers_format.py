@@ -11,21 +11,22 @@ import torch
 from pydantic import ValidationError
 
 from attnbench.diffusion.ddpm import NUM_TIMESTEPS, linear_betas
-from attnbench.errors import DataError, UnsupportedError, UserInputError
+from attnbench.errors import DataError, UnsupportedError
 from attnbench.exchange.config import ExportedConfig
 from attnbench.exchange.diffusers_card import pipeline_card
-from attnbench.exchange.dit_config import check_same, class_rows, describe_import, dit_config
+from attnbench.exchange.diffusers_config import read_dit_config
+from attnbench.exchange.dit_config import check_same, class_rows, describe_import
 from attnbench.exchange.exported import Exported
 from attnbench.exchange.folders import new_folder, read_bytes, writing
 from attnbench.exchange.layouts import diffusers_layout, not_a_dit, qkv_bias_of, rename_from, rename_to
 from attnbench.exchange.weight_files import read_weights
 from attnbench.specs import CodecSpec, ModelConfig
 from attnbench.stages.latents.codec import digest_of, fingerprint
+from attnbench.stages.latents.latent_space import Factor, latent_space
 from attnbench.storage.hub import model_files
 
 DESCRIPTION = "attnbench.json"
 NULL_CLASS = 1000  # DiTPipeline's, whatever the number of classes
-CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the second before diffusers 0.29
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ def _why_no_vae(config: ExportedConfig, vae: Path | None) -> str:
         return "the model makes pixels, and a DiTPipeline needs a VAE"
     if config.codec is not None and config.codec.kind != "autoencoder-kl":
         return f"a DiTPipeline needs an AutoencoderKL, the model's latents are of an {config.codec.kind}"
-    if config.codec is not None and config.codec.shift:
-        return f"a DiTPipeline does not undo the latents' shift of {config.codec.shift}"
+    if config.codec is not None and (left := _not_undone(config.codec.scale, config.codec.shift)):
+        return left
     if vae is None or not (vae / "config.json").is_file():
         where = "none was named" if vae is None else f"there is none in {vae}"
         return f"a DiTPipeline needs a VAE, and {where}; name the folder of an AutoencoderKL with --vae"
@@ -142,10 +143,20 @@ def _why_no_vae(config: ExportedConfig, vae: Path | None) -> str:
             f"{vae} is not the autoencoder the model was trained with (fingerprint {found[0]}, then "
             f"{config.codec.fingerprint}); name the right one with --vae"
         )
-    kind = json.loads(read_bytes(vae / "config.json")).get("_class_name")
-    if kind != "AutoencoderKL":
-        raise DataError(f"{vae} holds an {kind}; a DiTPipeline needs an AutoencoderKL")
-    return ""
+    space = latent_space(CodecSpec(kind="autoencoder-kl", path=vae))
+    if space.channels != config.model.in_channels:
+        raise DataError(
+            f"{vae} makes latents of {space.channels} channels, the model takes {config.model.in_channels}; "
+            "name the right one with --vae"
+        )
+    return _not_undone(space.scale, space.shift)
+
+
+def _not_undone(scale: Factor, shift: Factor) -> str:
+    """Return what of an autoencoder's scaling a DiTPipeline leaves in the latents: all but one scale."""
+    if isinstance(scale, tuple):
+        return f"a DiTPipeline does not undo a scale for each channel, {', '.join(map(str, scale))}"
+    return f"a DiTPipeline does not undo the latents' shift of {shift}" if shift else ""
 
 
 def _copy_vae(vae: Path, folder: Path) -> None:
@@ -177,10 +188,11 @@ def from_diffusers(
 
     With `config` its sizes must be the file's; with `num_classes`, its classes. Timestep frequencies and
     the epsilon of norms are DiT's, whatever diffusers' class computes. Weights become fp32.
-    Raises DataError for foreign or damaged files, UserInputError for other sizes.
+    Raises DataError for foreign or damaged files, and for a DiT or a pipeline's noise schedule that computes
+    something else, UserInputError for other sizes.
     """
     home = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    found, side = _read_config(home)
+    found, side = read_dit_config(home)
     if config is not None:
         check_same(found, config, str(folder))
     entries = diffusers_layout(found.depth, qkv_bias_of(found))
@@ -207,53 +219,3 @@ def _our_description(folder: Path) -> ExportedConfig | None:
             f"{path} is damaged ({error.error_count()} faults); export the model again, or remove the file "
             "to read the weights alone"
         ) from error
-
-
-def _read_config(home: Path) -> tuple[ModelConfig, int]:
-    """Return the sizes in diffusers' config.json and the side of the input; raises DataError."""
-    if not (home / "config.json").is_file():
-        raise DataError(
-            f"no DiT of diffusers in {home}: config.json is missing; name a folder written by save_pretrained"
-        )
-    try:
-        raw = json.loads(read_bytes(home / "config.json"))
-        _check_kind(raw, home)
-        channels, outputs = raw["in_channels"], raw.get("out_channels") or raw["in_channels"]
-        if outputs not in (channels, 2 * channels):
-            raise DataError(
-                f"{home}: out_channels {outputs} is neither in_channels {channels} nor twice that"
-            )
-        found = dit_config(
-            depth=raw["num_layers"],
-            dim=raw["num_attention_heads"] * raw["attention_head_dim"],
-            num_heads=raw["num_attention_heads"],
-            patch_size=raw["patch_size"],
-            in_channels=channels,
-            learned_variance=outputs == 2 * channels,
-            qkv_bias=raw.get("attention_bias", True),
-        )
-        return found, int(raw["sample_size"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{home / 'config.json'} is damaged or of another model: {error!r}") from error
-
-
-def _check_kind(raw: dict[str, Any], home: Path) -> None:
-    """Raise DataError unless config.json describes a class-conditional DiT block for block."""
-    if raw.get("_class_name") not in CLASSES:
-        raise UserInputError(
-            f"{home} holds no DiT of diffusers: its config.json says _class_name {raw.get('_class_name')!r}, "
-            f"a DiT's is {' or '.join(CLASSES)}"
-        )
-    expected = {
-        "norm_type": ("ada_norm_zero",),
-        "activation_fn": ("gelu-approximate",),
-        "norm_elementwise_affine": (False,),
-        "upcast_attention": (False,),
-        "norm_eps": (
-            1e-5,
-            1e-6,
-        ),  # 1e-5 is what diffusers gives DiT's weights, 1e-6 what they were trained with
-    }
-    for name, allowed in expected.items():
-        if name in raw and raw[name] not in allowed:
-            raise DataError(f"{home}: {name} is {raw[name]!r}, a DiT has {' or '.join(map(repr, allowed))}")

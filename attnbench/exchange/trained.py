@@ -11,8 +11,8 @@ from attnbench.exchange.config import BackendOrigin, CodecInfo, ExportedConfig
 from attnbench.exchange.exported import Exported
 from attnbench.plugins import registry
 from attnbench.specs import Case, UserImages
-from attnbench.stages.latents.codec import on_hub
 from attnbench.stages.latents.encoding import LatentIndex
+from attnbench.stages.latents.latent_space import on_hub
 from attnbench.stages.latents.model_space import MadeFrom, codec_of
 from attnbench.stages.training.checkpoint import ModelInput, load_averaged
 from attnbench.storage.names import AVERAGED, LATENT_INDEX, MADE_FROM

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import Field, computed_field
 
+from attnbench.models.resolution import LATENT_FACTOR
 from attnbench.results import Measurement, Record, Status
 from attnbench.specs import ModelConfig, Precision
 
@@ -18,6 +19,8 @@ class ProfileRequest:
     label: str
     config: ModelConfig
     num_classes: int
+    latent_factor: int = LATENT_FACTOR
+    """Side of a decoded image over side of its latents; does not matter to a model on pixels."""
 
 
 class ProfileRow(Record):

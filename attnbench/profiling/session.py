@@ -44,7 +44,11 @@ def profile_models(
     if not spec.resolutions:
         raise UserInputError("nothing to profile: give at least one resolution in pixels, e.g. 256")
     check_device(device)
-    sizes = {(i, r): input_size(q.config, r) for i, q in enumerate(requests) for r in spec.resolutions}
+    sizes = {
+        (i, r): input_size(q.config, r, q.latent_factor)
+        for i, q in enumerate(requests)
+        for r in spec.resolutions
+    }
     timed = "latency" in spec.measure
     steps = _Steps(total=len(sizes) * (2 + (spec.rounds if timed else 0)), progress=progress)
     rows: dict[tuple[int, int], ProfileRow] = {}

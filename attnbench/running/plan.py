@@ -14,6 +14,8 @@ from attnbench.devices import default_device
 from attnbench.errors import AttnbenchError, DataError
 from attnbench.models.resolution import input_size
 from attnbench.specs import Case, ModelConfig, PreparedData, UserImages
+from attnbench.stages.latents.latent_space import has_posterior
+from attnbench.stages.latents.model_space import assumption, codec_of, latent_factor
 from attnbench.storage import hub
 from attnbench.storage.store import STAGES, Stage, read_output
 
@@ -21,8 +23,8 @@ from attnbench.storage.store import STAGES, Stage, read_output
 # about 0.6 of the rate of a large one, and every block costs some fixed time in Python and kernel launches.
 MATMUL_EFFICIENCY = 0.6
 BLOCK_OVERHEAD_S = 5e-4
-LATENT_BYTES_PER_PIXEL = 0.5
-"""Moments of 4 channels, of an image and its mirror image, float16, at an eighth of the side."""
+BYTES_PER_LATENT_VALUE = 4
+"""Of an image and its mirror image, float16."""
 NUM_CLASSES_GUESS = 100  # a folder that is not here yet: as many classes as Sub-IN
 
 
@@ -38,6 +40,8 @@ class PlannedCase:
     """What a run would refuse for want of the user's folders and files, each with the next step."""
     problem: str = ""
     """Why this case cannot be planned, let alone run."""
+    assumed: str = ""
+    """What its sizes rest on while its autoencoder is not on this machine."""
 
 
 def plan(cases: Sequence[Case], store: Path) -> list[PlannedCase]:
@@ -62,6 +66,7 @@ def plan(cases: Sequence[Case], store: Path) -> list[PlannedCase]:
                 disk_bytes=disk_bytes,
                 missing=missing_inputs(case),
                 problem=problem,
+                assumed=assumption(case),
             )
         )
     return planned
@@ -141,22 +146,33 @@ def closed_form(case: Case) -> MacCount:
     """Multiply-adds of the case's model at the data's resolution."""
     from attnbench.models.macs import closed_form_macs
 
-    return closed_form_macs(case.model, input_size(case.model, case.data.image_size))
+    return closed_form_macs(case.model, model_side(case))
+
+
+def model_side(case: Case) -> int:
+    """Side of the model's input for the data's images, by the case's autoencoder where there is one."""
+    return input_size(case.model, case.data.image_size, latent_factor(case))
 
 
 def disk_needed_bytes(case: Case, stages: Sequence[Stage] = STAGES) -> int:
     """Estimate what the stages will store: weights, average, two moments, and the samples."""
     total, classes = 0, num_classes(case)
     if "prepare" in stages and case.model.input == "latent":
-        total += int(num_images(case) * LATENT_BYTES_PER_PIXEL * case.data.image_size**2)
+        total += num_images(case) * latent_bytes(case)
     if "train" in stages:
         averages = 1 + len(case.train.extra_ema_decays)
         kept = 2 * (3 + averages) + averages  # two checkpoints: weights, two moments, averages; then averages
-        side = input_size(case.model, case.data.image_size)
-        total += kept * 4 * num_params(case.model, side, classes)
+        total += kept * 4 * num_params(case.model, model_side(case), classes)
     if "sample" in stages:
         total += case.sample.per_class * classes * 3 * case.data.image_size**2
     return total
+
+
+def latent_bytes(case: Case) -> int:
+    """What is kept of one image: latents, or mean and log variance of each."""
+    codec = codec_of(case)
+    kept = 2 if codec is None or has_posterior(codec.kind) else 1
+    return BYTES_PER_LATENT_VALUE * kept * case.model.in_channels * model_side(case) ** 2
 
 
 def num_images(case: Case) -> int:

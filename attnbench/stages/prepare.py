@@ -6,12 +6,20 @@ import functools
 from pathlib import Path
 
 from attnbench.data import Dataset, load_dataset
+from attnbench.errors import DataError
 from attnbench.evaluation.scores import check_sizes
 from attnbench.results import Measurement
 from attnbench.specs import Case, CodecSpec
-from attnbench.stages.latents.codec import fingerprint, on_hub
+from attnbench.stages.latents.codec import fingerprint, load_codec
 from attnbench.stages.latents.encoding import encode_all
-from attnbench.stages.latents.model_space import MadeFrom, codec_of, refuse_changed, which_codec
+from attnbench.stages.latents.latent_space import on_hub
+from attnbench.stages.latents.model_space import (
+    MadeFrom,
+    codec_of,
+    latent_problems,
+    refuse_changed,
+    which_codec,
+)
 from attnbench.storage import hub
 from attnbench.storage.atomic import atomic_write
 from attnbench.storage.names import DONE, LATENT_INDEX, MADE_FROM
@@ -22,6 +30,7 @@ from attnbench.storage.store import (
     read_record,
     write_output,
 )
+from attnbench.yaml_source import show_path
 
 NAMED = 20  # files named one by one in a report; the rest are counted
 
@@ -31,19 +40,26 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
 
     Raises DataError when images or autoencoder cannot be had or used, or are others than in an earlier run.
     """
-    dataset, codec = load_dataset(case.data), codec_of(case)
+    folder, codec = workspace.folder("prepare", case), codec_of(case)
+    # before the images, which may take hours: fetch the autoencoder, ask it for its grid, read its weights
+    commit = _fetched(codec, workspace) if codec is not None else ""
+    for problem in latent_problems(case):
+        raise DataError(f"{case.label}: {show_path(problem.path)}: {problem.message}")
+    if codec is not None and read_output(folder) is None:
+        load_codec(codec, workspace.device)
+    dataset = load_dataset(case.data)
     workspace.datasets[case.data] = dataset
     reference = dataset.train if case.evaluate.reference == "train" else dataset.held_out
     # here, because finding out after the training would waste it
     check_sizes(case.evaluate, case.sample.per_class * dataset.num_classes, len(reference))
-    folder = workspace.folder("prepare", case)
+    now = MadeFrom(data=dataset.fingerprint, codec=fingerprint(codec) if codec else "", commit=commit)
     with workspace.holding(folder):
-        _check_unchanged(case, folder, _made_from(dataset, codec, workspace))
+        _check_unchanged(case, folder, now)
         finished = read_output(folder)
         if finished is not None:
             return finished
         if codec is not None:
-            encode_all(dataset.train, codec, dataset.image_size, folder, workspace)
+            encode_all(dataset.train, codec, folder, workspace)
         output = StageOutput(measurements=_left_out(dataset))
         write_output(folder, output)
         return output
@@ -57,13 +73,10 @@ def dataset_of(case: Case, workspace: Workspace) -> Dataset:
     return dataset
 
 
-def _made_from(dataset: Dataset, codec: CodecSpec | None, workspace: Workspace) -> MadeFrom:
-    """Return what this stage works on; an autoencoder on the hub is fetched, here and nowhere else."""
-    if codec is None:
-        return MadeFrom(data=dataset.fingerprint, codec="")
+def _fetched(codec: CodecSpec, workspace: Workspace) -> str:
+    """Fetch an autoencoder on the hub, here and nowhere else; return its commit, nothing for a folder."""
     model = on_hub(codec)
-    commit = hub.fetch(model, functools.partial(workspace.report, "prepare")).commit if model else ""
-    return MadeFrom(data=dataset.fingerprint, codec=fingerprint(codec), commit=commit)
+    return hub.fetch(model, functools.partial(workspace.report, "prepare")).commit if model else ""
 
 
 def _check_unchanged(case: Case, folder: Path, now: MadeFrom) -> None:

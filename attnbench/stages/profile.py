@@ -14,15 +14,18 @@ import torch
 from pydantic import Field
 
 from attnbench.data import class_names
+from attnbench.data.mapped import map_array
 from attnbench.devices import device_name
+from attnbench.models.resolution import LATENT_FACTOR
 from attnbench.profiling.rows import ProfileRequest, to_measurements
 from attnbench.profiling.session import profile_models
 from attnbench.progress import Progress
 from attnbench.results import Measurement, Record, environment
 from attnbench.specs import FORMAT, Case, ProfileSpec, content_hash
+from attnbench.stages.latents.model_space import latent_factor
 from attnbench.storage.atomic import atomic_write, storage_errors
 from attnbench.storage.locks import alone_in
-from attnbench.storage.names import PROFILE, SESSION
+from attnbench.storage.names import PROFILE, SESSION, latent_shard
 from attnbench.storage.store import read_record
 
 
@@ -57,7 +60,8 @@ def profile_cases(
     """
     if not cases:
         return SessionOutput()
-    contents = {case.id: content_hash(case.profile_content()) for case in cases}
+    factors = {case.id: _latent_factor(case, store) for case in cases}
+    contents = {case.id: _content(case, factors[case.id]) for case in cases}
     folder = store / PROFILE / content_hash([FORMAT, sorted(set(contents.values())), _machine(device)])
     path = folder / SESSION
     found = read_record(path, SessionOutput)
@@ -65,18 +69,40 @@ def profile_cases(
         with alone_in(store / PROFILE, notice):
             found = read_record(path, SessionOutput)  # of the one that was waited for
             if found is None:
-                found = _measure(cases, contents, path, device, progress)
+                found = _measure(cases, contents, factors, path, device, progress)
     return found.of_cases(contents)
+
+
+def _content(case: Case, factor: int) -> str:
+    """Return the content address of a case's cost; of a grid that is not Stable Diffusion's, with its factor.
+
+    An autoencoder's place is in the case's content, but not what its files say: costs that were measured on
+    another grid are never read for these.
+    """
+    content = case.profile_content()
+    return content_hash(content if factor == LATENT_FACTOR else {**content, "latent_factor": factor})
+
+
+def _latent_factor(case: Case, store: Path) -> int:
+    """Return the side of an image over that of its latents, read off those that the case was trained on."""
+    shard = store / "prepare" / case.key("prepare") / latent_shard(0)
+    if case.model.input == "latent" and shard.is_file():
+        return case.data.image_size // int(map_array(shard).shape[-1])
+    return latent_factor(case)
 
 
 def _measure(
     cases: Sequence[Case],
     contents: dict[str, str],
+    factors: dict[str, int],
     path: Path,
     device: str,
     progress: Progress,
 ) -> SessionOutput:
-    """Measure the models of cases, whose contents are given by case id; keep a whole session at `path`."""
+    """Measure the models of cases, whose contents and latent factors are given by case id; keep it at `path`.
+
+    A session with a row that failed is not kept.
+    """
     distinct = {contents[case.id]: case for case in reversed(cases)}  # guidance scales share a model
     sessions: dict[str, tuple[ProfileSpec, list[ProfileRequest]]] = {}
     for key, case in distinct.items():
@@ -84,7 +110,11 @@ def _measure(
         spec = case.profile.model_copy(update={"resolutions": resolutions})
         _, requests = sessions.setdefault(content_hash(spec.model_dump(mode="json")), (spec, []))
         num_classes = len(class_names(case.data))
-        requests.append(ProfileRequest(label=key, config=case.model, num_classes=num_classes))
+        requests.append(
+            ProfileRequest(
+                label=key, config=case.model, num_classes=num_classes, latent_factor=factors[case.id]
+            )
+        )
     found: dict[str, list[Measurement]] = {}
     failed: dict[str, str] = {}
     complete = True

@@ -58,14 +58,20 @@ def model_files(folder: Path) -> list[Path]:
     return [path for path in (folder / CONFIG, *weights[:1]) if path.is_file()]
 
 
-def cached(model: HubModel) -> Snapshot | None:
-    """Return a model whose files are all in the hub's cache, else None; touches no network."""
+def cached_config(model: HubModel) -> Path | None:
+    """Return a model's config.json in the hub's cache, else None; touches no network."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(model.name, _inside(model, CONFIG), revision=model.revision)
-    if not isinstance(config, str):
+    return Path(config) if isinstance(config, str) else None
+
+
+def cached(model: HubModel) -> Snapshot | None:
+    """Return a model whose files are all in the hub's cache, else None; touches no network."""
+    config = cached_config(model)
+    if config is None:
         return None
-    found = _snapshot(model, Path(config))
+    found = _snapshot(model, config)
     return found if len(model_files(found.folder)) == 2 else None
 
 
@@ -99,6 +105,19 @@ def fetch(model: HubModel, report: Progress) -> Snapshot:
             report(2, 2, f"{model.title} is in the hub's cache")
             return found
     _refuse_missing(model, " or ".join(WEIGHTS))
+
+
+def fetch_file(model: HubModel, name: str, report: Progress) -> Path | None:
+    """Return one further file of a repository, fetched where it is not cached; None where there is none.
+
+    Raises what `fetch` raises.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model.name, _inside(model, name), revision=model.revision)
+    if found is None:
+        found = _download(model, name, model.revision, 1, report)
+    return Path(found) if isinstance(found, str) else None  # the cache remembers files that are not there
 
 
 def _download(model: HubModel, name: str, revision: str | None, done: int, report: Progress) -> str | None:

@@ -12,6 +12,7 @@ from attnbench.plugins import Registry
 from attnbench.problems import Problem
 from attnbench.specs import Case, DigitsData, UserImages
 from attnbench.stages.compatibility import objective_problems, sampler_problems
+from attnbench.stages.latents.model_space import latent_problems
 from attnbench.yaml_source import KeyPath
 
 DIGIT_SIDE = 8  # pixels of scikit-learn's digits
@@ -49,6 +50,7 @@ def case_problems(case: Case) -> Iterator[Problem]:
             "out, or set ffn.hidden: null",
         )
     yield from _input_problems(case)
+    yield from latent_problems(case)
     yield from _side_problems(case)
 
 
@@ -99,10 +101,10 @@ def _input_problems(case: Case) -> Iterator[Problem]:
 
 
 def _side_problems(case: Case) -> Iterator[Problem]:
-    """Image sides that do not cut into patches."""
+    """Image sides that do not cut into patches; those of latents are `latent_problems`'s."""
     model, data = case.model, case.data
-    if model.input == "latent" and not isinstance(data, UserImages):
-        return  # there are no latents: said already
+    if model.input == "latent":
+        return
     sides: list[tuple[KeyPath, int]] = []
     if isinstance(data, DigitsData):
         sides.append((("model", "patch_size"), DIGIT_SIDE))

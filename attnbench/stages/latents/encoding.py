@@ -14,7 +14,8 @@ from attnbench.data.mapped import map_array
 from attnbench.errors import DataError, NonFiniteError
 from attnbench.results import Record
 from attnbench.specs import CodecSpec
-from attnbench.stages.latents.codec import BATCH_SIZE, Codec, fingerprint, load_codec, scaling
+from attnbench.stages.latents.codec import BATCH_SIZE, Codec, beside_latents, fingerprint, load_codec
+from attnbench.stages.latents.latent_space import Factor, has_posterior, latent_space
 from attnbench.storage.atomic import atomic_path, atomic_write, storage_errors
 from attnbench.storage.hashing import file_sha256
 from attnbench.storage.names import CHECKED_SHARDS, DONE, LATENT_INDEX, latent_shard
@@ -29,8 +30,8 @@ class LatentIndex(Record):
     kind: str
     codec: str
     """Fingerprint of the autoencoder's files."""
-    scale: float
-    shift: float
+    scale: Factor
+    shift: Factor
     count: int
     """Images, when complete."""
     sha256: list[str] = Field(default_factory=list)
@@ -47,20 +48,15 @@ class CheckedShards(Record):
     seen: dict[str, tuple[int, int]] = Field(default_factory=dict)
 
 
-def encode_all(images: ImageSet, spec: CodecSpec, side: int, folder: Path, workspace: Workspace) -> None:
+def encode_all(images: ImageSet, spec: CodecSpec, folder: Path, workspace: Workspace) -> None:
     """Encode every image and its mirror image into shards of float16 [n, 2, k, h, w].
 
     Index 1 of the second axis is the mirrored image: a latent cannot be mirrored itself. Whole shards of
     the same autoencoder that are already there are kept. `folder` is made where it is missing, so that
-    several sets (training, held-out) can lie in folders of their own. Raises DataError when the side is
-    no multiple of the codec's factor, NonFiniteError when a latent does not fit float16.
+    several sets (training, held-out) can lie in folders of their own. Raises NonFiniteError when a latent
+    does not fit float16.
     """
     codec = load_codec(spec, workspace.device)
-    if side % codec.factor:
-        raise DataError(
-            f"image_size {side} is no multiple of {codec.factor}, the autoencoder's downscaling; "
-            f"choose {side // codec.factor * codec.factor or codec.factor}"
-        )
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     index = _resumed(folder, _index_of(spec, len(images)))
@@ -113,8 +109,8 @@ class LatentSource:
 
     shards: tuple[np.ndarray, ...]
     labels: torch.Tensor
-    scale: float
-    shift: float
+    scale: float | torch.Tensor
+    shift: float | torch.Tensor
     has_posterior: bool
 
     @property
@@ -177,7 +173,8 @@ def open_latents(folder: Path, spec: CodecSpec, labels: torch.Tensor) -> LatentS
         _open_shard(folder / latent_shard(number), wanted, checked)
         for number, wanted in enumerate(index.sha256)
     )
-    return LatentSource(shards, labels, index.scale, index.shift, spec.kind == "autoencoder-kl")
+    scale, shift = beside_latents(index.scale), beside_latents(index.shift)
+    return LatentSource(shards, labels, scale, shift, has_posterior(spec.kind))
 
 
 def _open_shard(path: Path, wanted: str, checked: CheckedShards) -> np.ndarray:
@@ -199,5 +196,7 @@ def _seen(path: Path) -> tuple[int, int]:
 
 def _index_of(spec: CodecSpec, count: int) -> LatentIndex:
     """Return the index, yet without shards, that encoding `count` images today would write."""
-    scale, shift = scaling(spec)
-    return LatentIndex(kind=spec.kind, codec=fingerprint(spec), scale=scale, shift=shift, count=count)
+    space = latent_space(spec)
+    return LatentIndex(
+        kind=spec.kind, codec=fingerprint(spec), scale=space.scale, shift=space.shift, count=count
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NoReturn, Protocol
@@ -12,12 +12,16 @@ import torch
 from attnbench.data import Dataset
 from attnbench.data.pixels import to_images, to_model_space
 from attnbench.errors import DataError, UserInputError
+from attnbench.models.resolution import LATENT_FACTOR, input_size
+from attnbench.problems import Problem
 from attnbench.results import Record
 from attnbench.specs import Case, CodecSpec, UserImages
 from attnbench.stages.latents.codec import fingerprint, load_codec
 from attnbench.stages.latents.encoding import open_latents
+from attnbench.stages.latents.latent_space import known_latent_space, on_hub
 from attnbench.storage.names import MADE_FROM
 from attnbench.storage.store import Workspace, read_record
+from attnbench.yaml_source import KeyPath
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]  # float [B, C, h, w] -> uint8 [B, H, W, C]
 
@@ -124,6 +128,61 @@ def decoder(case: Case, workspace: Workspace) -> Decoder:
 def codec_of(case: Case) -> CodecSpec | None:
     """Return the autoencoder that the data names, if any."""
     return case.data.codec if isinstance(case.data, UserImages) else None
+
+
+def latent_factor(case: Case) -> int:
+    """Return the side of an image over that of its latents, as the case's autoencoder makes them.
+
+    8 where there is none, and while its config.json is not on this machine: `assumption` says so then. Raises
+    DataError for an autoencoder that cannot be used.
+    """
+    codec = codec_of(case)
+    space = None if codec is None else known_latent_space(codec)
+    return LATENT_FACTOR if space is None else space.factor
+
+
+def assumption(case: Case) -> str:
+    """Return what sizes rest on while the autoencoder's config.json is not here, else nothing."""
+    codec = codec_of(case)
+    if case.model.input != "latent" or codec is None or known_latent_space(codec) is not None:
+        return ""
+    model = on_hub(codec)
+    where = f"there is none in {codec.path}" if model is None else f"`{model.command}` fetches it"
+    return (
+        f"the autoencoder's config.json is not on this machine yet ({where}), so it is taken to divide the "
+        f"side by {LATENT_FACTOR} and to make {case.model.in_channels} channels; the stage `prepare` checks "
+        "that before any image is decoded"
+    )
+
+
+def latent_problems(case: Case) -> Iterator[Problem]:
+    """Yield what keeps a model on latents from reading those of its autoencoder; a suite and `prepare` ask.
+
+    An autoencoder that is not on this machine yet is taken for one that fits the model.
+    """
+    codec = codec_of(case)
+    if case.model.input != "latent" or codec is None:
+        return
+    try:
+        space = known_latent_space(codec)
+    except DataError as error:
+        yield Problem(("data", "codec"), str(error))
+        return
+    if space is not None and space.channels != case.model.in_channels:
+        yield Problem(
+            ("model", "in_channels"),
+            f"must be {space.channels}, the channels of the autoencoder's latents, got "
+            f"{case.model.in_channels} ({case.model.name})",
+        )
+    factor = LATENT_FACTOR if space is None else space.factor
+    sides: list[tuple[KeyPath, int]] = [(("data", "image_size"), case.data.image_size)]
+    sides += [(("profile", "resolutions", i), side) for i, side in enumerate(case.profile.resolutions or ())]
+    for path, side in sides:
+        try:
+            input_size(case.model, side, factor)
+        except UserInputError as error:
+            assumed = f"; {assumption(case)}" if space is None else ""
+            yield Problem(path, f"{error}{assumed}")
 
 
 def _needed_codec(case: Case) -> CodecSpec:
