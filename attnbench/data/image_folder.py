@@ -184,14 +184,17 @@ def _class_files(root: Path, folder: Path) -> _ClassFiles:
     A folder `images` that is all there is stands for its class, as in Tiny-ImageNet.
     """
     entries = _visible(folder)
-    folders = [entry for entry in entries if entry.is_dir()]
-    if len(folders) == 1 and folders[0].name.lower() == IMAGES and not any(map(_named_as_image, entries)):
-        entries = [entry for entry in entries if entry != folders[0]] + _visible(folders[0])
+    folders = {entry for entry in entries if entry.is_dir()}
+    alone = next(iter(folders)) if len(folders) == 1 else None
+    beside = [entry for entry in entries if entry not in folders]
+    if alone and alone.name.lower() == IMAGES and not any(has_image_ending(entry.name) for entry in beside):
+        entries = beside + _visible(alone)
+        folders = {entry for entry in entries if entry.is_dir()}
     source = FolderSource(root)
 
     def look(entry: Path) -> tuple[bool, str, tuple[str, ...]]:
         """Return whether it is an image, why it cannot be used, and what is changed in it."""
-        if entry.is_dir() or not (has_image_ending(entry.name) or is_image(source, source.entry(entry))):
+        if entry in folders or not (has_image_ending(entry.name) or is_image(source, source.entry(entry))):
             return False, "", ()
         try:
             known = source.entry(entry)
@@ -207,7 +210,7 @@ def _class_files(root: Path, folder: Path) -> _ClassFiles:
     for entry, (image, fault, changes) in zip(entries, looks, strict=True):
         name = entry.relative_to(root).as_posix()
         if not image:
-            inside = f"/ with {_count_images(entry):,} images" if entry.is_dir() else ""
+            inside = f"/ with {_count_images(entry):,} images" if entry in folders else ""
             found.others.append(printable(name) + inside)
         elif fault:
             found.unreadable.append(f"{printable(name)}: {fault}")
@@ -223,10 +226,6 @@ def _count_images(folder: Path) -> int:
 
 def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not is_passed_over(entry.name))
-
-
-def _named_as_image(entry: Path) -> bool:
-    return has_image_ending(entry.name) and not entry.is_dir()
 
 
 def _remarks(path: Path, names: Sequence[str], found: Sequence[_ClassFiles]) -> tuple[str, ...]:

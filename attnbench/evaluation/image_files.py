@@ -56,7 +56,7 @@ def open_image_folder(path: Path, *, allow_jpeg: bool = False) -> ImageCollectio
     labelled = list(classes) != [None]
     labels = [label for label, images in enumerate(classes.values()) for _ in images]
     return ImageCollection(
-        name=str(path),
+        name=printable(str(path)),
         shards=tuple(
             _shard(files[at : at + SHARD_SIZE], channels) for at in range(0, len(files), SHARD_SIZE)
         ),
