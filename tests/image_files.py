@@ -73,8 +73,8 @@ def folder_bytes(folder):
     }
 
 
-def make(source, folder, *, progress=lambda done, total, note: None, **settings):
+def make(source, folder, *, progress=lambda done, total, note: None, notice=lambda text: None, **settings):
     """Prepare a training set; settings are those of PreparationRequest and of Selection together."""
     choice = {key: settings.pop(key) for key in ("count", "seed", "listed", "held_out") if key in settings}
     request = {"image_size": SIDE, "selection": Selection(**choice), "workers": 2} | settings
-    return prepare(PreparationRequest(source=source, folder=folder, **request), progress)
+    return prepare(PreparationRequest(source=source, folder=folder, **request), progress, notice)

@@ -58,20 +58,24 @@ def test_the_split_depends_on_names_alone(tmp_path):
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path):
-    """Text, an empty file, a nested folder and a 16-bit image are listed with reasons; the rest is used."""
+    """Empty, foreign and 16-bit images are listed with reasons, other files counted; the rest is used."""
     make_folder(tmp_path)
     (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    (tmp_path / "cat" / "text.png").write_text("not an image")
     (tmp_path / "cat" / "empty.jpg").touch()
     (tmp_path / "dog" / "more").mkdir()
     PIL.Image.fromarray(np.full((9, 9), 40_000, dtype=np.uint16)).save(tmp_path / "dog" / "deep.png")
     dataset = load(tmp_path, held_out_fraction=0.0)
     assert [line.split(": ")[0] for line in dataset.unreadable] == [
         "cat/empty.jpg",
-        "cat/notes.txt",
+        "cat/text.png",
         "dog/deep.png",
-        "dog/more",
     ]
     assert "I;16" in dataset.unreadable[2]
+    assert dataset.remarks == (
+        f"left out of {tmp_path}: 2 files and folders in class folders that are no images "
+        "(cat/notes.txt; dog/more/ with 0 images)",
+    )
     assert len(dataset.train) == 8
 
 

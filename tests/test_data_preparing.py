@@ -195,7 +195,7 @@ DAMAGED = {
     "cat/cut.png": picture(8, (64, 64))[:1500],
     "cat/deep.png": deep_picture(),
     "cat/zero.jpg": b"",
-    "dog/notes.txt": b"not an image",
+    "dog/text.png": b"not an image",
 }
 UNUSUAL = {
     "dog/cmyk.jpg": picture(9, mode="CMYK", kind="jpeg"),

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,9 @@ from attnbench.stages import prepare
 from attnbench.stages.case import run_case
 from attnbench.stages.latents import encoding as latents
 from attnbench.stages.latents import model_space
-from attnbench.storage.store import read_output
+from attnbench.stages.scored_images import training_images
+from attnbench.storage.names import MADE_FROM
+from attnbench.storage.store import NOTICE, read_output
 
 SIDE, CHANNELS, COUNT = 16, 4, 10
 
@@ -311,3 +316,86 @@ def test_files_are_hashed_once_by_all_stages_of_a_case(images, monkeypatch, tmp_
     assert "floor-codec:FD-digits-cnn" in {m.name for m in result.measurements}
     assert {path for path in read if path.parent == tmp_path / "vae"} == set((tmp_path / "vae").iterdir())
     assert set(read.values()) == {1}
+
+
+def overwrite_one(images):
+    """Write another image over one of the files, with as many bytes and a later time."""
+    path = images / "class0" / "0.png"
+    content = bytearray(path.read_bytes())
+    pixels = PIL.Image.fromarray(np.full((SIDE, SIDE, 3), 9, dtype=np.uint8))
+    pixels.save(path)
+    assert path.stat().st_size < len(content)
+    path.write_bytes(path.read_bytes() + bytes(len(content) - path.stat().st_size))
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 10**9))
+
+
+def test_images_overwritten_at_equal_size_are_noticed(images, tmp_path):
+    """Another suite of the folder shares the references of the store, but not those of overwritten images."""
+    save_codec(tmp_path / "vae")
+    case, workspace = latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs")
+    prepare.run(case, workspace)
+    for path in images.rglob("*.png"):
+        os.utime(path, ns=(1, 10**18))
+    workspace.datasets.clear()
+    prepare.run(case, workspace)  # read once more, and the new times are remembered
+    note = workspace.folder("prepare", case) / MADE_FROM
+    before = note.read_bytes()
+    prepare.run(case, workspace)
+    assert note.read_bytes() == before
+    overwrite_one(images)
+    with pytest.raises(DataError, match=r"images in data\.path changed since results were made"):
+        prepare.run(case, workspace)
+
+
+def test_a_note_of_an_earlier_version_still_counts(images, tmp_path):
+    """It knows names and sizes alone; what it does not know is noted now, and noticed from here on."""
+    case, workspace = (
+        make_case().model_copy(update={"data": folder_data(images)}),
+        make_workspace(tmp_path / "runs"),
+    )
+    prepare.run(case, workspace)
+    note = workspace.folder("prepare", case) / MADE_FROM
+    old = {name: json.loads(note.read_text())[name] for name in ("data", "codec", "commit")}
+    note.write_text(json.dumps(old))
+    prepare.run(case, workspace)
+    overwrite_one(images)
+    with pytest.raises(DataError, match=r"images in data\.path changed"):
+        prepare.run(case, workspace)
+
+
+def folder_data(images):
+    return ImageFolderData(path=images, image_size=SIDE, held_out_fraction=0.0)
+
+
+def test_what_was_computed_of_other_images_is_not_used_on(images, tmp_path):
+    """Another suite of the same folder shares the store's references, but not those of overwritten images."""
+    case, workspace = (
+        make_case().model_copy(update={"data": folder_data(images)}),
+        make_workspace(tmp_path / "runs"),
+    )
+    prepare.run(case, workspace)
+    first = training_images(case, load_dataset(case.data), workspace)
+    again = training_images(case, load_dataset(case.data), workspace)
+    assert torch.equal(first.images, again.images)
+    overwrite_one(images)
+    shutil.rmtree(workspace.folder("prepare", case))
+    prepare.run(case, workspace)
+    dataset = load_dataset(case.data)
+    found = training_images(case, dataset, workspace)
+    assert torch.equal(found.images, dataset.train.get(ALL))
+    assert not torch.equal(found.images, first.images)
+
+
+def test_what_is_left_out_of_a_folder_is_said_before_anything_is_made(images, tmp_path):
+    """In numbers, once, as a notice."""
+    (images / "class0" / "notes.txt").write_text("mine")
+    said = []
+    workspace = make_workspace(tmp_path / "runs")
+    workspace = replace(workspace, progress=lambda stage, done, total, note: said.append((stage, note)))
+    case = make_case().model_copy(update={"data": folder_data(images)})
+    for _ in range(2):
+        prepare.run(case, workspace)
+    notices = [note for stage, note in said if stage == NOTICE]
+    assert notices == [
+        f"left out of {images}: 1 files and folders in class folders that are no images (class0/notes.txt)"
+    ]

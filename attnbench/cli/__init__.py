@@ -14,6 +14,7 @@ from typing import NoReturn
 import typer
 
 from attnbench.cli.app import app
+from attnbench.cli.streams import output_error, output_fault, take_any_text
 from attnbench.errors import AttnbenchError, UserInputError, next_step
 
 __all__ = ["app", "main"]
@@ -29,28 +30,39 @@ for _module in COMMANDS:
 
 
 def main() -> NoReturn:
-    """Run the command line; exit codes 0 fine, 1 a case failed, 2 the input was wrong."""
+    """Run the command line; exit codes 0 fine, 1 a case failed or output was lost, 2 the input was wrong."""
+    take_any_text()
+    code = _run()
+    fault = output_fault()
+    sys.exit(code if fault is None else _tell(output_error(fault), 1))
+
+
+def _run() -> int | str | None:
+    """Run the command that the words name; return its exit code."""
     try:
         app(prog_name="attnbench")
     except UserInputError as error:
-        _fail(error, 2)
+        return _tell(str(error), 2)
     except AttnbenchError as error:
-        _fail(error, 1)
-    except OSError as error:  # a name that is too long, a folder that may not be read
+        return _tell(str(error), 1)
+    except OSError as error:  # a name that is too long, a folder that may not be read, a full disk behind `>`
         if error.filename is None:
-            raise
+            if (fault := output_fault("\n")) is None:  # a failed write keeps nothing: try one more
+                raise
+            return _tell(output_error(fault), 1)
         step = next_step(error, "name another path")
         code = 1 if error.errno in NOT_THE_USERS else 2
-        _fail(AttnbenchError(f"{error.filename}: {error.strerror}; {step}"), code)
+        return _tell(f"{error.filename}: {error.strerror}; {step}", code)
     except SystemExit as stop:  # typer turns Ctrl-C into exit code 130 without a word
         if hasattr(stop, "message"):  # a training that was stopped in good order
             typer.echo(stop.message, err=True)
         elif stop.code == INTERRUPTED:
             typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
-        raise
-    sys.exit(0)
+        return stop.code
+    return 0
 
 
-def _fail(error: AttnbenchError, code: int) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    sys.exit(code)
+def _tell(error: str, code: int) -> int:
+    if error:
+        typer.echo(f"error: {error}", err=True)
+    return code

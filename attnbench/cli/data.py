@@ -51,7 +51,8 @@ def prepare(
         Path | None,
         typer.Option(
             help="Classes of the images of --held-out-from: ILSVRC2012_devkit_t12.tar.gz, Kaggle's "
-            "LOC_val_solution.csv, or lines of `file name,class folder` (comma, tab or space)."
+            "LOC_val_solution.csv, Tiny-ImageNet's val_annotations.txt, or lines of `file name,class folder` "
+            "(comma, tab or space)."
         ),
     ] = None,
     max_unreadable: Annotated[
@@ -66,7 +67,9 @@ def prepare(
     """Make a training set in memory-mapped shards out of SOURCE.
 
     Images are centre-cropped as DiT does and kept as uint8 RGB. SOURCE has one folder per class, or train/
-    (and val/ or test/) with one folder per class in each. Names that start with a dot are left out. Sub-IN
+    (and val/ or test/) with one folder per class in each. Names that start with a dot are left out, what else
+    is not taken is said first. Images with transparent pixels or more than 8 bits are unreadable; an EXIF
+    orientation is not applied, of several frames the first is taken, and what is converted is counted. Sub-IN
     of arXiv:2601.13683 is --classes 100; its list of classes is not published, so that yours is another
     draw. A killed run goes on when the same command is run again; the same command gives the same bytes
     with any number of workers.

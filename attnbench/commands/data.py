@@ -101,10 +101,12 @@ def _summary(folder: Path, card: Card) -> Table:
         counts = part.per_class.values()
         rows.append((name, f"{part.num_images} images, {min(counts)} to {max(counts)} of a class"))
     rows.append(("unreadable", "; ".join([str(card.num_unreadable), *card.unreadable()[:SHOWN_FILES]])))
+    if changes := card.changes():
+        rows.append(("converted", "; ".join(f"{count} with {what}" for what, count in changes.items())))
     if card.unused_parts:
         rows.append(("not used", ", ".join(f"{n} of {part}" for part, n in card.unused_parts.items())))
     if card.num_outside:
-        rows.append(("in no class folder", f"{card.num_outside}, such as {', '.join(card.outside)}"))
+        rows.append(("no images, or in no class", f"{card.num_outside}, such as {', '.join(card.outside)}"))
     versions = f"attnbench {card.attnbench}, pillow {card.pillow}, numpy {card.numpy}"
     rows.append(("made with", versions))
     return console.listing(f"prepared training set {folder}", ("what", "value"), rows)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from attnbench.data.dataset import PartName
 from attnbench.errors import DataError, cannot_read
@@ -39,12 +40,28 @@ class LabelFile(Described):
     sha256: str
 
 
+class SourceFiles(Described):
+    """The source files of a shard as they were read."""
+
+    written: str
+    """SHA-256 of their names, sizes and the times at which they were written."""
+    sha256: str
+    """Of the hashes of their bytes, in order."""
+
+
 class Shard(StoredFile):
     """Images of consecutive source files, uint8 [num_images, side, side, 3], without the unreadable ones."""
 
     num_images: int
     unreadable: dict[str, str] = {}
     """Source files without an image here, with the reason."""
+    changes: dict[str, int] = {}
+    """How many images lost or converted what of their files; `data.content` says how."""
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out changes where there are none: a card says what it said before they were counted."""
+        return {name: value for name, value in written(self).items() if name != "changes" or value}
 
     def faults(self, above: str | None = None) -> list[str]:
         """Return one line per unreadable file, its name below that of a source where one is given."""
@@ -87,11 +104,21 @@ class Card(Described):
     unused_parts: dict[str, int]
     """Images of parts of the source that were not asked for."""
     num_outside: int
-    """Files of the source that lie in no class folder; `outside` names the first ones."""
+    """Files of the source that lie in no class folder or are no images; `outside` names the first ones."""
     outside: list[str]
     attnbench: str
     pillow: str
     numpy: str
+    source_files: dict[str, SourceFiles] = {}
+    """By shard; a set that an earlier attnbench made does not say it."""
+
+    def changes(self) -> dict[str, int]:
+        """Return how many images lost or converted what of their files, in words, the most frequent first."""
+        counts = Counter[str]()
+        for part in self.parts.values():
+            for shard in part.shards:
+                counts.update(shard.changes)
+        return dict(counts.most_common())
 
     def unreadable(self) -> list[str]:
         """Return one line per source file that failed to decode: its name and the reason."""

@@ -12,7 +12,8 @@ def name_hash(name: str) -> int:
     >>> f"{name_hash('cat/1.png'):016x}"
     '6a3b843cf66c4612'
     """
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    content = name.encode(errors="surrogateescape")  # a file's name need not be UTF-8
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
 
 
 def hash_order(names: Iterable[str]) -> list[int]:

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnbench.data.card import LabelFile
-from attnbench.data.image_sources import Source, name_of, open_source
+from attnbench.data.image_sources import Source, is_image, name_of, open_source
 from attnbench.data.labels import Labels, read_labels
-from attnbench.data.layout import TRAIN, Entry, arrange_one_part, last_of_each_name
+from attnbench.data.layout import (
+    SHOWN,
+    TRAIN,
+    Entry,
+    arrange_one_part,
+    images_and_others,
+    last_of_each_name,
+    others_in_words,
+    printable,
+)
 from attnbench.errors import DataError, UserInputError
 
 
@@ -24,6 +33,8 @@ class HeldOutSource:
     labels: LabelFile | None = None
     num_outside: int = 0
     outside: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """What is not taken, in words and numbers."""
 
     @property
     def rule(self) -> str:
@@ -59,25 +70,31 @@ def check_apart(
 
 
 def _by_folder(source: Source, path: Path) -> HeldOutSource:
-    layout = arrange_one_part(source.entries(), f"--held-out-from {path}")
+    layout = arrange_one_part(
+        source.entries(), f"--held-out-from {path}", lambda entry: is_image(source, entry)
+    )
     return HeldOutSource(
-        name=name_of(path),
+        name=printable(name_of(path)),
         source=source,
         classes=layout.parts[TRAIN],
         num_outside=layout.num_outside,
         outside=layout.outside,
+        left_out=layout.left_out,
     )
 
 
 def _by_label(source: Source, path: Path, labels: Labels) -> HeldOutSource:
-    """Give every file the class of its label, whatever folder it lies in; none may be left over."""
-    files = last_of_each_name(source.entries())
+    """Give every image the class of its label, whatever folder it lies in; none may be left over."""
+    every = last_of_each_name(source.entries())
+    files, others = images_and_others(
+        every, lambda entry: labels.key_of(entry.parts[-1]) is not None or is_image(source, entry)
+    )
     by_key: dict[str, list[Entry]] = {}
     unlabelled = []
     for file in files:
         key = labels.key_of(file.parts[-1])
         if key is None:
-            unlabelled.append(file.name)
+            unlabelled.append(printable(file.name))
         else:
             by_key.setdefault(key, []).append(file)
     where = f"--labels {labels.file.name}"
@@ -95,7 +112,15 @@ def _by_label(source: Source, path: Path, labels: Labels) -> HeldOutSource:
     classes: dict[str, list[Entry]] = {}
     for key, found in by_key.items():
         if len(found) > 1:
-            names = " and ".join(file.name for file in found[:2])
+            names = " and ".join(printable(file.name) for file in found[:2])
             raise DataError(f"{where}: the label of {key} fits {names} of {path}; rename one of them")
         classes.setdefault(labels.classes[key], []).extend(found)
-    return HeldOutSource(name=name_of(path), source=source, classes=classes, labels=labels.file)
+    return HeldOutSource(
+        name=printable(name_of(path)),
+        source=source,
+        classes=classes,
+        labels=labels.file,
+        num_outside=len(others),
+        outside=tuple(printable(file.name) for file in others[:SHOWN]),
+        left_out=tuple(others_in_words(others)),
+    )

@@ -1,8 +1,8 @@
 """Where images come from before they are prepared: folders and tar archives, as one list of files.
 
-Layouts: `<class>/<image>`, or `<part>/<class>/<image>` with parts train, val, validation and test; in an
-archive also a tar of one tar per class, as ImageNet's training images come. A compressed archive is
-unpacked to a plain one first, because images are read in the order of their names.
+`layout` says which folders are classes and parts; an archive may also be a tar of one tar per class, as
+ImageNet's training images come. A compressed archive is unpacked to a plain one first, because images are
+read in the order of their names. Nothing of an archive is ever written under a name that it chooses.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ from __future__ import annotations
 import bz2
 import functools
 import gzip
+import io
 import lzma
 import os
+import stat
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from attnbench.data.layout import Entry
+from attnbench.data.decoding import starts_as_image
+from attnbench.data.layout import Entry, is_passed_over, printable
 from attnbench.errors import DataError, cannot_read, next_step
 from attnbench.specs import content_hash
 from attnbench.storage.atomic import atomic_path
@@ -40,7 +43,7 @@ class FolderSource:
     root: Path
 
     def entries(self) -> Iterator[Entry]:
-        """Yield every file below the folder; links are followed, names that start with a dot are not.
+        """Yield every file below the folder; links are followed, names that `is_passed_over` are not.
 
         A link to a folder around it is left out: it leads to files that are there already. Raises
         DataError for a folder that cannot be listed.
@@ -49,13 +52,22 @@ class FolderSource:
             inner[:] = [
                 name
                 for name in inner
-                if not name.startswith(".") and not self._leads_back(Path(folder, name))
+                if not is_passed_over(name) and not self._leads_back(Path(folder, name))
             ]
             for name in files:
-                path = Path(folder, name)
-                if not name.startswith("."):
-                    size = path.stat().st_size if path.exists() else 0  # a broken link fails when decoded
-                    yield Entry(path.relative_to(self.root).parts, size)
+                if not is_passed_over(name):
+                    yield self.entry(Path(folder, name))
+
+    def entry(self, path: Path) -> Entry:
+        """Return a file below the folder, with what keeps it from being read, if anything does."""
+        parts = path.relative_to(self.root).parts
+        try:
+            state = path.stat()
+        except OSError as error:
+            return Entry(parts, 0, fault="a link to nothing" if path.is_symlink() else str(error.strerror))
+        if not stat.S_ISREG(state.st_mode):  # reading a pipe would wait for its other end
+            return Entry(parts, 0, fault="neither a file nor a folder")
+        return Entry(parts, state.st_size, changed_ns=state.st_mtime_ns)
 
     def _leads_back(self, path: Path) -> bool:
         if not path.is_symlink():
@@ -63,9 +75,12 @@ class FolderSource:
         around = path.relative_to(self.root).parents  # on the way here, links of their own included
         return any((self.root / above).resolve().is_relative_to(path.resolve()) for above in around)
 
-    def read(self, entry: Entry) -> bytes:
-        """Return a file's content; raises OSError."""
-        return self.root.joinpath(*entry.parts).read_bytes()
+    def read(self, entry: Entry, most: int = -1) -> bytes:
+        """Return a file's content, or its first `most` bytes; raises OSError."""
+        if entry.fault:
+            raise OSError(entry.fault)
+        with self.root.joinpath(*entry.parts).open("rb") as file:
+            return file.read(most)
 
     def locations(self, entries: Iterable[Entry]) -> Iterator[str]:
         """Yield where on the disk each file lies, behind all links, the same for sources that share it."""
@@ -83,19 +98,25 @@ class TarSource:
     file: IO[bytes]
 
     def entries(self) -> Iterator[Entry]:
-        """Yield every file, those of inner class archives as `<archive's stem>/<file>`; raises DataError."""
+        """Yield every file, those of inner class archives as `<archive's stem>/<file>`; raises DataError.
+
+        A link stands for the file, or for all files of the folder, that it names inside its archive.
+        """
         try:
             with tarfile.open(fileobj=self.file, mode="r:") as archive:
-                yield from self._walk(archive, (), 0)
+                yield from self._walk(archive, (), 0, self.path.stat().st_mtime_ns)
         except tarfile.TarError as error:
             raise DataError(
                 f"{self.path} cannot be read as a tar archive ({error}); it is probably cut: get it again"
             ) from error
 
-    def read(self, entry: Entry) -> bytes:
-        """Return a file's content; safe from several threads."""
-        content = os.pread(self.file.fileno(), entry.size, entry.offset)
-        if len(content) < entry.size:
+    def read(self, entry: Entry, most: int = -1) -> bytes:
+        """Return a file's content, or its first `most` bytes; safe from several threads; raises OSError."""
+        if entry.fault:
+            raise OSError(entry.fault)
+        size = entry.size if most < 0 else min(entry.size, most)
+        content = os.pread(self.file.fileno(), size, entry.offset)
+        if len(content) < size:
             raise OSError("the archive ends inside this file")
         return content
 
@@ -104,24 +125,79 @@ class TarSource:
         archive = os.path.realpath(self.path)
         return (os.path.join(archive, *entry.parts) for entry in entries)
 
-    def _walk(self, archive: tarfile.TarFile, above: tuple[str, ...], start: int) -> Iterator[Entry]:
+    def _walk(
+        self, archive: tarfile.TarFile, above: tuple[str, ...], start: int, changed_ns: int
+    ) -> Iterator[Entry]:
         """Yield the files of an archive whose first byte lies at `start`."""
+        files: dict[tuple[str, ...], Entry] = {}
+        links: dict[tuple[str, ...], tuple[str, ...] | None] = {}
         for member in archive:
-            parts = tuple(part for part in PurePosixPath(member.name).parts if part not in (".", "/"))
-            if not parts or member.isdir() or any(part.startswith(".") for part in parts):
+            parts = self._parts(member.name)
+            if not parts or member.isdir() or any(map(is_passed_over, parts)):
                 continue
+            files.pop(parts, None)  # of a name that comes twice the last is meant
+            links.pop(parts, None)
+            place = start + member.offset_data
             if not above and member.isreg() and parts[-1].endswith(".tar"):
                 inside = archive.extractfile(member)
                 with tarfile.open(fileobj=inside, mode="r:") as inner:
                     stem = parts[-1].removesuffix(".tar")
-                    yield from self._walk(inner, (*parts[:-1], stem), start + member.offset_data)
-            else:  # a link or a sparse file has no content of its own and fails when it is decoded
-                size = member.size if member.isreg() and not member.issparse() else 0
-                yield Entry((*above, *parts), size, start + member.offset_data)
+                    yield from self._walk(inner, (*parts[:-1], stem), place, changed_ns)
+            elif member.issym() or member.islnk():
+                links[parts] = _target(member, parts)
+            elif not member.isreg() or member.issparse():
+                what = "a sparse file; pack the archive without --sparse" if member.issparse() else "no file"
+                files[parts] = Entry((*above, *parts), 0, place, changed_ns, fault=what)
+            else:
+                files[parts] = Entry((*above, *parts), member.size, place, changed_ns)
+        yield from files.values()
+        for parts in links:
+            yield from _behind(parts, above, files, links)
         # tarfile stops without a word where a header is damaged or missing
         closing = os.pread(self.file.fileno(), tarfile.BLOCKSIZE, start + archive.offset)
         if len(closing) < tarfile.BLOCKSIZE or any(closing):
             raise tarfile.ReadError(f"no end of archive at byte {start + archive.offset}")
+
+    def _parts(self, name: str) -> tuple[str, ...]:
+        """Return a member's path; a / in front means nothing here, as for tar itself."""
+        parts = tuple(part for part in PurePosixPath(name).parts if part not in (".", "/", "//"))
+        if ".." in parts:
+            raise DataError(
+                f"{self.path} holds the name {printable(name)}, which leads out of the archive; pack it "
+                "again without such names"
+            )
+        return parts
+
+
+def _target(member: tarfile.TarInfo, parts: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the path that a link names inside its archive, or None where it leads out of it."""
+    name = member.linkname if member.islnk() else os.path.join(*parts[:-1], member.linkname)
+    path = PurePosixPath(os.path.normpath(name))
+    outside = ".." in path.parts or (member.issym() and path.is_absolute())
+    return None if outside else tuple(part for part in path.parts if part not in (".", "/", "//"))
+
+
+def _behind(
+    link: tuple[str, ...],
+    above: tuple[str, ...],
+    files: dict[tuple[str, ...], Entry],
+    links: dict[tuple[str, ...], tuple[str, ...] | None],
+) -> Iterator[Entry]:
+    """Yield the file that a link stands for, or those of its folder, or the link with its fault."""
+    target, passed = links[link], {link}
+    while target in links and target not in passed:
+        passed.add(target)
+        target = links[target]
+    name = (*above, *link)
+    if target in files:
+        yield replace(files[target], parts=name)
+        return
+    inside = [path for path in files if target is not None and path[: len(target)] == target]
+    if inside and target is not None and link[: len(target)] != target:  # not of a folder around the link
+        yield from (replace(files[path], parts=(*name, *path[len(target) :])) for path in inside)
+        return
+    where = "/".join(target) if target else "a place outside"
+    yield Entry(name, 0, fault=f"a link to {where}, which is no file of the archive")
 
 
 def _refuse(error: OSError) -> None:
@@ -130,6 +206,15 @@ def _refuse(error: OSError) -> None:
 
 
 Source = FolderSource | TarSource
+_START = 2**20  # bytes of a file without an image's name that are looked at
+
+
+def is_image(source: Source, entry: Entry) -> bool:
+    """Return whether a file whose name does not say so begins as an image does."""
+    try:
+        return starts_as_image(io.BytesIO(source.read(entry, _START)))
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -22,6 +22,7 @@ TRUTH = ("data", "ILSVRC2012_validation_ground_truth.txt")
 IMAGENET_NAME = "ILSVRC2012_val_{:08d}"
 KAGGLE_HEADER = ["ImageId", "PredictionString"]
 BOX = 5  # words of Kaggle's PredictionString for each box: a class and four corners
+CORNERS = 4  # of the one box that each line of Tiny-ImageNet's val_annotations.txt ends with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,9 @@ class Labels:
 def read_labels(path: Path, scratch: Path) -> Labels:
     """Read the devkit of ILSVRC2012 (a tar archive) or lines of `file name,class folder`; raises DataError.
 
-    Lines: comma, tab or space between the two, quotes as in CSV. Under the header `ImageId,PredictionString`
-    (Kaggle's LOC_val_solution.csv) the class is the first word of the second column, boxes follow it.
+    Lines: comma, tab or space between the two, quotes as in CSV; the four corners of a box may follow, as in
+    Tiny-ImageNet's val_annotations.txt. Under the header `ImageId,PredictionString` (Kaggle's
+    LOC_val_solution.csv) the class is the first word of the second column, boxes follow it.
     """
     try:
         pairs = _devkit(path, scratch) if is_archive(path) else _lines(path)
@@ -66,7 +68,8 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     kaggle = bool(rows) and rows[0][1] == KAGGLE_HEADER
     pairs = []
     for number, row in rows[kaggle:]:
-        name, label = row if len(row) == 2 else ("", "")
+        boxed = len(row) == 2 + CORNERS and all(corner.isdecimal() for corner in row[2:])
+        name, label = row[:2] if len(row) == 2 or boxed else ("", "")
         if kaggle:
             classes = set(label.split()[::BOX])
             label = classes.pop() if len(classes) == 1 else ""

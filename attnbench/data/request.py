@@ -14,6 +14,7 @@ import PIL
 from attnbench.data.card import CARD, PARTS, REQUEST, UNFINISHED, Card, check_sizes, read_card
 from attnbench.data.held_out import HeldOutSource
 from attnbench.data.image_sources import name_of
+from attnbench.data.layout import printable
 from attnbench.data.selection import Selected, Selection
 from attnbench.errors import DataError, UserInputError
 from attnbench.storage.atomic import atomic_write, storage_errors
@@ -50,7 +51,7 @@ class PreparationRequest:
     @property
     def source_name(self) -> str:
         """Name of the source's file or folder; also of `.`."""
-        return name_of(self.source)
+        return printable(name_of(self.source))
 
 
 def _check_sources(request: PreparationRequest) -> None:
@@ -104,7 +105,8 @@ def identity_of(
     digest = hashlib.sha256(json.dumps([settings, versions, rules, *labels]).encode())
     for files in (selected.train, selected.held_out):
         for file in files:
-            digest.update(f"{file.label} {file.entry.size} {file.entry.name}\0".encode())
+            line = f"{file.label} {file.entry.size} {file.entry.name}\0"
+            digest.update(line.encode(errors="surrogateescape"))
         digest.update(b"\n")
     return digest.hexdigest()
 

@@ -123,7 +123,7 @@ def _held_out(
     if part in others:
         return layout.parts[part], f"the source's part {part}"
     amount = _amount(part, others)
-    held_out = {name: _smallest_hashes(files, amount) for name, files in train.items()}
+    held_out = {name: _smallest_hashes(name, files, amount) for name, files in train.items()}
     what = f"{part} of each class" if amount < 1 else f"{int(amount)} images of each class"
     return held_out, f"{what}: those with the smallest SHA-256 of '<class>/<file>'"
 
@@ -162,9 +162,9 @@ def _amount(text: str, others: Sequence[str]) -> float:
     return amount
 
 
-def _smallest_hashes(files: Sequence[Entry], amount: float) -> list[Entry]:
+def _smallest_hashes(name: str, files: Sequence[Entry], amount: float) -> list[Entry]:
     count = round(amount * len(files)) if amount < 1 else int(amount)
-    return [files[index] for index in hash_order("/".join(file.parts[-2:]) for file in files)[:count]]
+    return [files[index] for index in hash_order(f"{name}/{file.parts[-1]}" for file in files)[:count]]
 
 
 def _in_order(classes: Sequence[str], files: dict[str, list[Entry]]) -> tuple[LabelledFile, ...]:

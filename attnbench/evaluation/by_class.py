@@ -190,8 +190,8 @@ def class_figure(
     notes = f"{ends} worst and {ends} best of {len(ranked)} classes" if cut else f"all {len(ranked)} classes"
     if len(ranked) < len(found):
         notes += f", {len(found) - len(ranked)} without scores for too few images"
-    labels = [f"{c.label}: {shortened(c.name)}  ({c.n} / {c.reference_n})" for _, c in shown]
-    with drawing():
+    with drawing([heading, *(c.name for _, c in shown)]) as legible:
+        labels = [f"{c.label}: {shortened(legible(c.name))}  ({c.n} / {c.reference_n})" for _, c in shown]
         figure = new_figure(8.4, 1.4 + 0.27 * (places[-1] + 1))
         left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(2, 1, 1))
         distances = [s.kernel_distance for s, _ in shown]
@@ -205,7 +205,7 @@ def class_figure(
             axes.set_xlim(0, 1)
         left.set_yticks(places, labels)
         left.invert_yaxis()
-        figure.suptitle(f"{heading}\n{notes}; in brackets: samples / reference images")
+        figure.suptitle(f"{legible(heading)}\n{notes}; in brackets: samples / reference images")
         save_png(figure, path)
 
 

@@ -36,7 +36,9 @@ class ImageShard:
 class ImageCollection:
     """Images of one size, uint8 RGB or grey, with labels int64 [N] where they are known.
 
-    `warnings` grows: what opening and looking at the images found worth a reader's attention.
+    Labels of our own samples count the classes of the training data in order of name (`in_order`); those of
+    other npz files may as well be numbers that folders are named by. `warnings` grows: what opening and
+    looking at the images found worth a reader's attention.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ImageCollection:
     channels: int
     labels: torch.Tensor | None = None
     class_names: tuple[str, ...] | None = None
+    in_order: bool = False
     warnings: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:

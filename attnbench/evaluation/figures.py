@@ -97,8 +97,9 @@ def draw_tsne(
 def labels_as_in(reference: Reference, images: ImageCollection) -> torch.Tensor:
     """Return the labels of images, int64 [N], in a reference's numbering: one name, one class.
 
-    Where one of them has no names, equal numbers are equal classes. Raises DataError where one of them has no
-    labels, or the images show a class that the reference has not.
+    Where one of them has no names, its numbers are those that the other's folders are named by, if all are
+    named by numbers; else they count the other's classes in order of name. Both are told where they differ.
+    Raises DataError where one of them has no labels, or the images show a class that the reference has not.
     """
     for name, known in ((reference.name, reference.labels), (images.name, images.labels)):
         if known is None:
@@ -108,13 +109,49 @@ def labels_as_in(reference: Reference, images: ImageCollection) -> torch.Tensor:
             )
     assert images.labels is not None
     if images.class_names is None or reference.class_names is None:
-        return images.labels
+        return _by_number(reference, images, images.labels)
     if unknown := [name for name in images.class_names if name not in reference.class_names]:
         raise DataError(
             f"{images.name} shows classes that {reference.name} has not: {listed(unknown)}; call equal "
             "classes alike, or take real images of all of them"
         )
     return torch.tensor(named_classes(images.class_names, reference.class_names))[images.labels]
+
+
+def _by_number(reference: Reference, images: ImageCollection, labels: torch.Tensor) -> torch.Tensor:
+    """Return the labels of images in a reference's numbering, where one of the two has numbers alone."""
+    names = images.class_names or reference.class_names or ()
+    named, numbered = (
+        (images.name, reference.name) if images.class_names is not None else (reference.name, images.name)
+    )
+    if not all(name.isdecimal() for name in names) or [int(name) for name in names] == list(
+        range(len(names))
+    ):
+        return labels  # no numbers, or the same ones
+    numbers = torch.tensor([int(name) for name in names])
+    if images.in_order:
+        images.warn(
+            f"classes of {numbered} are matched to folders of {named} in order of name, as training counts "
+            f"them: class {len(names) - 1} is folder {names[-1]}"
+        )
+        return labels
+    if len(numbers.unique()) < len(numbers):
+        raise DataError(
+            f"{named} has several folders for one number; name each class's folder by another one"
+        )
+    images.warn(
+        f"classes of {numbered} are matched by number to the folders of {named}, not in their order of name: "
+        f"class {int(names[-1])} is folder {names[-1]}"
+    )
+    if images.class_names is not None:
+        return numbers[labels]
+    unknown = sorted(set(labels.unique().tolist()) - set(numbers.tolist()))
+    if unknown:
+        raise DataError(
+            f"{images.name} shows classes that {reference.name} has no folder of: {listed(unknown)}; name "
+            "folders by the numbers of the classes, or take real images of all of them"
+        )
+    return torch.tensor([numbers.tolist().index(label) for label in labels.tolist()])
 
 
 def class_names(reference: Reference) -> tuple[str, ...]:

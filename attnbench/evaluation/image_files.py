@@ -11,11 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import PIL.Image
 import torch
 
+from attnbench.data.content import TURNED, changes_of
+from attnbench.data.layout import is_passed_over, printable, refuse_parts_as_classes
 from attnbench.errors import DataError, cannot_read
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard, listed
 
@@ -34,6 +37,11 @@ _REMEDY = {  # by colour type of the PNG header
     6: f"has RGB with alpha; {_FLATTEN}",
 }
 
+_HIDDEN = {  # by the name of a chunk of PNG
+    b"tRNS": f"has a colour that stands for transparent pixels; {_FLATTEN}",
+    b"acTL": "has several frames; save the one that you mean alone",
+}
+
 
 def open_image_folder(path: Path, *, allow_jpeg: bool = False) -> ImageCollection:
     """Open a folder of PNG files in natural order; sub-folders are classes, numbered by name.
@@ -44,11 +52,11 @@ def open_image_folder(path: Path, *, allow_jpeg: bool = False) -> ImageCollectio
     warnings: list[str] = []
     classes = _by_class(path, allow_jpeg, warnings)
     files = [file for images in classes.values() for file in images]
-    height, width, channels = _one_shape(path, files)
+    height, width, channels = _one_shape(path, files, warnings)
     labelled = list(classes) != [None]
     labels = [label for label, images in enumerate(classes.values()) for _ in images]
     return ImageCollection(
-        name=str(path),
+        name=printable(str(path)),
         shards=tuple(
             _shard(files[at : at + SHARD_SIZE], channels) for at in range(0, len(files), SHARD_SIZE)
         ),
@@ -56,7 +64,7 @@ def open_image_folder(path: Path, *, allow_jpeg: bool = False) -> ImageCollectio
         width=width,
         channels=channels,
         labels=torch.tensor(labels) if labelled else None,
-        class_names=tuple(str(name) for name in classes) if labelled else None,
+        class_names=tuple(printable(str(name)) for name in classes) if labelled else None,
         warnings=warnings,
     )
 
@@ -64,7 +72,7 @@ def open_image_folder(path: Path, *, allow_jpeg: bool = False) -> ImageCollectio
 def _by_class(path: Path, allow_jpeg: bool, warnings: list[str]) -> dict[str | None, list[Path]]:
     """Return the images of each class, or all of them under None; raises DataError."""
     files = _images_in(path, allow_jpeg, warnings)
-    folders = sorted(entry for entry in path.iterdir() if _is_class(entry))
+    folders = sorted(filter(_is_class, path.iterdir()), key=lambda folder: printable(folder.name))
     if files and folders:
         raise DataError(
             f"{path} holds images beside sub-folders ({listed(folder.name for folder in folders)}); "
@@ -73,12 +81,13 @@ def _by_class(path: Path, allow_jpeg: bool, warnings: list[str]) -> dict[str | N
     if files:
         return {None: files}
     if folders:
+        refuse_parts_as_classes((folder.name for folder in folders), str(path))
         return {folder.name: _class_images(folder, allow_jpeg, warnings) for folder in folders}
     raise DataError(f"{path} holds no PNG file and no sub-folders with PNG files{_beside(path)}")
 
 
 def _is_class(entry: Path) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
+    return entry.is_dir() and not is_passed_over(entry.name)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -89,7 +98,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 def _beside(path: Path) -> str:
     """Say what a folder without images holds instead."""
-    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    names = sorted(printable(entry.name) for entry in path.iterdir() if not is_passed_over(entry.name))
     if not names:
         return ": it is empty; name the folder your sampler wrote to"
     return f" but {listed(names)}; name the folder with the images or the .npz file itself"
@@ -115,7 +124,7 @@ def _images_in(folder: Path, allow_jpeg: bool, warnings: list[str]) -> list[Path
     ignored: list[str] = []
     for entry in folder.iterdir():
         suffix = entry.suffix.lower()
-        if entry.name.startswith(".") or entry.is_dir():
+        if is_passed_over(entry.name) or entry.is_dir():
             continue
         if suffix in PNG or (allow_jpeg and suffix in JPEG):
             found.append(entry)
@@ -129,16 +138,19 @@ def _images_in(folder: Path, allow_jpeg: bool, warnings: list[str]) -> list[Path
                 f"{entry}: images are read from PNG files only; save it as one (PIL.Image's save)"
             )
         else:
-            ignored.append(entry.name)
+            ignored.append(printable(entry.name))
     if found and ignored:
         warnings.append(f"ignored in {folder}, not images: {listed(sorted(ignored))}")
     return sorted(found, key=_natural)
 
 
-def _one_shape(path: Path, files: Sequence[Path]) -> tuple[int, int, int]:
+def _one_shape(path: Path, files: Sequence[Path], warnings: list[str]) -> tuple[int, int, int]:
     """Read all headers; return the (height, width, channels) they share or raise DataError."""
     with ThreadPoolExecutor() as pool:
-        shapes = list(pool.map(_shape, files))
+        heads = list(pool.map(_head, files))
+    shapes = [shape for shape, _ in heads]
+    if turned := [file for file, (_, turned) in zip(files, heads, strict=True) if turned]:
+        warnings.append(f"{path}: {len(turned):,} images with {TURNED}, such as {turned[0].name}")
     usual = Counter(shapes).most_common(1)[0][0]
     for file, shape in zip(files, shapes, strict=True):
         if shape[:2] != usual[:2]:
@@ -155,28 +167,29 @@ def _one_shape(path: Path, files: Sequence[Path]) -> tuple[int, int, int]:
     return usual
 
 
-def _shape(file: Path) -> tuple[int, int, int]:
-    """Return (height, width, channels) from a file's header; raises DataError."""
+def _head(file: Path) -> tuple[tuple[int, int, int], bool]:
+    """Return (height, width, channels) of a file's header, and whether EXIF turns it; raises DataError."""
     try:
         if file.suffix.lower() in PNG:
-            return _png_shape(file)
+            return _png_head(file)
         with PIL.Image.open(file) as image:
             if image.format != "JPEG" or image.mode not in ("L", "RGB"):
                 raise DataError(
                     f"{file} is {image.format} of mode {image.mode}; it must be a JPEG, grey or RGB"
                 )
-            return image.height, image.width, len(image.getbands())
+            return (image.height, image.width, len(image.getbands())), TURNED in changes_of(image)
     except _UNREADABLE as error:
         raise _cut(file, error) from error
 
 
-def _png_shape(file: Path) -> tuple[int, int, int]:
+def _png_head(file: Path) -> tuple[tuple[int, int, int], bool]:
     """Read the PNG header by hand: pillow does not say that RGB has 16 bits, it cuts them to 8.
 
     Source: PNG specification (third edition), 11.2.1 IHDR and 11.2.5 IEND.
     """
     with file.open("rb") as stream:
         head = stream.read(26)
+        hidden = _before_the_pixels(stream)
         if len(head) < 26 or head[:8] != _SIGNATURE or head[12:16] != b"IHDR":
             raise DataError(f"{file} is no PNG file in spite of its name; save it as PNG, or remove it")
         stream.seek(max(26, stream.seek(0, 2) - 64))
@@ -191,9 +204,28 @@ def _png_shape(file: Path) -> tuple[int, int, int]:
             else "PIL.Image.open(file).convert('L').save(file)"
         )
         raise DataError(f"{file} stores {depth} bits per channel; scores take 8: {how}")
+    for chunk, fault in _HIDDEN.items():
+        if chunk in hidden:
+            raise DataError(f"{file} {fault}")
     if not ends:  # cut, or something long stands behind the end: decoding tells
         _decode(file, 3 if colour == 2 else 1)
-    return height, width, 3 if colour == 2 else 1
+    turned = False
+    if b"eXIf" in hidden:
+        with PIL.Image.open(file) as image:
+            turned = TURNED in changes_of(image)
+    return (height, width, 3 if colour == 2 else 1), turned
+
+
+def _before_the_pixels(stream: IO[bytes]) -> set[bytes]:
+    """Return the names of the chunks between the header and the pixels. Source: as above, 5.3 and 5.6."""
+    names, place = set[bytes](), 33
+    while True:
+        stream.seek(place)
+        length_and_name = stream.read(8)
+        if len(length_and_name) < 8 or length_and_name[4:] in (b"IDAT", b"IEND"):
+            return names
+        names.add(length_and_name[4:])
+        place += 12 + int.from_bytes(length_and_name[:4], "big")
 
 
 def _decode(file: Path, channels: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from attnbench.data.layout import printable
 from attnbench.errors import DataError
 from attnbench.evaluation.collection import (
     SHARD_SIZE,
@@ -51,7 +52,7 @@ def _open(path: Path, case: str | None, allow_jpeg: bool) -> ImageCollection:
         result, folder = sample_folder(path, case)
         return open_npz_shards(folder, name=result.label)
     if any(path.glob(SAMPLE_SHARDS)):
-        collection = open_npz_shards(path, name=str(path))
+        collection = open_npz_shards(path, name=printable(str(path)))
         if not (path / DONE).is_file():
             collection.warn(f"{path} has no {DONE}: the sampling that wrote it may not be finished")
         return collection

@@ -10,7 +10,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
+from attnbench.data.layout import printable
 from attnbench.errors import DataError, cannot_read
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard, check_labels, listed
 from attnbench.storage.names import SAMPLE_SHARDS, sample_shard
@@ -208,7 +209,7 @@ def _labels(path: Path, names: list[str], num_images: int) -> torch.Tensor | Non
 
 def open_npz_images(path: Path) -> ImageCollection:
     """Open a single npz file; raises DataError."""
-    return _collection(str(path), [open_npz(path)], [path])
+    return _collection(printable(str(path)), [open_npz(path)], [path])
 
 
 def open_npz_shards(folder: Path, *, name: str) -> ImageCollection:
@@ -219,7 +220,7 @@ def open_npz_shards(folder: Path, *, name: str) -> ImageCollection:
     if missing or -1 in numbers:
         which = listed(sample_shard(number) for number in missing) or "a number in a name"
         raise DataError(f"{folder}: {which} is missing among its shards; sample again, or copy all of them")
-    return _collection(name, [open_npz(path) for path in paths], paths)
+    return replace(_collection(name, [open_npz(path) for path in paths], paths), in_order=True)
 
 
 def _collection(

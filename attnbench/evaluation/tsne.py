@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -182,31 +182,38 @@ def _draw(
 ) -> None:
     columns = min(_MOST_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    with drawing():
+    shown = [class_names[label] for label in classes]
+    with drawing([*shown, *(panel.title for panel in panels), *heading]) as legible:
         figure = new_figure(max(6.4, 3.6 * columns), 0.8 + 3.9 * lines + 0.22 * -(-len(classes) // columns))
         grid = list(figure.subplots(lines, columns, squeeze=False).flat)
         for axes in grid:
             axes.set_axis_off()
         for axes, panel in zip(grid, panels, strict=False):
-            _draw_panel(axes, panel, classes, class_names)
-        handles, names = grid[0].get_legend_handles_labels()
-        figure.legend(
-            handles, names, loc="outside lower center", ncols=min(len(names), 2 * columns), frameon=False
+            _draw_panel(axes, panel, classes, legible)
+        names = [shortened(legible(name)) for name in shown]
+        legend = figure.legend(
+            grid[0].collections,
+            [str(number) for number, _ in enumerate(names)],
+            loc="outside lower center",
+            ncols=min(len(names), 2 * columns),
+            frameon=False,
         )
-        figure.suptitle(heading)
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(name)  # here, since matplotlib leaves out names that begin with _
+        figure.suptitle("\n".join(map(legible, heading.split("\n"))))
         save_png(figure, path)
 
 
-def _draw_panel(axes: Axes, panel: Panel, classes: Sequence[int], class_names: Sequence[str]) -> None:
+def _draw_panel(axes: Axes, panel: Panel, classes: Sequence[int], legible: Callable[[str], str]) -> None:
     axes.set_axis_on()
     for i, label in enumerate(classes):
         x, y = panel.points[panel.labels == label].T
         axes.scatter(
             x, y, s=16, marker=MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], alpha=0.8,
-            linewidths=0, label=shortened(class_names[label]),
+            linewidths=0,
         )  # fmt: skip
     found = panel.separability
-    axes.set_title(shortened(panel.title, 40))
+    axes.set_title(shortened(legible(panel.title), 40))
     axes.set_xlabel(
         f"{found.neighbours}-nearest-neighbour accuracy {found.accuracy:.3f} (chance {found.chance:.3f})\n"
         f"silhouette {found.silhouette:.3f}, both in feature space"

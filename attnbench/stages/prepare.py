@@ -24,6 +24,7 @@ from attnbench.storage import hub
 from attnbench.storage.atomic import atomic_write
 from attnbench.storage.names import DONE, LATENT_INDEX, MADE_FROM
 from attnbench.storage.store import (
+    NOTICE,
     StageOutput,
     Workspace,
     read_output,
@@ -54,10 +55,12 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     check_sizes(case.evaluate, case.sample.per_class * dataset.num_classes, len(reference))
     now = MadeFrom(data=dataset.fingerprint, codec=fingerprint(codec) if codec else "", commit=commit)
     with workspace.holding(folder):
-        _check_unchanged(case, folder, now)
+        _check_unchanged(case, folder, now, dataset, workspace)
         finished = read_output(folder)
         if finished is not None:
             return finished
+        for remark in dataset.remarks:
+            workspace.report(NOTICE, 0, 0, remark)
         if codec is not None:
             encode_all(dataset.train, codec, folder, workspace)
         output = StageOutput(measurements=_left_out(dataset))
@@ -79,14 +82,21 @@ def _fetched(codec: CodecSpec, workspace: Workspace) -> str:
     return hub.fetch(model, functools.partial(workspace.report, "prepare")).commit if model else ""
 
 
-def _check_unchanged(case: Case, folder: Path, now: MadeFrom) -> None:
-    """Note what this stage works on; raises DataError where the note of an earlier run says otherwise."""
+def _check_unchanged(case: Case, folder: Path, now: MadeFrom, dataset: Dataset, workspace: Workspace) -> None:
+    """Note what this stage works on; raises DataError where the note of an earlier run says otherwise.
+
+    What an earlier attnbench did not note is taken as it is now.
+    """
     before = read_record(folder / MADE_FROM, MadeFrom)
     begun = any((folder / name).exists() for name in (DONE, LATENT_INDEX))
-    if before is None or not begun:
+    known = before if begun else None
+    workspace.report("prepare", 0, 0, "comparing the files with those of earlier runs")
+    now = now.with_images(dataset, known)
+    if known is not None and not known.of_same_files(now):
+        images = known.codec == now.codec
+        refuse_changed("images in data.path" if images else which_codec(case), folder)
+    if known is None or (known.written, known.content) != (now.written, now.content):
         atomic_write(folder / MADE_FROM, now.model_dump_json().encode())
-    elif not before.of_same_files(now):
-        refuse_changed("images in data.path" if before.data != now.data else which_codec(case), folder)
 
 
 def _left_out(dataset: Dataset) -> list[Measurement]:

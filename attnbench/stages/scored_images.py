@@ -23,9 +23,10 @@ from attnbench.metrics.classifier import Classifier, LabelledImages
 from attnbench.plugins import registry
 from attnbench.progress import Progress
 from attnbench.specs import FORMAT, Case, content_hash
-from attnbench.storage.atomic import atomic_path, storage_errors
-from attnbench.storage.names import SAMPLE_SHARDS, TRAINING_IMAGES
-from attnbench.storage.store import Workspace, features_folder
+from attnbench.stages.latents.model_space import MadeFrom
+from attnbench.storage.atomic import atomic_path, atomic_write, storage_errors
+from attnbench.storage.names import MADE_FROM, SAMPLE_SHARDS, TRAINING_IMAGES
+from attnbench.storage.store import Workspace, features_folder, read_record
 from attnbench.storage.tensor_files import write_tensors
 
 BATCH_SIZE = 64
@@ -47,10 +48,22 @@ def dataset_key(case: Case, dataset: Dataset) -> str:
 
 
 def cache_folder(case: Case, dataset: Dataset, workspace: Workspace, *what: object) -> Path:
-    """Return (and create) the folder of something computed from real images alone, named by `what`."""
+    """Return (and create) the folder of something computed from real images alone, named by `what`.
+
+    Where the folder of that name holds something of other image files in the same place, it is another one.
+    What an earlier attnbench computed does not say of which: it is taken to be of those that are there now.
+    """
+    prepared = read_record(workspace.folder("prepare", case) / MADE_FROM, MadeFrom)
+    now = MadeFrom(data=dataset.fingerprint, codec="").with_images(dataset, prepared)
     path = features_folder(workspace.root) / content_hash([dataset_key(case, dataset), *what])
+    before = read_record(path / MADE_FROM, MadeFrom)
+    if before is not None and not before.of_same_files(now):
+        path = path.with_name(content_hash([path.name, now.data, now.content]))
+        before = read_record(path / MADE_FROM, MadeFrom)
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+    if before is None:
+        atomic_write(path / MADE_FROM, now.model_dump_json().encode())
     return path
 
 

@@ -89,12 +89,29 @@ class MadeFrom(Record):
 
     data: str
     codec: str
+    written: str = ""
+    """When the image files were written, as a hash; empty where it is not known."""
+    content: str = ""
+    """SHA-256 of their bytes, likewise."""
     commit: str = ""
     """Commit of an autoencoder on the hub; a later one with the same files makes no difference."""
 
+    def with_images(self, dataset: Dataset, before: MadeFrom | None) -> MadeFrom:
+        """Return this note with the dataset's files; they are read, unless written when `before` says.
+
+        A copy changes the times of files, so that times alone tell nothing of their content.
+        """
+        if dataset.files is None:
+            return self
+        written = dataset.files.written
+        known = before is not None and before.written == written
+        content = before.content if before is not None and known else dataset.files.content
+        return self.model_copy(update={"written": written, "content": content})
+
     def of_same_files(self, other: MadeFrom) -> bool:
-        """Say whether both are of the same content."""
-        return (self.data, self.codec) == (other.data, other.codec)
+        """Say whether both are of the same content, as far as both know it."""
+        contents = {made.content for made in (self, other) if made.content}
+        return (self.data, self.codec) == (other.data, other.codec) and len(contents) < 2
 
 
 def training_source(case: Case, dataset: Dataset, workspace: Workspace) -> TrainingSource:
