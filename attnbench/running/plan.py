@@ -16,6 +16,7 @@ from attnbench.models.resolution import input_size
 from attnbench.specs import Case, ModelConfig, PreparedData, UserImages
 from attnbench.storage import hub
 from attnbench.storage.store import STAGES, Stage, read_output
+from attnbench.suite.loading import Suite, of_cases
 
 # Estimates, not measurements: a backward pass costs two forward passes, a small matmul reaches
 # about 0.6 of the rate of a large one, and every block costs some fixed time in Python and kernel launches.
@@ -65,6 +66,38 @@ def plan(cases: Sequence[Case], store: Path) -> list[PlannedCase]:
             )
         )
     return planned
+
+
+def finished_shorter(case: Case, store: Path) -> int | None:
+    """Return the steps of the longest finished training that differs from the case's in having fewer steps.
+
+    None where the case's own has been begun.
+    """
+    if any((store / "train" / case.key("train")).glob("*")):
+        return None
+    lengths = []
+    for folder in (store / "train").glob("*"):
+        output = read_output(folder)
+        steps = [int(m.value) for m in output.measurements if m.name == "steps"] if output else []
+        if steps and steps[0] < case.train.steps:
+            shorter = case.model_copy(update={"train": case.train.model_copy(update={"steps": steps[0]})})
+            lengths += steps if shorter.key("train") == folder.name else []
+    return max(lengths, default=None)
+
+
+def warnings(suite: Suite, store: Path) -> list[str]:
+    """Return what a person should know before a suite runs, one line each, the cases it is for first."""
+    found = {text: list(labels) for text, labels in suite.warnings.items()}
+    for case in suite.cases:
+        steps = finished_shorter(case, store)
+        if steps is not None:
+            text = (
+                f"train.steps {case.train.steps:,}: the finished training of {steps:,} steps is not gone on "
+                f"from, all {case.train.steps:,} are made anew; to train it further, `attnbench export` it "
+                "and name the folder in train.init_from"
+            )
+            found.setdefault(text, []).append(case.label)
+    return [f"{of_cases(labels, len(suite.cases))}: {text}" for text, labels in found.items()]
 
 
 def missing_inputs(case: Case) -> tuple[str, ...]:
