@@ -15,6 +15,7 @@ from attnbench.exchange import (
     from_original,
     instantiate,
 )
+from attnbench.exchange.weight_files import read_weights
 from attnbench.models.embeddings import sincos_position_embedding
 
 # fp32 rounding: eleven matrix products in a row (embedders, five in each of two blocks), sums of up to 256
@@ -229,3 +230,12 @@ def test_the_command_says_which_weights_it_took(tmp_path, monkeypatch, capsys):
     torch.save({"model": STATE}, tmp_path / "dit.pt")
     assert call(monkeypatch, "import", tmp_path / "dit.pt", "--num-heads", 2, "--to", tmp_path / "dit") == 0
     assert "live weights `model` (it has no average)" in capsys.readouterr().out
+
+
+def test_wrapped_weights_in_a_folder_of_diffusers(tmp_path):
+    """Fine-tuned folders hold the same prefixes, in both kinds of files."""
+    state = {"proj_out_1.weight": torch.ones(2, 2), "proj_out_1.bias": torch.zeros(2)}
+    torch.save({"state_dict": named("module.", state)}, tmp_path / "diffusion_pytorch_model.bin")
+    assert read_weights(tmp_path).keys() == state.keys()
+    save_file(named("_orig_mod.", state), tmp_path / "diffusion_pytorch_model.safetensors")
+    assert read_weights(tmp_path).keys() == state.keys()

@@ -13,7 +13,7 @@ from runner_cases import TINY, tiny_suite
 from attnbench.errors import SuiteError
 from attnbench.report.sections import warnings
 from attnbench.running.executors import run_inline
-from attnbench.running.plan import finished_shorter
+from attnbench.running.plan import finished_shorter, finished_trainings
 from attnbench.running.runner import Listener, run
 from attnbench.specs import TrainSpec
 from attnbench.stages import prepare, train
@@ -138,14 +138,18 @@ def test_more_steps_of_a_finished_training_are_announced(tmp_path):
         for steps in (8, 12)
     )
     store = tmp_path / "runs" / STORE
-    assert finished_shorter(long.cases[0], store) is None
+
+    def shorter(suite):
+        return finished_shorter(suite.cases[0], store, finished_trainings(store))
+
+    assert shorter(long) is None
     workspace = Workspace(root=store, device=torch.device("cpu"))
     prepare.run(short.cases[0], workspace)
     train.run(short.cases[0], workspace)
-    assert finished_shorter(long.cases[0], store) == 8
-    assert finished_shorter(short.cases[0], store) is None
+    assert shorter(long) == 8
+    assert shorter(short) is None
     other = tiny_suite(tmp_path, "grows", "train.steps=12", "seed=5", "matrix.model.attention=[softmax]")
-    assert finished_shorter(other.cases[0], store) is None
+    assert shorter(other) is None
     command = ("grows.yaml", "-o", "train.steps=12", "-o", "matrix.model.attention=[softmax]")
     checked = attnbench_here("validate", *command, cwd=tmp_path)
     planned = attnbench_here("plan", *command, cwd=tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,28 +68,37 @@ def plan(cases: Sequence[Case], store: Path) -> list[PlannedCase]:
     return planned
 
 
-def finished_shorter(case: Case, store: Path) -> int | None:
+def finished_trainings(store: Path) -> dict[str, int]:
+    """Return the steps of every finished training in a store, by its key."""
+    found = {}
+    for folder in (store / "train").glob("*"):
+        output = read_output(folder)
+        steps = [int(m.value) for m in output.measurements if m.name == "steps"] if output else []
+        if steps:
+            found[folder.name] = steps[0]
+    return found
+
+
+def finished_shorter(case: Case, store: Path, finished: Mapping[str, int]) -> int | None:
     """Return the steps of the longest finished training that differs from the case's in having fewer steps.
 
     None where the case's own has been begun.
     """
     if any((store / "train" / case.key("train")).glob("*")):
         return None
-    lengths = []
-    for folder in (store / "train").glob("*"):
-        output = read_output(folder)
-        steps = [int(m.value) for m in output.measurements if m.name == "steps"] if output else []
-        if steps and steps[0] < case.train.steps:
-            shorter = case.model_copy(update={"train": case.train.model_copy(update={"steps": steps[0]})})
-            lengths += steps if shorter.key("train") == folder.name else []
-    return max(lengths, default=None)
+    for steps in sorted({steps for steps in finished.values() if steps < case.train.steps}, reverse=True):
+        shorter = case.model_copy(update={"train": case.train.model_copy(update={"steps": steps})})
+        if shorter.key("train") in finished:
+            return steps
+    return None
 
 
 def warnings(suite: Suite, store: Path) -> list[str]:
     """Return what a person should know before a suite runs, one line each, the cases it is for first."""
     found = {text: list(labels) for text, labels in suite.warnings.items()}
+    finished = finished_trainings(store)
     for case in suite.cases:
-        steps = finished_shorter(case, store)
+        steps = finished_shorter(case, store, finished)
         if steps is not None:
             text = (
                 f"train.steps {case.train.steps:,}: the finished training of {steps:,} steps is not gone on "
