@@ -82,9 +82,9 @@ def transfer_model(
     seed: Annotated[int, typer.Option(help="Of the weights that are not copied.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
-    """Copy a model's weights into one with another attention, other classes or another image size.
+    """Copy a model's weights into one with another attention.
 
-    Only what the two share; what was left is listed.
+    Or into one for other classes or another image size. Only what the two share; what was left is listed.
     """
     from attnbench.commands import exchange as exchange_command
 
