@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,6 +44,8 @@ OUTSIDE_KEY = {
 """Settings of a stage that change no result, only how it is computed: no part of its content address."""
 
 
+MUCH_OF_ITS_START = 0.1
+"""Share of its start from which on an average is warned of: 7 % and less is what good settings leave."""
 ABOUT_A_SETTING = "about_a_setting"
 
 
@@ -360,6 +363,43 @@ class TrainSpec(Spec):
         if len(set(decays)) < len(decays):
             raise about("ema_decay", f"and extra_ema_decays must differ from one another, got {decays}")
         return self
+
+    def start_left_in(self, decay: float) -> float:
+        """Return which share of an average, after all steps, is still the weights it began with."""
+        if not self.ema_warmup:
+            return decay**self.steps
+        share = 1.0
+        for step in range(self.steps):
+            share *= min(decay, (1 + step) / (10 + step))
+            if share < MUCH_OF_ITS_START:
+                break
+        return share
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what these settings do that nobody wants and no error tells, with the numbers."""
+        start = "random weights" if self.init_from is None else "the weights of train.init_from"
+        for decay in (self.ema_decay, *self.extra_ema_decays):
+            share = self.start_left_in(decay)
+            if share >= MUCH_OF_ITS_START:
+                setting, what = "extra_ema_decays", "this average"
+                if decay == self.ema_decay:
+                    setting, what = "ema_decay", "the average that is sampled from"
+                power = f" ({decay}^{self.steps} = {share:.3f})" if not self.ema_warmup else ""
+                yield (
+                    f"train.{setting} {decay}: after train.steps {self.steps:,}, {what} is still "
+                    f"{100 * share:.0f} % its start, {start}{power}; set ema_warmup: true, "
+                    f"a decay of {max(0.0, 1 - 5 / self.steps):.4g}, or more steps"
+                )
+        if self.warmup_steps > self.steps:
+            yield (
+                f"train.warmup_steps {self.warmup_steps:,} exceeds train.steps {self.steps:,}: the learning "
+                f"rate ends at {100 * self.steps / self.warmup_steps:.0f} % of train.lr; set fewer"
+            )
+        if self.lr >= 0.1:
+            yield (
+                f"train.lr {self.lr:g}: a step of AdamW moves every weight by about that, which is more than "
+                "the weights of a layer are at the start (0.05 at width 384); set 1e-4 to 4e-3"
+            )
 
 
 class SampleSpec(Spec):

@@ -119,7 +119,7 @@ def _case(label: str, index: int) -> dict[str, object]:
         "seed": 0,
         "model": {"depth": 4, "dim": 96, "num_heads": 4, "attention": {"name": label, "options": {}}},
         "data": {"name": "digits"},
-        "train": {"objective": "flow", "steps": 400, "lr": 2e-3, "grad_clip": None},
+        "train": {"objective": "flow", "steps": 400, "lr": 2e-3, "ema_decay": 0.99, "grad_clip": None},
         "sample": {"sampler": "euler", "num_steps": 50, "guidance_scale": 1.0},
         "profile": {"resolutions": None, "rounds": 5},
     }

@@ -7,13 +7,15 @@ import argparse
 import pytest
 import torch
 import torch.nn.functional as F
-from exchange_cases import inputs
+from exchange_cases import call, inputs
+from safetensors.torch import save_file
 
 from attnbench.errors import DataError, UserInputError
 from attnbench.exchange import (
     from_original,
     instantiate,
 )
+from attnbench.exchange.weight_files import read_weights
 from attnbench.models.embeddings import sincos_position_embedding
 
 # fp32 rounding: eleven matrix products in a row (embedders, five in each of two blocks), sums of up to 256
@@ -140,3 +142,100 @@ def test_any_damaged_pickle_is_one_sentence(tmp_path, content):
     with pytest.raises(DataError, match=r"dit\.pt") as caught:
         from_original(tmp_path / "dit.pt")
     assert "weights_only" not in str(caught.value)
+
+
+def named(prefix, state):
+    """The state under the names that a wrapper gives."""
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def other(state):
+    """Weights that must not be taken."""
+    return {name: tensor if name == "pos_embed" else tensor + 1 for name, tensor in state.items()}
+
+
+STATE = released_state()
+# what stands in the file, and which of its entries holds STATE
+AS_FOUND = {
+    "bare": (STATE, ""),
+    "DiT's training": ({"model": other(STATE), "ema": STATE, "opt": {"state": {}, "lr": 1.0}}, "ema"),
+    "an average alone": ({"ema": STATE}, "ema"),
+    "live weights alone": ({"model": STATE}, "model"),
+    "an average that was not kept": ({"ema": None, "model": STATE, "step": 3}, "model"),
+    "an empty average": ({"ema": {}, "model": STATE}, "model"),
+    "state_dict": ({"state_dict": STATE, "epoch": 1}, "state_dict"),
+    "DDP": (named("module.", STATE), ""),
+    "compile": (named("_orig_mod.", STATE), ""),
+    "DDP of compile": ({"ema": named("module._orig_mod.", STATE)}, "ema"),
+    "compile of DDP": ({"model": named("_orig_mod.module.", STATE)}, "model"),
+    "compiled blocks": (
+        {name.replace("blocks.0.", "blocks.0._orig_mod."): tensor for name, tensor in STATE.items()},
+        "",
+    ),
+    "checkpointed blocks": (
+        {name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): t for name, t in STATE.items()},
+        "",
+    ),
+    "FSDP": (named("_fsdp_wrapped_module.", STATE), ""),
+}
+
+
+@pytest.mark.parametrize("found", AS_FOUND)
+def test_checkpoints_as_they_are_found(tmp_path, found):
+    """Wrapped, nested, with or without an average: the right weights are taken, and it is said which."""
+    content, entry = AS_FOUND[found]
+    torch.save(content, tmp_path / "found.pt")
+    exported = from_original(tmp_path / "found.pt", num_heads=2)
+    torch.save(STATE, tmp_path / "bare.pt")
+    expected = from_original(tmp_path / "bare.pt", num_heads=2)
+    assert exported.weights.keys() == expected.weights.keys()
+    assert all(torch.equal(exported.weights[name], expected.weights[name]) for name in expected.weights)
+    said = exported.config.imported_from
+    assert ("average `ema`" in said) == (entry == "ema")
+    assert ("live weights" in said) == (entry in ("model", "state_dict"))
+
+
+def test_a_checkpoint_in_safetensors(tmp_path):
+    """The same names in a .safetensors file."""
+    save_file(named("module.", STATE), tmp_path / "dit.safetensors")
+    weights = from_original(tmp_path / "dit.safetensors", num_heads=2).weights
+    assert torch.equal(weights["blocks.0.attn.out.weight"], STATE["blocks.0.attn.proj.weight"])
+    (tmp_path / "dit.safetensors").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"dit\.safetensors cannot be read"):
+        from_original(tmp_path / "dit.safetensors", num_heads=2)
+
+
+def test_the_trainings_arguments_name_the_heads(tmp_path):
+    """`args.model` of DiT's training script says DiT-L/2, which has 16 heads; --num-heads goes before it."""
+    torch.save({"ema": STATE, "args": argparse.Namespace(model="DiT-L/2")}, tmp_path / "dit.pt")
+    assert from_original(tmp_path / "dit.pt").config.model.num_heads == 16
+    assert from_original(tmp_path / "dit.pt", num_heads=4).config.model.num_heads == 4
+    torch.save({"ema": STATE, "args": argparse.Namespace(model="Mine")}, tmp_path / "dit.pt")
+    with pytest.raises(UserInputError, match="--num-heads"):
+        from_original(tmp_path / "dit.pt")
+
+
+def test_checkpoints_without_weights_say_what_they_hold(tmp_path):
+    """Neither a mapping of something else nor one name twice is taken for weights."""
+    torch.save({"opt": {"lr": 1.0}, "epoch": 3}, tmp_path / "dit.pt")
+    with pytest.raises(DataError, match="holds a mapping with opt, epoch, and no mapping of names"):
+        from_original(tmp_path / "dit.pt", num_heads=2)
+    torch.save({**STATE, **named("module.", STATE)}, tmp_path / "dit.pt")
+    with pytest.raises(DataError, match=r"x_embedder\.proj\.weight twice"):
+        from_original(tmp_path / "dit.pt", num_heads=2)
+
+
+def test_the_command_says_which_weights_it_took(tmp_path, monkeypatch, capsys):
+    """A file without an average is imported with a word about it."""
+    torch.save({"model": STATE}, tmp_path / "dit.pt")
+    assert call(monkeypatch, "import", tmp_path / "dit.pt", "--num-heads", 2, "--to", tmp_path / "dit") == 0
+    assert "live weights `model` (it has no average)" in capsys.readouterr().out
+
+
+def test_wrapped_weights_in_a_folder_of_diffusers(tmp_path):
+    """Fine-tuned folders hold the same prefixes, in both kinds of files."""
+    state = {"proj_out_1.weight": torch.ones(2, 2), "proj_out_1.bias": torch.zeros(2)}
+    torch.save({"state_dict": named("module.", state)}, tmp_path / "diffusion_pytorch_model.bin")
+    assert read_weights(tmp_path).keys() == state.keys()
+    save_file(named("_orig_mod.", state), tmp_path / "diffusion_pytorch_model.safetensors")
+    assert read_weights(tmp_path).keys() == state.keys()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exchange_cases import call, model_config, random_export
+from exchange_cases import call, inputs, model_config, random_export
 from torch import nn
 
 from attnbench import load_model
@@ -118,3 +118,36 @@ def test_chain_of_folders_keeps_the_weights(tmp_path):
     assert [name for name in report.missing if not name.endswith("qkv.qkv.bias")] == []
     for name in report.copied:
         assert torch.equal(back.weights[name], source.weights[name])
+
+
+def test_other_classes_start_anew(tmp_path, monkeypatch, capsys):
+    """--classes makes weights for another data set: all but the table of classes are the source's."""
+    source = random_export(model_config(), num_classes=5, class_names=[*"abcde"])
+    write_exported(source, tmp_path / "source")
+    words = ("transfer", tmp_path / "source", "--classes", 7, "--to", tmp_path / "target")
+    assert call(monkeypatch, *words) == 0
+    assert "shape 6 x 32, the target's is 8 x 32" in capsys.readouterr().out
+    target = read_exported(tmp_path / "target")
+    assert (target.config.input.num_classes, target.config.class_names) == (7, None)
+    assert len(target.weights["label_embed.table.weight"]) == 8
+    for name, tensor in source.weights.items():
+        assert name == "label_embed.table.weight" or torch.equal(target.weights[name], tensor)
+
+
+def test_another_image_size_keeps_every_weight(tmp_path, monkeypatch):
+    """The sine-cosine embedding of the new grid is computed; images of 128 px are latents of 16 x 16."""
+    source = random_export(model_config(), side=8)
+    write_exported(source, tmp_path / "source")
+    words = ("transfer", tmp_path / "source", "--image-size", 128, "--to", tmp_path / "target")
+    assert call(monkeypatch, *words) == 0
+    target = read_exported(tmp_path / "target")
+    assert target.config.input.shape == (4, 16, 16)
+    assert all(torch.equal(target.weights[name], tensor) for name, tensor in source.weights.items())
+    assert load_model(tmp_path / "target")(*inputs(target)).shape == (5, 8, 16, 16)
+
+
+def test_a_learned_embedding_of_another_grid_starts_anew():
+    """It has a row for each token: that is a tensor of another shape, and listed as left."""
+    source = random_export(model_config(position_embedding="learned"))
+    _, report = transferred(source, source.config.model, side=16)
+    assert dict(report.left) == {"position": "shape 16 x 32, the target's is 64 x 32"}

@@ -196,6 +196,19 @@ def test_timestep_embedding_is_diffusers():
     torch.testing.assert_close(build_model(tiny(), 8, 10).time_embed.sinusoid(t), theirs, rtol=0, atol=1e-4)
 
 
+def test_mix_ffn_starts_as_its_origin_says():
+    """Its 1x1 convolutions as linear layers: Xavier-uniform, biases 0; the depthwise one as torch's."""
+    model = build_model(resolve("sana-s", {"depth": 1, "dim": 16}), 8, 10)
+    ffn = model.blocks[0].ffn
+    for layer in (ffn.expand, ffn.reduce):
+        bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+    assert not ffn.expand.bias.any()
+    assert 0.9 / 3 < ffn.conv.conv.weight.abs().max() <= 1 / 3  # 1 / sqrt(fan-in of 9)
+    assert ffn.conv.conv.bias.any()
+    assert "1x1 convolutions start as linear layers" in model.config.origin["ffn"]
+
+
 def test_glumbconv_is_diffusers():
     """Sana's Mix-FFN with the same weights gives what diffusers' GLUMBConv gives."""
     from diffusers.models.transformers.sana_transformer import GLUMBConv

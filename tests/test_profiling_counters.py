@@ -30,7 +30,7 @@ class Calls(nn.Module):
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.empty(*shape, device="meta", dtype=dtype)
+    return torch.empty(shape, device="meta", dtype=dtype)
 
 
 def macs(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> tuple[int, int]:
@@ -74,6 +74,60 @@ BY_HAND = {
         [(1, 2, 7, 4), (1, 2, 5, 4), (1, 2, 5, 3)],
         2 * 7 * 5 * (4 + 3),
     ),
+    "attention, grouped heads": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
+        [(1, 8, 7, 4), (1, 2, 5, 4), (1, 2, 5, 3)],
+        8 * 7 * 5 * (4 + 3),
+    ),
+    "attention, queries broadcast": (
+        F.scaled_dot_product_attention,
+        [(1, 2, 7, 4), (3, 2, 5, 4), (3, 2, 5, 4)],
+        3 * 2 * 7 * 5 * (4 + 4),
+    ),
+    "matmul, both broadcast": (torch.matmul, [(2, 1, 4, 5), (1, 3, 5, 6)], 2 * 3 * 4 * 5 * 6),
+    "vector x matrices": (torch.matmul, [(5,), (3, 5, 6)], 3 * 5 * 6),
+    "vdot": (torch.vdot, [(5,), (5,)], 5),
+    "inner": (torch.inner, [(2, 4, 5), (3, 5)], 2 * 4 * 3 * 5),
+    "inner of vectors": (torch.inner, [(5,), (5,)], 5),
+    "inner with a scalar": (torch.inner, [(4, 5), ()], 0),
+    "tensordot": (lambda a, b: torch.tensordot(a, b, dims=2), [(3, 4, 5), (4, 5, 6)], 3 * 6 * 4 * 5),
+    "tensordot, named axes": (
+        lambda a, b: torch.tensordot(a, b, dims=([0, 2], [1, 0])),
+        [(3, 4, 5), (5, 3, 6)],
+        4 * 6 * 3 * 5,
+    ),
+    "addmm": (torch.addmm, [(3,), (4, 5), (5, 3)], 4 * 5 * 3),
+    "addmv": (torch.addmv, [(4,), (4, 5), (5,)], 4 * 5),
+    "addbmm": (torch.addbmm, [(4, 3), (2, 4, 5), (2, 5, 3)], 2 * 4 * 5 * 3),
+    "einsum, summed first": (lambda a, b: torch.einsum("abx,bc->ac", a, b), [(4, 5, 9), (5, 6)], 4 * 5 * 6),
+    "einsum, axis of length 1": (lambda a, b: torch.einsum("ab,bc->ac", a, b), [(4, 1), (5, 6)], 0),
+    "einsum, broadcast ellipsis": (
+        lambda a, b: torch.einsum("...ab,...bc->...ac", a, b),
+        [(3, 1, 4, 5), (2, 5, 6)],
+        3 * 2 * 4 * 5 * 6,
+    ),
+    "einsum, axes in lists": (
+        lambda a, b: torch.einsum(a, [0, 1], b, [1, 2], [0, 2]),
+        [(4, 5), (5, 6)],
+        4 * 5 * 6,
+    ),
+    "conv, by its operation": (torch.ops.aten.conv2d, [(1, 4, 5, 6), (8, 4, 3, 3)], 3 * 4 * 8 * 4 * 9),
+    "conv, by its general form": (
+        lambda x, w: torch.convolution(x, w, None, [1, 1], [0, 0], [1, 1], True, [0, 0], 1),
+        [(1, 3, 5, 5), (3, 4, 2, 2)],
+        25 * 3 * 4 * 4,
+    ),
+    "conv, transposed and grouped": (
+        lambda x, w: F.conv_transpose2d(x, w, groups=2),
+        [(1, 4, 5, 5), (4, 3, 2, 2)],
+        25 * 4 * 3 * 4,
+    ),
+    "conv1d, transposed": (
+        lambda x, w: F.conv_transpose1d(x, w, stride=2),
+        [(2, 4, 9), (4, 6, 3)],
+        2 * 9 * 4 * 6 * 3,
+    ),
+    "outer": (torch.outer, [(4,), (5,)], 0),
     "layer norm": (lambda x, w: F.layer_norm(x, (8,), w, w), [(2, 5, 8), (8,)], 0),
     "group norm": (lambda x: F.group_norm(x, 2), [(2, 8, 5)], 0),
     "softmax": (lambda x: x.softmax(-1), [(2, 5, 8)], 0),
@@ -96,12 +150,84 @@ def test_batch_norm_counts_nothing():
     ] == [0, 0]
 
 
-def test_grouped_matmul():
-    """grouped_mm costs one matrix per row, whatever the number of groups; torch itself counts 0."""
+# shapes of a and b, groups, shape of the result, multiply-adds by hand
+GROUPED = {
+    "rows": ((16, 8), (3, 8, 32), 3, (16, 32), 16 * 8 * 32),
+    "columns": ((3, 16, 8), (8, 32), 3, (16, 32), 16 * 8 * 32),
+    "parts of the sum": ((16, 8), (8, 32), 3, (3, 16, 32), 16 * 8 * 32),
+    "stacks": ((3, 16, 8), (3, 8, 32), None, (3, 16, 32), 3 * 16 * 8 * 32),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", GROUPED)
+def test_grouped_matmul(name, dtype):
+    """grouped_mm costs one matrix per row, column or group, in any type."""
     grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm
-    ends = torch.empty(3, dtype=torch.int32, device="meta")
-    a, b = meta(16, 8, dtype=torch.bfloat16), meta(3, 8, 32, dtype=torch.bfloat16)
-    assert macs(lambda a, b: grouped_mm(a, b, offs=ends), a, b) == (16 * 8 * 32, 16 * 8 * 32)
+    a, b, groups, shape, expected = GROUPED[name]
+    ends = None if groups is None else torch.empty(groups, dtype=torch.int32, device="meta")
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        y = grouped_mm(a, b, offs=ends)
+        assert (y.shape, y.dtype) == (shape, dtype)
+        return y
+
+    assert macs(product, meta(*a, dtype=dtype), meta(*b, dtype=dtype)) == (expected, expected)
+
+
+def test_grouped_matmul_counts_on_a_cpu_too():
+    """Where it is computed, torch's counter sees torch's own operation."""
+    grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm
+    a, b, ends = torch.ones(16, 8), torch.ones(3, 8, 32), torch.tensor([4, 8, 16], dtype=torch.int32)
+    assert count_with_torch(Calls(lambda a, b: grouped_mm(a, b, offs=ends)), [a, b]).macs == 16 * 8 * 32
+
+
+@pytest.mark.parametrize("count", COUNTERS)
+def test_flex_attention_is_refused_by_name_and_leaves_nothing_behind(count):
+    """Inside a counter torch's flex_attention fails, and without a reset every later call would fail, too."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    for q in (meta(1, 2, 16, 8), torch.ones(1, 2, 16, 8)):
+        with pytest.raises(UncountedOpError, match=r"run flex_attention .*register_flop_formula"):
+            count(Calls(lambda q: flex_attention(q, q, q)), [q])
+    assert flex_attention(*3 * [torch.ones(1, 2, 16, 8)]).shape == (1, 2, 16, 8)
+
+
+@torch.library.custom_op("attnbench_test::flex", mutates_args=())
+def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """flex_attention as the refusal advises to write it."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention(q, k, v).clone()
+
+
+@flex.register_fake
+def _(q, k, v):
+    return q.new_empty(*q.shape[:-1], v.shape[-1])
+
+
+@register_flop_formula(torch.ops.attnbench_test.flex)
+def _flex_flops(q, k, v, *, out_shape=None):
+    return 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
+
+
+def test_flex_attention_counts_as_an_operation_with_a_formula():
+    """What the refusal advises works in both counters, and computes."""
+    assert macs(flex, meta(1, 2, 7, 4), meta(1, 2, 5, 4), meta(1, 2, 5, 4)) == (560, 560)
+    assert flex(*3 * [torch.ones(1, 2, 16, 8)]).shape == (1, 2, 16, 8)
+
+
+def test_compiled_parts_are_refused_by_name():
+    """fvcore's trace does not see into torch.compile; the error says so, and what to do."""
+    with pytest.raises(UncountedOpError, match=r"torch\.compile .*leave it out of the module"):
+        count_with_fvcore(Calls(torch.compile(torch.mm)), [meta(4, 5), meta(5, 6)])
+
+
+def test_errors_of_the_module_stay_what_they_are():
+    """Shapes that do not fit are no question of counting."""
+    for count in COUNTERS:
+        with pytest.raises(RuntimeError, match="reduction dim"):
+            count(Calls(torch.mm), [meta(4, 5), meta(4, 5)])
 
 
 @settings(max_examples=20, deadline=None)
@@ -232,11 +358,17 @@ def test_one_formula_serves_both_counters():
     ("function", "name"),
     [
         (lambda x: torch.cdist(x, x), "cdist"),
-        (lambda x: torch.addbmm(x[0], x, x), "addbmm"),
+        (lambda x: torch.pdist(x[0]), "pdist"),
         (lambda x: torch.fft.fft(x).real, "fft"),
         (lambda x: torch.bilinear(x[0], x[0], x, None), "linear"),
+        (lambda x: torch.svd(x).S, "svd"),
+        (torch.cholesky, "cholesky"),
+        (torch.linalg.pinv, "pinv"),
+        (torch.inverse, "inv"),
+        (lambda x: torch.linalg.solve_triangular(x, x, upper=True), "solve_triangular"),
+        (torch.matrix_exp, "matrix_exp"),
     ],
-    ids=["cdist", "addbmm", "fft", "bilinear"],
+    ids=["cdist", "pdist", "fft", "bilinear", "svd", "cholesky", "pinv", "inverse", "triangular", "exp"],
 )
 def test_heavy_operation_without_formula_is_an_error(count, function, name):
     """torch's own operations that do heavy work and have no formula are errors too."""
@@ -248,6 +380,26 @@ def test_ambiguous_einsum_is_an_error():
     """Three operands may be contracted in several orders at several costs."""
     with pytest.raises(UncountedOpError, match="two operands"):
         count_with_fvcore(Calls(lambda x: torch.einsum("ab,bc,cd->ad", x, x, x)), [meta(4, 4)])
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda a, b, c: torch.einsum("ab,bc,cd->ad", a, b, c), "einsum"),
+        (torch.chain_matmul, "chain_matmul"),
+        (lambda *matrices: torch.linalg.multi_dot(matrices), "multi_dot"),
+    ],
+    ids=["einsum", "chain_matmul", "multi_dot"],
+)
+def test_chains_are_counted_as_executed_or_refused_by_name(function, name):
+    """torch's counter sees the order that torch takes; the trace does not tell it, so fvcore refuses."""
+    matrices = [meta(40, 5), meta(5, 60), meta(60, 1)]
+    if name == "einsum":  # in the order of the operands unless opt_einsum is installed
+        assert count_with_torch(Calls(function), matrices).macs in (40 * 5 * 60 + 40 * 60, 5 * 60 + 40 * 5)
+    else:
+        assert count_with_torch(Calls(function), matrices).macs == 5 * 60 + 40 * 5
+    with pytest.raises(UncountedOpError, match=name):
+        count_with_fvcore(Calls(function), matrices)
 
 
 def test_agreement_within_a_thousandth_passes():

@@ -28,6 +28,12 @@ HEAVY = [
     "aten::_fft_r2c",
     "aten::linalg_solve_ex",
     "aten::_weight_int4pack_mm",
+    "aten::_linalg_svd",
+    "aten::linalg_inv_ex",
+    "aten::_pdist_forward",
+    "aten::cholesky",
+    "aten::pinverse",
+    "aten::linalg_matrix_power",
 ]
 LIGHT = [
     "aten::softmax",
@@ -37,6 +43,9 @@ LIGHT = [
     "aten::upsample_bilinear2d.vec",
     "aten::linspace",
     "aten::linalg_vector_norm",
+    "aten::linalg_cross",
+    "aten::_fused_sdp_choice",
+    "aten::matrix_H",
     "aten::_convert_indices_from_coo_to_csr",
     "prims::convert_element_type",
     "prim::ListConstruct",

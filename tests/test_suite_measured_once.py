@@ -80,9 +80,15 @@ def test_cases_with_trainings_of_their_own_may_differ_in_it(here: Path, text: st
 
 def test_the_same_weights_in_two_folders_are_one_case(here: Path) -> None:
     """A training's start is the weights' content; their place makes no second case."""
+    (case,) = load(here, SMALL)
+    config = {
+        "format": "attnbench-export-1",
+        "weights_sha256": "12",
+        "model": case.model.model_dump(mode="json"),
+        "input": {"shape": [1, 8, 8], "num_classes": 10},
+    }
     for name in ("a", "b"):
         (here / name).mkdir()
-        config = {"format": "attnbench-export-1", "weights_sha256": "12"}
         (here / name / "config.json").write_text(json.dumps(config))
     (line,) = errors(here, SMALL + "matrix: {train.init_from: [a, b]}\n")
     assert "matrix.train.init_from[1]: has the same content as matrix.train.init_from[0]" in line

@@ -41,9 +41,9 @@ class DyDiLAOptions(attnbench.BackendOptions):
     num_projectors: PositiveInt = 3
     """n_P, projectors of each of Q' and K' (paper: 3, 5, 7 for S, B, L)."""
     num_kernels: PositiveInt = 9
-    """n_F, kernel factors gamma (paper: 9, 15, 21)."""
+    """n_F, kernel factors gamma (paper: 9, 15, 21); a token's choice holds for all heads."""
     num_factors: PositiveInt = 9
-    """n_D, differential factors lambda (paper: 9, 15, 21)."""
+    """n_D, differential factors lambda (paper: 9, 15, 21); a token's choice holds for all heads."""
     gamma_init: float = Field(default=3.0, ge=1.0)
     """Initial value of every gamma."""
     lambda_init: float = 0.01
@@ -180,9 +180,13 @@ class DyDiLA(nn.Module):
     """O = TDO(Q~, Q~', K~, K~', V) + DWC(V), then an output projection.
 
     [B, N, C] -> [B, N, C]. Router logits, phi and denominators in fp32 (fp64 for fp64 input).
-    One set of gammas and one of lambdas per block, as the paper's index-free symbols read. Each projector
-    starts Xavier-uniform by its own [C, C] shape (ours), which makes Q', K' sqrt(2) times as large as Q, K
-    from the shared [3 C, C] matrix; after Eq. 4's denominator only lambda would notice.
+    One set of gammas and one of lambdas per block, as the paper's index-free symbols read. With several
+    heads (ours: the paper's formulas have one) everything but the contraction is over the full width C:
+    the routers see the whole token, phi keeps the norm of all C values, a token has one projector and one
+    gamma for each of Q, K, Q', K', and one lambda for each difference, whatever the head. Heads cut Q~, K~
+    and V for q (k^T v) and its denominator alone; `rms` is over all C values again. Each projector starts
+    Xavier-uniform by its own [C, C] shape (ours), which makes Q', K' sqrt(2) times as large as Q, K from
+    the shared [3 C, C] matrix; after Eq. 4's denominator only lambda would notice.
     Source: arXiv:2601.13683, eqs. 1-10.
     """
 

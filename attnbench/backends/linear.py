@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 
 import attnbench
@@ -24,10 +25,26 @@ class LinearOptions(attnbench.BackendOptions):
 
     qk_norm: bool = False
     """RMSNorm of queries and keys over the full width (off in Sana's image models)."""
+    qk_norm_eps: float = Field(default=1e-5, gt=0.0)
+    """eps of that RMSNorm (1e-5 in Sana's released code); only with `qk_norm: true`."""
     eps: float = Field(default=1e-8, gt=0.0)
     """Added to the denominator."""
     association: Association = "auto"
     """Order of the two matmuls; `auto` takes the cheaper one for N tokens and head width D."""
+
+    @model_validator(mode="after")
+    def _no_idle_eps(self) -> LinearOptions:
+        if not self.qk_norm and self.qk_norm_eps != type(self).model_fields["qk_norm_eps"].default:
+            raise ValueError(
+                f"qk_norm_eps: {self.qk_norm_eps} does nothing with qk_norm: false; leave it out"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_used(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the eps of a norm that is not there: without one, nothing is computed again."""
+        unused = () if self.qk_norm else ("qk_norm_eps",)
+        return {name: value for name, value in written(self).items() if name not in unused}
 
 
 class LinearAttention(nn.Module):
@@ -41,8 +58,9 @@ class LinearAttention(nn.Module):
         super().__init__()
         self.num_heads, self.options = site.num_heads, options
         self.qkv = QKVProjection(site.dim, bias=False)
-        self.q_norm = nn.RMSNorm(site.dim, eps=1e-6) if options.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(site.dim, eps=1e-6) if options.qk_norm else nn.Identity()
+        eps = options.qk_norm_eps
+        self.q_norm = nn.RMSNorm(site.dim, eps=eps) if options.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(site.dim, eps=eps) if options.qk_norm else nn.Identity()
         self.out = nn.Linear(site.dim, site.dim)
 
     def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:

@@ -46,8 +46,10 @@ class LiTAttention(nn.Module):
     """o_i = ReLU(q_i) (sum_j ReLU(k_j)^T v_j) / (ReLU(q_i) . sum_j ReLU(k_j) + eps) + DWC_5x5(v)_i, per head.
 
     [B, N, C] -> [B, N, C]; the sum over keys and the division in fp32 for half types.
-    Source: LiT arXiv:2501.12976, the formula from summaries of the paper, which has no released code.
-    Biases, eps and filters shared by the heads after the first author's later code (LINA).
+    Source: LiT arXiv:2501.12976, the formula from summaries of the paper, which has no released code. The
+    bias of q, k, v is that of the first author's later code (LINA), where filters shared by the heads stand
+    in a line that is commented out: what runs there has one filter for each of the C channels, on the
+    attention's input. eps is ours: LINA adds 1e-6 to ReLU(q), to ReLU(k) and to q . mean_j k_j.
     """
 
     def __init__(self, site: attnbench.AttentionSite, options: LiTOptions) -> None:

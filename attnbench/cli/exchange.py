@@ -45,7 +45,7 @@ def import_model(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder of diffusers with a DiT, hub:OWNER/NAME, or a .pt file of facebookresearch/DiT.",
+            help="A folder of diffusers with a DiT, hub:OWNER/NAME, or a checkpoint of facebookresearch/DiT.",
         ),
     ],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where to; a new folder.")],
@@ -73,15 +73,29 @@ def transfer_model(
     options: Annotated[
         str | None, typer.Option("--options", metavar="JSON", help="Options of that attention.")
     ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="The target's classes, if others; their embeddings start anew.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="The target's image side in pixels; the source's.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the weights that are not copied.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
     """Copy a model's weights into one with another attention.
 
-    Only what the two share; what was left is listed.
+    Or into one for other classes or another image size. Only what the two share; what was left is listed.
     """
     from attnbench.commands import exchange as exchange_command
 
     exchange_command.transfer_weights(
-        source, to, model=model, attention=attention, options=options, seed=seed, force=force
+        source,
+        to,
+        model=model,
+        attention=attention,
+        options=options,
+        classes=classes,
+        image_size=image_size,
+        seed=seed,
+        force=force,
     )

@@ -48,15 +48,15 @@ def plan(suite: SuiteArgument, override: Overrides = None, runs: Runs = RUNS) ->
 
 
 @app.command()
-def validate(suite: SuiteArgument, override: Overrides = None) -> None:
-    """Check a suite file without its data; count its cases."""
-    from attnbench.stages.latents.model_space import assumption
-    from attnbench.suite.loading import load_suite
+def validate(suite: SuiteArgument, override: Overrides = None, runs: Runs = RUNS) -> None:
+    """Check a suite file without its data; count its cases.
 
-    loaded = load_suite(suite, override or [])
-    typer.echo(f"{loaded.name}: valid, {len(loaded.cases)} cases")
-    for assumed in dict.fromkeys(filter(None, map(assumption, loaded.cases))):
-        typer.echo(f"note: {assumed}")
+    Settings that ruin a training without an error are warned of, and finished trainings below the runs
+    folder that a longer one does not go on from.
+    """
+    from attnbench.commands import suites as suite_commands
+
+    suite_commands.validate(suite, override or [], runs)
 
 
 @app.command()

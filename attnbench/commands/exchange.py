@@ -26,6 +26,7 @@ from attnbench.exchange.diffusers_config import SCHEDULER_CONFIG
 from attnbench.exchange.exported import is_exported
 from attnbench.exchange.transfer import grouped
 from attnbench.models.recipes import resolve
+from attnbench.models.resolution import input_size
 from attnbench.problems import json_object
 from attnbench.specs import HUB_NAME, HUB_PART, ModelConfig
 from attnbench.stages.latents.latent_space import on_hub
@@ -95,6 +96,7 @@ def import_weights(source: Path, to: Path, *, num_heads: int | None, force: bool
         exported = dataclasses.replace(exported, config=exported.config.model_copy(update=told))
     written = write_exported(exported, to, force=force)
     model = written.model
+    typer.echo(f"from {written.imported_from}")
     typer.echo(
         f"{to}: a DiT of {model.depth} blocks, width {model.dim}, {model.num_heads} heads, "
         f"{written.input.num_classes} classes; attnbench.load_model({str(to)!r}) opens it"
@@ -128,14 +130,20 @@ def transfer_weights(
     model: str | None,
     attention: str | None,
     options: str | None,
+    classes: int | None,
+    image_size: int | None,
     seed: int,
     force: bool,
 ) -> None:
     """Write an exported folder of another model with the weights it shares with `source`; print the table."""
-    if model is None and attention is None:
-        raise UserInputError("name what changes: --attention NAME, or --model RECIPE, or both")
+    if model is None and attention is None and classes is None and image_size is None:
+        raise UserInputError(
+            "name what changes: --attention NAME, --model RECIPE, --classes N or --image-size PIXELS"
+        )
     exported = read_exported(source)
-    target, report = transferred(exported, _target(exported, model, attention, options), seed=seed)
+    config = _target(exported, model, attention, options)
+    side = None if image_size is None else input_size(config, image_size)
+    target, report = transferred(exported, config, num_classes=classes, side=side, seed=seed)
     write_exported(target, to, force=force)
     print_report(report, exported, target)
     heads = exported.config.model.num_heads, target.config.model.num_heads

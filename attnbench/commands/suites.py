@@ -1,4 +1,4 @@
-"""What `attnbench run`, `plan` and `report` do with a suite or its run."""
+"""What `attnbench run`, `plan`, `validate` and `report` do with a suite or its run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from attnbench.report import write_report
 from attnbench.results import latest, read_results
 from attnbench.running.executors import run_in_process, run_inline, take_over_launcher
 from attnbench.running.plan import plan as plan_cases
+from attnbench.running.plan import warnings
 from attnbench.running.runner import run as run_cases
+from attnbench.stages.latents.model_space import assumption
 from attnbench.storage.names import RESULTS, STORE
 from attnbench.storage.run_folders import run_folder
 from attnbench.suite.loading import load_suite
@@ -50,8 +52,19 @@ def run(
 
 def plan(suite: str, overrides: Sequence[str], runs: Path) -> None:
     """Print what a suite would take, and what it lacks."""
+    loaded, store = load_suite(suite, overrides), runs.absolute() / STORE
+    planned = plan_cases(loaded.cases, store)
+    console.print_table(console.plan_listing(loaded, planned, warnings(loaded, store)))
+
+
+def validate(suite: str, overrides: Sequence[str], runs: Path) -> None:
+    """Print that a suite is valid and how many cases it has; warnings go to stderr."""
     loaded = load_suite(suite, overrides)
-    console.print_table(console.plan_listing(loaded, plan_cases(loaded.cases, runs.absolute() / STORE)))
+    for line in warnings(loaded, runs.absolute() / STORE):
+        console.print_notice(f"warning: {line}")
+    typer.echo(f"{loaded.name}: valid, {len(loaded.cases)} cases")
+    for assumed in dict.fromkeys(filter(None, map(assumption, loaded.cases))):
+        typer.echo(f"note: {assumed}")
 
 
 def report(run: str, runs: Path) -> None:

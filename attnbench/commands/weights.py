@@ -36,6 +36,10 @@ def print_list() -> None:
                 f"(in a suite: `evaluate.weights`) or in the environment variable {file.variable}",
                 "",
             ]
+    notes.append(
+        "make a .safetensors file of your own with safetensors.torch: safetensors.numpy (0.8.0) writes "
+        "transposed arrays as other numbers, without an error"
+    )
     notes.append("the first file of an extractor is taken; the other built-in extractors need none")
     console.print_table(console.listing("weights files", ("extractor", "there", "looked at"), rows, notes))
 

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 NUM_STAGES = 4
 _MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86_400, 365 * 86_400
-_FEW = 3  # cases named by their labels; more are counted
 
 
-def plan_listing(suite: Suite, planned: Sequence[PlannedCase]) -> Listing:
-    """Return every case, and below them the sum and every reason why cases cannot run, each once."""
+def plan_listing(suite: Suite, planned: Sequence[PlannedCase], warnings: Sequence[str]) -> Listing:
+    """Return every case, and below them the sum, warnings, and why cases cannot run, each once."""
     total = duration(sum(c.time_s for c in planned)), _size(sum(c.disk_bytes for c in planned))
     notes = [
         f"{len(planned)} cases; about {total[0]} and {total[1]} to go on this machine",
         "estimates from closed-form multiply-adds and a quick matmul measurement; nothing was run",
         *dict.fromkeys(one.assumed for one in planned if one.assumed),
+        *(f"warning: {line}" for line in warnings),
         *_reasons(planned),
     ]
     columns = ("case", "time left", "disk", "finished")
@@ -38,20 +38,16 @@ def _row(one: PlannedCase) -> tuple[str, str, str, str]:
 
 def _reasons(planned: Sequence[PlannedCase]) -> list[str]:
     """Return what keeps cases from running, each reason once with the cases it is for."""
+    from attnbench.suite.loading import of_cases
+
     affected: dict[str, list[str]] = {}
     for one in planned:
         for reason in (*one.missing, *([one.problem] if one.problem else [])):
             affected.setdefault(reason, []).append(one.case.label)
     if not affected:
         return []
-    lines = [f"  {_whose(labels, len(planned))}: {reason}" for reason, labels in affected.items()]
+    lines = [f"  {of_cases(labels, len(planned))}: {reason}" for reason, labels in affected.items()]
     return ["", "`attnbench run` cannot do this yet:", *lines]
-
-
-def _whose(labels: Sequence[str], num_cases: int) -> str:
-    if len(labels) == num_cases:
-        return "every case"
-    return ", ".join(labels) if len(labels) <= _FEW else f"{len(labels)} of {num_cases} cases"
 
 
 def duration(seconds: float) -> str:

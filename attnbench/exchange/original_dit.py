@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,9 +15,11 @@ from attnbench.errors import DataError, UserInputError
 from attnbench.exchange.dit_config import check_same, class_rows, describe_import, dit_config
 from attnbench.exchange.exported import Exported
 from attnbench.exchange.layouts import original_layout, rename_from
-from attnbench.exchange.weight_files import tensors_of, unpickle
+from attnbench.exchange.weight_files import AVERAGES, LIVE, read_safetensors, unpickle, weights_in
 from attnbench.models.embeddings import sincos_position_embedding
 from attnbench.specs import ModelConfig
+
+HEADS = {"DiT-S": 6, "DiT-B": 12, "DiT-L": 16, "DiT-XL": 16}
 
 
 def from_original(
@@ -26,19 +29,17 @@ def from_original(
     num_heads: int | None = None,
     num_classes: int | None = None,
 ) -> Exported:
-    """Read a checkpoint of DiT's released code; the number of heads, not in it, is `config`'s or
-    `num_heads`.
+    """Read a checkpoint of DiT's released code: bare weights, or of a training, wrapped or not.
 
+    The number of heads is `config`'s, `num_heads`, or that of the model which the training's `args` name.
     Raises DataError for foreign or damaged files, UserInputError for other sizes.
     """
-    content = unpickle(path)
-    if isinstance(content, dict) and "ema" in content:
-        content = content["ema"]
-    state = tensors_of(content, path)
+    content = None if path.suffix == ".safetensors" else unpickle(path)
+    state, entry = (read_safetensors(path), "") if content is None else weights_in(content, path)
     position = state.pop("pos_embed", None)
     if position is None or "x_embedder.proj.weight" not in state:
         raise DataError(f"{path} is no checkpoint of DiT's released code: pos_embed or x_embedder is missing")
-    heads = config.num_heads if config is not None else num_heads
+    heads = config.num_heads if config is not None else num_heads or _heads_told_by(content)
     if heads is None:
         raise UserInputError(
             f"{path} does not say its number of heads; add --num-heads (DiT-S 6, DiT-B 12, DiT-L and "
@@ -50,10 +51,17 @@ def from_original(
     tokens = _side(position, found, path)
     ours = rename_from(original_layout(found.depth), state, str(path))
     ours, num_classes = class_rows(ours, num_classes, str(path))
-    description = describe_import(
-        config or found, tokens * found.patch_size, num_classes, "a checkpoint of facebookresearch/DiT"
-    )
+    taken = f", its live weights `{entry}` (it has no average)" if entry in LIVE else ""
+    taken = f", its average `{entry}`" if entry in AVERAGES else taken
+    origin = f"a checkpoint of facebookresearch/DiT{taken}"
+    description = describe_import(config or found, tokens * found.patch_size, num_classes, origin)
     return Exported(config=description, weights=ours)
+
+
+def _heads_told_by(content: Any) -> int | None:
+    """Return the heads of the model that DiT's training script was asked for (`--model DiT-XL/2`)."""
+    args = content.get("args") if isinstance(content, dict) else None
+    return HEADS.get(str(getattr(args, "model", "")).partition("/")[0])
 
 
 def _sizes(state: dict[str, torch.Tensor], num_heads: int, path: Path) -> ModelConfig:

@@ -19,6 +19,7 @@ from attnbench.exchange.loading import build_unfused
 from attnbench.exchange.trained import origins
 from attnbench.layers import QKVProjection
 from attnbench.specs import ModelConfig
+from attnbench.stages.training.checkpoint import ModelInput
 
 ATTENTION, FFN = re.compile(r"(blocks\.\d+\.attn)\.(.+)"), re.compile(r"(blocks\.\d+\.ffn)\.(.+)")
 SHARED = ("qkv.qkv.weight", "qkv.qkv.bias", "out.weight", "out.bias")
@@ -98,18 +99,29 @@ def _shape(tensor: torch.Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "a scalar"
 
 
-def transferred(exported: Exported, config: ModelConfig, *, seed: int = 0) -> tuple[Exported, TransferReport]:
-    """Build `config` for the source's input and classes and transfer the source's weights into it.
+def transferred(
+    exported: Exported,
+    config: ModelConfig,
+    *,
+    num_classes: int | None = None,
+    side: int | None = None,
+    seed: int = 0,
+) -> tuple[Exported, TransferReport]:
+    """Build `config` and transfer the source's weights into it.
 
-    What is not copied is initialised from `seed`. Raises UserInputError when the two differ in a size
-    of the shell.
+    It is built for `num_classes` classes and inputs of `side` x `side`, by default the source's. What is not
+    copied is initialised from `seed`; that are the embeddings of all classes where their number is another.
+    Raises UserInputError when the two differ in a size of the shell.
     """
     source = exported.config
     _check_shells(source.model, config)
+    channels, height, width = source.input.shape
+    shape = (channels, side or height, side or width)
+    classes = source.input.num_classes if num_classes is None else num_classes
     described = ExportedConfig(
         model=config,
-        input=source.input,
-        class_names=source.class_names,
+        input=ModelInput(shape=shape, num_classes=classes),
+        class_names=source.class_names if classes == source.input.num_classes else None,
         objective=source.objective,
         codec=source.codec,
         backends=origins(config.attention_names()),

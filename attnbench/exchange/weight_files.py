@@ -15,6 +15,11 @@ from attnbench.storage.hub import WEIGHTS
 from attnbench.storage.tensor_files import tensors_in
 
 SAFETENSORS, PICKLED = WEIGHTS
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What DDP, torch.compile, FSDP and activation checkpointing put into the names of tensors."""
+AVERAGES = ("ema", "ema_state_dict", "model_ema", "ema_model")
+LIVE = ("model", "state_dict", "model_state_dict")
+"""Entries of a training checkpoint that hold weights, in the order in which they are looked for."""
 
 
 def weights_path(home: Path) -> Path:
@@ -33,10 +38,13 @@ def weights_path(home: Path) -> Path:
 def read_weights(home: Path) -> dict[str, torch.Tensor]:
     """Read the weights of a folder of diffusers; raises DataError."""
     path = weights_path(home)
-    if path.name == PICKLED:
-        return tensors_of(unpickle(path), path)
+    return weights_in(unpickle(path), path)[0] if path.name == PICKLED else read_safetensors(path)
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a .safetensors file under the model's own names; raises DataError."""
     try:
-        return tensors_in(path)
+        return _unwrapped(tensors_in(path), path)
     except OSError as error:
         raise DataError(cannot_read(path, error)) from error
     except SafetensorError as error:
@@ -66,8 +74,41 @@ def unpickle(path: Path) -> Any:
         ) from error
 
 
-def tensors_of(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Return `content` if it is a mapping of names to tensors; raises DataError."""
-    if isinstance(content, dict) and content and all(isinstance(v, torch.Tensor) for v in content.values()):
-        return dict(content)
-    raise DataError(f"{path} holds no mapping of names to tensors, but a {type(content).__name__}")
+def weights_in(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """Return the named tensors of an unpickled checkpoint, and the entry they were in; "" for a bare mapping.
+
+    An average is taken before live weights. Names are those without `WRAPPERS`. Raises DataError.
+    """
+    if _are_tensors(content):
+        return _unwrapped(content, path), ""
+    entries = content if isinstance(content, dict) else {}
+    for entry in (*AVERAGES, *LIVE):
+        if _are_tensors(entries.get(entry)):
+            return _unwrapped(entries[entry], path), entry
+    held = f"a mapping with {', '.join(map(str, list(entries)[:6]))}" if entries else type(content).__name__
+    raise DataError(
+        f"{path} holds {held}, and no mapping of names to tensors, bare or as one of "
+        f"{', '.join((*AVERAGES, *LIVE))}; save the model's state_dict() alone"
+    )
+
+
+def _are_tensors(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and len(content) > 0
+        and all(isinstance(value, torch.Tensor) for value in content.values())
+    )
+
+
+def _unwrapped(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors under the names they have in the model itself; raises DataError where two meet."""
+    plain: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        bare = ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
+        if bare in plain:
+            raise DataError(
+                f"{path} holds {bare} twice, with and without a wrapper's prefix ({', '.join(WRAPPERS)}); "
+                "save the state_dict() of one model"
+            )
+        plain[bare] = tensor
+    return plain

@@ -31,8 +31,9 @@ class TokenMlp(Mlp):
 class GluMbConv(nn.Module):
     """1x1 to 2h, SiLU, depthwise 3x3 on 2h, a * SiLU(g), 1x1 back to C (no bias) on [B, N, C].
 
-    1x1 convolutions are written as Linear layers on tokens: the same sums. Source: Sana's Mix-FFN
-    (GLUMBConv), arXiv:2410.10629 and released code.
+    1x1 convolutions are written as Linear layers on tokens: the same sums. They start as the skeleton's
+    linear layers do, Xavier-uniform with biases 0 (ours); released, they are Conv2d and start as torch's do.
+    Source: Sana's Mix-FFN (GLUMBConv), arXiv:2410.10629 and released code.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:

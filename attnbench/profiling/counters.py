@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +14,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from attnbench.errors import PluginError
+from attnbench.errors import PluginError, UncountedOpError
 from attnbench.profiling.formulas import EXTRA_TORCH_FORMULAS, Handle, fvcore_handles
 from attnbench.profiling.heavy_ops import refuse_uncounted
-from attnbench.profiling.tracing import MetaTracing
+from attnbench.profiling.tracing import MetaGroupedMm, MetaTracing
 
 Inputs = Sequence[torch.Tensor]
 
@@ -51,13 +53,51 @@ def count_with_torch(model: nn.Module, inputs: Inputs) -> Counted:
     """
     counter = FlopCounterMode(display=False, custom_mapping=dict(EXTRA_TORCH_FORMULAS))
     watcher = _Watcher()
-    with torch.no_grad(), watcher, counter:  # the watcher sees what is left after decomposition
+    # the watcher sees what is left after decomposition
+    with _refusing("torch's counter"), torch.no_grad(), MetaGroupedMm(), watcher, counter:
         model(*inputs)
     formulas = flop_registry.keys() | EXTRA_TORCH_FORMULAS.keys()
     packets = {getattr(op, "_overloadpacket", op) for op in watcher.seen}
     refuse_uncounted("torch's counter", (_op_name(op) for op in packets - formulas))
     by_op = {_op_name(op): flops // 2 for op, flops in counter.get_flop_counts().get("Global", {}).items()}
     return Counted(macs=sum(by_op.values()), by_op=by_op)
+
+
+_NOT_WITHOUT_A_DEVICE = {  # a function of torch's: how it is called, and what to do instead
+    "flex_attention": (
+        "flex_attention",
+        "put the call into an operation of your own (torch.library.custom_op) with a formula from "
+        "torch.utils.flop_counter.register_flop_formula, which both counters read",
+    ),
+    "compile_wrapper": (
+        "torch.compile",
+        "leave it out of the module: `train: {compile: true}` and the check `compile` compile it as a whole",
+    ),
+}
+
+
+@contextlib.contextmanager
+def _refusing(counter: str) -> Iterator[None]:
+    """Name what cannot run where it is counted, and leave nothing of its failure behind.
+
+    flex_attention fails inside a counter in the middle of torch's compiler, and from then on every call of
+    it in this process fails, too (torch 2.13), until the compiler is reset.
+    """
+    try:
+        yield
+    except UncountedOpError:
+        raise
+    except Exception as error:
+        functions = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        found = next((known for name, known in _NOT_WITHOUT_A_DEVICE.items() if name in functions), None)
+        if found is None:
+            raise
+        torch.compiler.reset()
+        name, advice = found
+        told = " ".join(str(error).split())[:200]
+        raise UncountedOpError(
+            f"{counter} cannot run {name} ({type(error).__name__}: {told}); {advice}"
+        ) from error
 
 
 def _op_name(op: Any) -> str:
@@ -89,7 +129,7 @@ def _analyse(
     """Trace once; return multiply-adds by operation and the operations without a handle."""
     analysis = FlopCountAnalysis(model, tuple(inputs)).clear_op_handles().set_op_handle(**handles)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-    with torch.no_grad(), MetaTracing():
+    with _refusing("fvcore"), torch.no_grad(), MetaGroupedMm(), MetaTracing():
         counts = {op: int(macs) for op, macs in analysis.by_operator().items() if macs}
     return counts, set(analysis.unsupported_ops())
 

@@ -11,7 +11,7 @@ from fvcore.nn import jit_handles
 from torch.utils import flop_counter
 
 from attnbench.errors import UncountedOpError
-from attnbench.profiling.tracing import RECORDED_CONVOLUTION
+from attnbench.profiling.tracing import RECORDED_CONVOLUTION, RECORDED_GROUPED_MM
 
 aten = torch.ops.aten
 Shape = Sequence[int]
@@ -42,14 +42,17 @@ def _addmv_flops(bias: Shape, matrix: Shape, vector: Shape, out_shape: Any = Non
     return 2 * prod(matrix)
 
 
+def _addbmm_flops(bias: Shape, a: Shape, b: Shape, out_shape: Any = None, **_: Any) -> int:
+    return 2 * prod(a) * b[-1]
+
+
 def _grouped_mm_flops(a: Shape, b: Shape, *_args: Any, out_shape: Any = None, **_: Any) -> int:
-    """Rows [T, K] against matrices [E, K, N], each row against one of them."""
-    if (len(a), len(b)) != (2, 3):
-        raise UncountedOpError(
-            f"grouped_mm is counted for [T, K] x [E, K, N], got {list(a)} x {list(b)}; register a formula "
-            "with torch.utils.flop_counter.register_flop_formula"
-        )
-    return 2 * a[0] * b[1] * b[2]
+    """One matrix for each row of `a` [.., M, K], each column of `b` [.., K, N], or each part of K.
+
+    Two stacks are as many whole products; else each row, column or part meets one matrix of the other.
+    """
+    stacked = a[0] if len(a) == len(b) == 3 else 1
+    return 2 * stacked * a[-2] * a[-1] * b[-1]
 
 
 def _sdpa_flops(query: Shape, key: Shape, value: Shape, *_args: Any, out_shape: Any = None, **_: Any) -> int:
@@ -62,8 +65,10 @@ EXTRA_TORCH_FORMULAS: Mapping[Any, Callable[..., int]] = {
     aten.dot: _dot_flops,
     aten.vdot: _dot_flops,
     aten.addmv: _addmv_flops,
+    aten.addbmm: _addbmm_flops,
     aten._grouped_mm: _grouped_mm_flops,
     aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_flops,
+    torch.ops.attnbench.recorded_grouped_mm: _grouped_mm_flops,
 }
 
 
@@ -81,8 +86,13 @@ def fvcore_handles() -> dict[str, Handle]:
         "aten::scaled_dot_product_attention": _scaled_dot_product_attention,
         "aten::einsum": _einsum,
         "aten::_grouped_mm": _grouped_mm,
+        RECORDED_GROUPED_MM: _grouped_mm,
+        "aten::inner": _inner,
+        "aten::tensordot": _tensordot,
+        "aten::addbmm": _addbmm,
     }
-    handles |= dict.fromkeys(("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot"), _matmul)
+    products = ("matmul", "mm", "bmm", "mv", "dot", "vdot")
+    handles |= dict.fromkeys((f"aten::{product}" for product in products), _matmul)
     handles |= dict.fromkeys(("aten::addmm", "aten::baddbmm", "aten::addmv"), _added_matmul)
     for op, formula in flop_counter.flop_registry.items():
         name = getattr(op, "_qualified_op_name", "aten::")  # Triton kernels have none, nor enter a trace
@@ -111,6 +121,24 @@ def _added_matmul(inputs: list[Any], outputs: list[Any]) -> float:
     return _matmul(inputs[1:], outputs)
 
 
+def _addbmm(inputs: list[Any], outputs: list[Any]) -> float:
+    """The output has no batch: its products are summed."""
+    return prod(_shape(inputs[1])) * _shape(inputs[2])[-1]
+
+
+def _inner(inputs: list[Any], outputs: list[Any]) -> float:
+    """Every last axis of one against every last axis of the other; a scalar is multiplied elementwise."""
+    left, right = _shape(inputs[0]), _shape(inputs[1])
+    return prod(_shape(outputs[0])) * left[-1] if left and right else 0
+
+
+def _tensordot(inputs: list[Any], outputs: list[Any]) -> float:
+    """An axis of length 1 against a longer one is no contraction: the longer one is summed first."""
+    left, right = _shape(inputs[0]), _shape(inputs[1])
+    pairs = zip(_python_value(inputs[2]), _python_value(inputs[3]), strict=True)
+    return prod(_shape(outputs[0])) * prod(left[i] for i, j in pairs if left[i] == right[j])
+
+
 def _grouped_mm(inputs: list[Any], outputs: list[Any]) -> float:
     return _grouped_mm_flops(_shape(inputs[0]), _shape(inputs[1])) // 2
 
@@ -132,12 +160,16 @@ def _convolution_macs(inputs: list[Any], outputs: list[Any], *, transposed: bool
 
 
 def _scaled_dot_product_attention(inputs: list[Any], outputs: list[Any]) -> float:
+    """The output has the batch and heads of all three; fewer heads of keys and values are repeated."""
     query, key, value = (_shape(v) for v in inputs[:3])
-    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    return prod(_shape(outputs[0])[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _einsum(inputs: list[Any], outputs: list[Any]) -> float:
-    """Two operands: torch sums what only one operand has, then multiplies batches of matrices."""
+    """Two operands: torch sums what only one operand has, then multiplies batches of matrices.
+
+    An axis of length 1 is one that the operand does not have.
+    """
     equation = inputs[0].toIValue().replace(" ", "")
     operands = [_shape(v) for v in inputs[1].node().inputs()]
     if len(operands) == 1:
@@ -153,7 +185,7 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> float:
     shared = sizes[0].keys() & sizes[1].keys()
     if not shared - kept_names:
         return 0  # nothing is summed over both: an elementwise product
-    joint = {name: max(s.get(name, 1) for s in sizes) for name in sizes[0].keys() | sizes[1].keys()}
+    joint = sizes[0] | sizes[1]
     return prod(size for name, size in joint.items() if name in shared or name in kept_names)
 
 
@@ -162,7 +194,7 @@ def _letter_sizes(term: str, shape: Shape) -> dict[str, int]:
     before, dots, after = term.partition("...")
     hidden = len(shape) - len(before) - len(after) if dots else 0
     names = [*before, *(f"...{i}" for i in range(hidden, 0, -1)), *after]
-    return dict(zip(names, shape, strict=True))
+    return {name: size for name, size in zip(names, shape, strict=True) if size > 1}
 
 
 def _handle_from_formula(packet: Any, formula: Callable[..., int]) -> Handle:

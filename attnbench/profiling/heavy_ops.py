@@ -14,8 +14,10 @@ _HEAVY_WORDS = re.compile(
     r"(^|_)("
     r"mm|bmm|addmm|addbmm|baddbmm|mv|addmv|dot|vdot|vecdot|matmul|einsum|tensordot"
     r"|linear|bilinear|trilinear|conv([123]d|olution)?|attention|encoder|lstm|gru|rnn|cdist"
-    r"|fft|fft2|fftn|stft|int4pack|int8pack"
-    r")(_|$)|^linalg_(?!norm|vector_norm)"
+    r"|fft|fft2|fftn|stft|int4pack|int8pack|pdist"
+    r"|cholesky|svd|qr|geqrf|orgqr|ormqr|lu|eig|lstsq|triangular|inverse|pinverse|det|logdet|slogdet"
+    r"|matrix_(exp|power|rank)|linalg_(?!norm|vector_norm|cross)\w+"
+    r")(_|$)"
 )
 
 

@@ -23,7 +23,9 @@ from attnbench.report.quantities import (
 from attnbench.report.statistics import rank_correlation
 from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
 from attnbench.results import Environment, Result
+from attnbench.specs import TrainSpec
 
+WARNED_BY = ("init_from", "steps", "lr", "warmup_steps", "ema_decay", "ema_warmup", "extra_ema_decays")
 FEW_IMAGES = 10_000  # below it, distances are known to be dominated by the sample-size bias
 
 
@@ -100,6 +102,8 @@ def warnings(results: Sequence[Result]) -> list[str]:
     found += [
         f"Set for some cases only: {excuse}: {', '.join(labels)}." for excuse, labels in excuses.items()
     ]
+    for warning, labels in _settings_warned_of(results).items():
+        found.append(f"{warning}: {', '.join(labels)}.")
     left_out = {m.note for r in results for m in r.measurements if m.name == "unreadable_images"}
     found += [f"Files that failed to open were left out: {names}" for names in sorted(left_out)]
     noted = {
@@ -109,6 +113,16 @@ def warnings(results: Sequence[Result]) -> list[str]:
     if any(r.environment.git_dirty for r in results):
         found.append("The working tree held uncommitted changes.")
     return [plain(warning) for warning in found]
+
+
+def _settings_warned_of(results: Sequence[Result]) -> dict[str, list[str]]:
+    """Return what the settings of a training ruin without an error, each with the cases it is for."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        said = {key: value for key, value in result.case.get("train", {}).items() if key in WARNED_BY}
+        for warning in TrainSpec.model_validate_json(json.dumps(said)).warnings():
+            found.setdefault(warning, []).append(result.label)
+    return found
 
 
 def definitions(results: Sequence[Result]) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from attnbench.stages.latents.latent_space import has_posterior
 from attnbench.stages.latents.model_space import assumption, codec_of, latent_factor
 from attnbench.storage import hub
 from attnbench.storage.store import STAGES, Stage, read_output
+from attnbench.suite.loading import Suite, of_cases
 
 # Estimates, not measurements: a backward pass costs two forward passes, a small matmul reaches
 # about 0.6 of the rate of a large one, and every block costs some fixed time in Python and kernel launches.
@@ -70,6 +71,47 @@ def plan(cases: Sequence[Case], store: Path) -> list[PlannedCase]:
             )
         )
     return planned
+
+
+def finished_trainings(store: Path) -> dict[str, int]:
+    """Return the steps of every finished training in a store, by its key."""
+    found = {}
+    for folder in (store / "train").glob("*"):
+        output = read_output(folder)
+        steps = [int(m.value) for m in output.measurements if m.name == "steps"] if output else []
+        if steps:
+            found[folder.name] = steps[0]
+    return found
+
+
+def finished_shorter(case: Case, store: Path, finished: Mapping[str, int]) -> int | None:
+    """Return the steps of the longest finished training that differs from the case's in having fewer steps.
+
+    None where the case's own has been begun.
+    """
+    if any((store / "train" / case.key("train")).glob("*")):
+        return None
+    for steps in sorted({steps for steps in finished.values() if steps < case.train.steps}, reverse=True):
+        shorter = case.model_copy(update={"train": case.train.model_copy(update={"steps": steps})})
+        if shorter.key("train") in finished:
+            return steps
+    return None
+
+
+def warnings(suite: Suite, store: Path) -> list[str]:
+    """Return what a person should know before a suite runs, one line each, the cases it is for first."""
+    found = {text: list(labels) for text, labels in suite.warnings.items()}
+    finished = finished_trainings(store)
+    for case in suite.cases:
+        steps = finished_shorter(case, store, finished)
+        if steps is not None:
+            text = (
+                f"train.steps {case.train.steps:,}: the finished training of {steps:,} steps is not gone on "
+                f"from, all {case.train.steps:,} are made anew; to train it further, `attnbench export` it "
+                "and name the folder in train.init_from"
+            )
+            found.setdefault(text, []).append(case.label)
+    return [f"{of_cases(labels, len(suite.cases))}: {text}" for text, labels in found.items()]
 
 
 def missing_inputs(case: Case) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from attnbench.errors import DataError, StorageError, cannot_read
 from attnbench.report import ReportPaths, write_report
 from attnbench.results import Result, append_result, latest, read_results
 from attnbench.running.executors import Executor, run_in_process
-from attnbench.running.plan import missing_inputs, plan
+from attnbench.running.plan import missing_inputs, plan, warnings
 from attnbench.specs import Case
 from attnbench.stages.case import finished_case
 from attnbench.stages.profile import SessionOutput, profile_cases
@@ -87,6 +87,8 @@ def run(
             folder.mkdir(parents=True, exist_ok=True)
     check_inputs(suite.cases)
     check_space(suite.cases, store)
+    for warning in warnings(suite, store):
+        listener.notice(warning)
     results, computed = _run_cases(suite.cases, store, run_dir, device, executor, listener)
     # what failed here another run may have finished since
     results = [

@@ -57,7 +57,13 @@ def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     with fork_rng(device):
         model = initial_model(case, model_input, device)
         if case.train.init_from is not None:
-            load_into(model, initial_weights(case.train.init_from, case.model), case.train.init_from)
+            given = initial_weights(
+                case.train.init_from,
+                case.model,
+                side=model_input.shape[1],
+                num_classes=model_input.num_classes,
+            )
+            load_into(model, given, case.train.init_from)
         trainer = Trainer(case, workspace, model, source, flip, held_out=held_out, world=world)
         trainer.resume()
         trainer.train_until(case.train.steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from attnbench.errors import UnknownNameError, UserInputError
+from attnbench.errors import DataError, UnknownNameError, UserInputError
 from attnbench.models.options import read_options
 from attnbench.models.resolution import input_size
 from attnbench.plugins import Registry
@@ -13,6 +13,7 @@ from attnbench.problems import Problem
 from attnbench.specs import Case, DigitsData, UserImages
 from attnbench.stages.compatibility import objective_problems, sampler_problems
 from attnbench.stages.latents.model_space import latent_problems
+from attnbench.stages.training.initial_weights import why_not_from
 from attnbench.yaml_source import KeyPath
 
 DIGIT_SIDE = 8  # pixels of scikit-learn's digits
@@ -52,6 +53,7 @@ def case_problems(case: Case) -> Iterator[Problem]:
     yield from _input_problems(case)
     yield from latent_problems(case)
     yield from _side_problems(case)
+    yield from _initial_problems(case)
 
 
 def _attention_problems(path: KeyPath, spec: Any, registry: Registry) -> Iterator[Problem]:
@@ -117,3 +119,27 @@ def _side_problems(case: Case) -> Iterator[Problem]:
             input_size(model, side)
         except UserInputError as error:
             yield Problem(path, str(error))
+
+
+def _initial_problems(case: Case) -> Iterator[Problem]:
+    """Weights to start from that are another model's, or of other classes or sizes, where they are there."""
+    folder = case.train.init_from
+    if folder is None or not folder.exists():
+        return
+    try:
+        side = input_size(case.model, case.data.image_size)
+    except UserInputError:  # said already
+        side = None
+    reason = why_not_from(folder, case.model, side=side, num_classes=_num_classes(case))
+    if reason is not None:
+        yield Problem(("train", "init_from"), reason)
+
+
+def _num_classes(case: Case) -> int | None:
+    """Return the number of the data's classes, or None where the user's folder cannot tell it yet."""
+    from attnbench.data import class_names
+
+    try:
+        return len(class_names(case.data))
+    except DataError:  # a run says what is wrong with it, and a suite needs no data to be valid
+        return None

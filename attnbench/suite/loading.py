@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from attnbench import plugins
 from attnbench.errors import SuiteError, UnknownNameError
@@ -49,10 +49,13 @@ __all__ = [
     "find_suite",
     "list_suites",
     "load_suite",
+    "of_cases",
     "shipped_folder",
     "suite_json_schema",
 ]
 
+FEW = 3  # cases named by their labels; more are counted
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what every generator takes
 PATH_SETTINGS: tuple[KeyPath, ...] = (
     ("data", "path"),
     ("data", "codec", "path"),
@@ -80,7 +83,7 @@ class SuiteSpec(Spec):
     """Short name; results and reports lie in folders of this name (so not `store`, which is taken)."""
     question: str = Field(min_length=1)
     """What this suite answers, in one sentence."""
-    seed: NonNegativeInt | Annotated[list[NonNegativeInt], Field(min_length=1)] = 0
+    seed: Seed | Annotated[list[Seed], Field(min_length=1)] = 0
     """Seed of weights, batches and noise; a list makes one case per seed."""
     model: ModelConfig
     """A recipe (`attnbench list models`) and the settings changed in it; a plain name is a recipe."""
@@ -117,6 +120,15 @@ class Suite:
     cases: tuple[Case, ...]
     settings: dict[str, Any]
     """The file's content with the overrides in it."""
+
+    @property
+    def warnings(self) -> dict[str, list[str]]:
+        """What its settings ruin without an error, each with the labels of the cases it is for."""
+        found: dict[str, list[str]] = {}
+        for case in self.cases:
+            for warning in case.train.warnings():
+                found.setdefault(warning, []).append(case.label)
+        return found
 
 
 @dataclass
@@ -161,6 +173,13 @@ def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
     cases = tuple(case for _, case in pairs)
     question = settings.data["question"].strip()
     return Suite(name=cases[0].suite, path=path, question=question, cases=cases, settings=settings.data)
+
+
+def of_cases(labels: Sequence[str], num_cases: int) -> str:
+    """Name the cases of a suite that something is about, by their labels where they are few."""
+    if len(labels) == num_cases:
+        return "every case"
+    return ", ".join(labels) if len(labels) <= FEW else f"{len(labels)} of {num_cases} cases"
 
 
 def suite_json_schema() -> dict[str, Any]:

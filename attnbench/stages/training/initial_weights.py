@@ -10,9 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
 from attnbench.errors import DataError, UserInputError, cannot_read
+from attnbench.models.resolution import LATENT_FACTOR
 from attnbench.specs import ModelConfig
 
 if TYPE_CHECKING:
@@ -31,37 +30,68 @@ def initial_fingerprint(folder: Path) -> str:
     return str(_config(folder)["weights_sha256"])
 
 
-def initial_weights(folder: Path, model: ModelConfig) -> dict[str, torch.Tensor]:
-    """Return the weights of an exported folder for a model, by name, on the CPU.
+def why_not_from(
+    folder: Path, model: ModelConfig, *, side: int | None = None, num_classes: int | None = None
+) -> str | None:
+    """Return why an exported folder's weights cannot start a model, and the way out; None where they can.
 
-    Raises DataError for a damaged folder, UserInputError where its model is another.
+    `side` of the model's input and `num_classes` are compared where they are known. Reads no weights. Raises
+    DataError for a damaged folder.
     """
-    from safetensors.torch import load
-
     from attnbench.models.options import with_all_options
     from attnbench.plugins import registry
 
     config = _config(folder)
     try:
         written = ModelConfig.model_validate_json(json.dumps(config["model"]))
-        content = (folder / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"train.init_from: {cannot_read(folder / WEIGHTS, error, 'export it again')}"
-        ) from error
-    except (KeyError, ValidationError) as error:
+        their_side, their_classes = int(config["input"]["shape"][1]), int(config["input"]["num_classes"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(f"{folder} is no whole exported model ({error}); export it again") from error
-    if hashlib.sha256(content).hexdigest() != config["weights_sha256"]:
-        raise DataError(f"{folder / WEIGHTS} is not the file that {CONFIG} describes; export the model again")
     # options left at their defaults may or may not be written
     theirs, ours = (with_all_options(each, registry()).content() for each in (written, model))
     other = [name for name in ours if ours[name] != theirs.get(name) and name not in TRAINING_ONLY]
     if other:
         told = ", ".join(f"{name} {theirs.get(name)!r} (here {ours[name]!r})" for name in other)
-        raise UserInputError(
-            f"train.init_from: {folder} holds a model with {told}; choose that model, or make a folder for "
-            "this one with `attnbench transfer`"
+        return (
+            f"{folder} holds a model with {told}; choose that model, or make a folder for this one with "
+            "`attnbench transfer`"
         )
+    told_sizes, options = [], []
+    if num_classes not in (None, their_classes):
+        told_sizes.append(f"{their_classes} classes (here {num_classes})")
+        options.append(f"--classes {num_classes}")
+    if side is not None and side != their_side:
+        pixels = LATENT_FACTOR if model.input == "latent" else 1
+        told_sizes.append(f"images of {pixels * their_side} px (here {pixels * side} px)")
+        options.append(f"--image-size {pixels * side}")
+    if not told_sizes:
+        return None
+    return (
+        f"{folder} holds a model of {' and '.join(told_sizes)}; make a folder for these with "
+        f"`attnbench transfer {folder} {' '.join(options)} --to NEW` and name that"
+    )
+
+
+def initial_weights(
+    folder: Path, model: ModelConfig, *, side: int | None = None, num_classes: int | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the weights of an exported folder for a model, by name, on the CPU.
+
+    Raises DataError for a damaged folder, UserInputError where its model is another.
+    """
+    from safetensors.torch import load
+
+    reason = why_not_from(folder, model, side=side, num_classes=num_classes)
+    if reason is not None:
+        raise UserInputError(f"train.init_from: {reason}")
+    try:
+        content = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"train.init_from: {cannot_read(folder / WEIGHTS, error, 'export it again')}"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != _config(folder)["weights_sha256"]:
+        raise DataError(f"{folder / WEIGHTS} is not the file that {CONFIG} describes; export the model again")
     return load(content)
 
 
