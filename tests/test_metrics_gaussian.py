@@ -247,7 +247,7 @@ def test_standard_error_is_that_of_a_bootstrap(n, width):
     """The spread over 300 resamples of the images, with more and with fewer images than features."""
     x, y = normal(1000, width, 0), normal(n, width, 1, shift=0.5, spread=1.3)
     reference, generator = statistics(x), torch.Generator().manual_seed(0)
-    value, influence = frechet(reference, statistics(y), y)
+    _, influence = frechet(reference, statistics(y), y)
     drawn = [y[torch.randint(n, (n,), generator=generator)] for _ in range(300)]
     spread = torch.tensor([frechet_distance(reference, statistics(z)) for z in drawn]).std()
     # four standard errors of a standard deviation of 300 values: 4 / sqrt(600)

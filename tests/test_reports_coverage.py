@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parent.parent / "reports" / "coverage" / "measure.py"
 @pytest.mark.parametrize("n", [500, 2000])
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_intervals_cover(number, n):
-    """Every metric's interval holds its mean in 92 to 98 % of the draws, within the simulation's own error."""
+    """Every metric's interval holds its mean in 92 to 98 % of the draws, but for the draws' own error."""
     script = runpy.run_path(str(SCRIPT))
     draws = 150
     error = (0.95 * 0.05 / draws) ** 0.5  # of a share of 150 draws

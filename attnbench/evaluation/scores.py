@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from attnbench.contract import FeatureExtractor
 from attnbench.errors import UnsupportedError, UserInputError
 from attnbench.evaluation.features import ExtractedFeatures
 from attnbench.evaluation.reference import Reference
@@ -37,10 +38,13 @@ class Score:
     """Spread over subsets or splits, where the metric has them."""
 
 
-def check_sizes(settings: EvaluateSpec, num_samples: int, num_reference: int) -> None:
-    """Raise UserInputError when a setting asks for more images than there are."""
+def check_sizes(settings: EvaluateSpec, num_samples: int, num_reference: int | None) -> None:
+    """Raise UserInputError when a setting asks for more images than there are.
+
+    `num_reference` is None for a reference of statistics alone, which no setting counts.
+    """
     sizes = f"there are {num_samples} samples and {num_reference} reference images"
-    smaller = min(num_samples, num_reference)
+    smaller = num_samples if num_reference is None else min(num_samples, num_reference)
     if smaller < 2:
         raise UserInputError(f"distances need two images on each side, but {sizes}; give or draw more images")
     if {"kd", "skd"} & set(settings.metrics) and not 2 <= settings.kd_subset_size <= smaller:
@@ -52,6 +56,28 @@ def check_sizes(settings: EvaluateSpec, num_samples: int, num_reference: int) ->
         raise UserInputError(
             f"neighbours is {settings.neighbours}, but {sizes}; "
             f"set it to 1 ... {smaller - 1}, or give or draw more images"
+        )
+
+
+def extractor_problems(settings: EvaluateSpec, extractor: FeatureExtractor) -> Iterator[tuple[str, str]]:
+    """Yield what a network cannot give of what is asked for: the setting, and a sentence."""
+    if settings.protocol not in extractor.protocols:
+        yield (
+            "protocol",
+            f"extractor {extractor.name} has no protocol {settings.protocol!r}; "
+            f"choose one of: {', '.join(extractor.protocols)}",
+        )
+    lacking = {"is": ("logits", extractor.logits)}
+    lacking |= dict.fromkeys(("sfd", "skd"), ("maps", extractor.spatial))
+    missing = [metric for metric in settings.metrics if not lacking.get(metric, ("", True))[1]]
+    if missing:
+        what = " and ".join(dict.fromkeys(lacking[metric][0] for metric in missing))
+        kept = ",".join(metric for metric in settings.metrics if metric not in missing)
+        yield (
+            "metrics",
+            f"extractor {extractor.name} gives no {what}, so there is no {' and no '.join(missing)}; leave "
+            f"{'it' if len(missing) == 1 else 'them'} out ({kept or 'nothing is left'}), or choose another "
+            "extractor",
         )
 
 
@@ -156,7 +182,9 @@ class _Scores:
         inside, error = self._pairs.reference_inside, self._pairs.recall_error
         share, note = float(inside.double().mean()), self._manifold_note
         if error is None:
-            note += f"; no interval: a quarter of {len(self.samples):,} samples has no {self.settings.neighbours}"
+            note += (
+                f"; no interval: a quarter of {len(self.samples):,} samples has no {self.settings.neighbours}"
+            )
             note += " neighbours for each"
             return Score(value=share, interval=None, note=note)
         return Score(value=share, interval=share_interval(share, error, counted=len(inside)), note=note)

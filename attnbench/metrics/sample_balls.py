@@ -123,7 +123,9 @@ class SampleBalls:
         ):
             distances = near[holders]  # [n, holders, kept]
             squared = share * distances[..., -1].clamp(min=torch.finfo(share.dtype).tiny)
-            squared *= 1 - 4 * torch.finfo(share.dtype).eps  # the rim is inside, whatever the division rounded
+            squared *= (
+                1 - 4 * torch.finfo(share.dtype).eps
+            )  # the rim is inside, whatever the division rounded
             parts.append(torch.searchsorted(distances, squared[..., None])[..., 0])
         return torch.cat(parts)
 

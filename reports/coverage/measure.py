@@ -1,9 +1,9 @@
 """How often each metric's 95 % interval holds what it is of, by simulation.
 
-The reference is drawn once and stays; samples are drawn `--draws` times, each set is measured with its interval,
-and counted is how often the interval holds the mean of all draws, which is what the metric is at this n (the
-intervals know no bias). Features are small (F = 16 and 32; the Frechet distance also at n = 2 F = 256), because the
-redrawing is what takes the time: a few minutes on two cores.
+The reference is drawn once and stays; samples are drawn `--draws` times, each set is measured with its
+interval, and counted is how often the interval holds the mean of all draws, which is what the metric is at
+this n (the intervals know no bias). Features are small (F = 16 and 32; the Frechet distance also at n = 2 F =
+256), because the redrawing is what takes the time: a few minutes on two cores.
 
     python reports/coverage/measure.py
 """
@@ -89,9 +89,7 @@ def features(pooled: torch.Tensor, generator: torch.Generator) -> ExtractedFeatu
     )
 
 
-def coverage(
-    case: Case, n: int, draws: int, metrics: tuple[Metric, ...] = METRICS
-) -> Iterator[Coverage]:
+def coverage(case: Case, n: int, draws: int, metrics: tuple[Metric, ...] = METRICS) -> Iterator[Coverage]:
     """Yield every metric's coverage with samples redrawn and the reference fixed."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
@@ -118,7 +116,9 @@ def coverage(
 
 def main() -> None:
     """Print one line per case, number of samples and metric, as a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--draws", type=int, default=300)
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 2000])
     parser.add_argument("--processes", type=int, default=2)
