@@ -222,7 +222,8 @@ class FeatureExtractor:
     the ways images may be resized for it: `adm` is the network's own, `clean` is clean-fid's. `identity`
     returns what its features depend on beside name, protocol and code, such as the hash of a weights file:
     cached features of another identity are not reused. `logits` and `spatial` say whether its `Features` have
-    them: a suite that asks for a metric of what is not there is refused before anything runs.
+    them, `takes_weights` whether it reads a file of the user's: a suite that asks for what is not there is
+    refused before anything runs.
     """
 
     name: str
@@ -234,4 +235,5 @@ class FeatureExtractor:
     protocols: tuple[str, ...] = ("adm",)
     logits: bool = True
     spatial: bool = True
+    takes_weights: bool = True
     notes: Mapping[str, str] = field(default_factory=dict)

@@ -8,7 +8,8 @@ import torch
 from attnbench.errors import UnsupportedError, UserInputError
 from attnbench.evaluation.features import ExtractedFeatures
 from attnbench.evaluation.reference import Provenance, reference_of
-from attnbench.evaluation.scores import check_sizes, measure
+from attnbench.evaluation.requirements import check_sizes
+from attnbench.evaluation.scores import measure
 from attnbench.specs import EvaluateSpec
 
 PROVENANCE = Provenance(extractor="some", protocol="adm", identity="", height=1, width=1, channels=3)

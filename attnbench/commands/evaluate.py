@@ -18,8 +18,8 @@ from attnbench.evaluation.collection import ImageCollection
 from attnbench.evaluation.figures import class_names, draw_nearest, draw_tsne, labels_as_in
 from attnbench.evaluation.images import open_images
 from attnbench.evaluation.reference import Reference, holds, save_reference
+from attnbench.evaluation.requirements import check_sizes, extractor_problems
 from attnbench.evaluation.scorer import Scorer, make_scorer
-from attnbench.evaluation.scores import check_sizes, extractor_problems
 from attnbench.evaluation.self_test import prove_golden, prove_maths, prove_network
 from attnbench.evaluation.statistics_files import holds_statistics_alone
 from attnbench.plugins import registry

@@ -22,7 +22,8 @@ from attnbench.evaluation.reference import (
     reference_of_statistics,
     with_adm_statistics,
 )
-from attnbench.evaluation.scores import check_sizes, measure
+from attnbench.evaluation.requirements import check_sizes
+from attnbench.evaluation.scores import measure
 from attnbench.evaluation.statistics_files import holds_statistics_alone
 from attnbench.metrics.names import metric_name
 from attnbench.plugins import registry

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import torch
 
-from attnbench.contract import FeatureExtractor
-from attnbench.errors import UnsupportedError, UserInputError
+from attnbench.errors import UnsupportedError
 from attnbench.evaluation.features import ExtractedFeatures
 from attnbench.evaluation.reference import Reference
+from attnbench.evaluation.requirements import MANIFOLD
 from attnbench.metrics.gaussian import Statistics, frechet, statistics
 from attnbench.metrics.inception_score import inception_score
 from attnbench.metrics.names import BETTER, metric_name
@@ -23,7 +23,6 @@ from attnbench.specs import EvaluateSpec, Metric
 BIASED_BELOW = 10_000
 """With fewer images than this the Frechet distance of equal distributions is far from zero."""
 SPLIT_SIZE = 5000  # images per split of the inception score, as in ADM's evaluator
-MANIFOLD: tuple[Metric, ...] = ("precision", "recall")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,49 +35,6 @@ class Score:
     note: str
     std: float | None = None
     """Spread over subsets or splits, where the metric has them."""
-
-
-def check_sizes(settings: EvaluateSpec, num_samples: int, num_reference: int | None) -> None:
-    """Raise UserInputError when a setting asks for more images than there are.
-
-    `num_reference` is None for a reference of statistics alone, which no setting counts.
-    """
-    sizes = f"there are {num_samples} samples and {num_reference} reference images"
-    smaller = num_samples if num_reference is None else min(num_samples, num_reference)
-    if smaller < 2:
-        raise UserInputError(f"distances need two images on each side, but {sizes}; give or draw more images")
-    if {"kd", "skd"} & set(settings.metrics) and not 2 <= settings.kd_subset_size <= smaller:
-        raise UserInputError(
-            f"kd_subset_size is {settings.kd_subset_size}, but {sizes}; "
-            f"set it (--kd-subset-size) to 2 ... {smaller}, or give or draw more images"
-        )
-    if set(MANIFOLD) & set(settings.metrics) and settings.neighbours >= smaller:
-        raise UserInputError(
-            f"neighbours is {settings.neighbours}, but {sizes}; "
-            f"set it to 1 ... {smaller - 1}, or give or draw more images"
-        )
-
-
-def extractor_problems(settings: EvaluateSpec, extractor: FeatureExtractor) -> Iterator[tuple[str, str]]:
-    """Yield what a network cannot give of what is asked for: the setting, and a sentence."""
-    if settings.protocol not in extractor.protocols:
-        yield (
-            "protocol",
-            f"extractor {extractor.name} has no protocol {settings.protocol!r}; "
-            f"choose one of: {', '.join(extractor.protocols)}",
-        )
-    lacking = {"is": ("logits", extractor.logits)}
-    lacking |= dict.fromkeys(("sfd", "skd"), ("maps", extractor.spatial))
-    missing = [metric for metric in settings.metrics if not lacking.get(metric, ("", True))[1]]
-    if missing:
-        what = " and ".join(dict.fromkeys(lacking[metric][0] for metric in missing))
-        kept = ",".join(metric for metric in settings.metrics if metric not in missing)
-        yield (
-            "metrics",
-            f"extractor {extractor.name} gives no {what}, so there is no {' and no '.join(missing)}; leave "
-            f"{'it' if len(missing) == 1 else 'them'} out ({kept or 'nothing is left'}), or choose another "
-            "extractor",
-        )
 
 
 def measure(

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 
 from attnbench.data import Dataset, load_dataset
-from attnbench.evaluation.scores import check_sizes
+from attnbench.evaluation.requirements import check_sizes
 from attnbench.results import Measurement
 from attnbench.specs import Case, CodecSpec
 from attnbench.stages.latents.codec import fingerprint, on_hub
@@ -35,7 +35,8 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     workspace.datasets[case.data] = dataset
     reference = dataset.train if case.evaluate.reference == "train" else dataset.held_out
     # here, because finding out after the training would waste it
-    check_sizes(case.evaluate, case.sample.per_class * dataset.num_classes, len(reference))
+    kept = min(len(reference), case.evaluate.reference_images)
+    check_sizes(case.evaluate, case.sample.per_class * dataset.num_classes, kept)
     folder = workspace.folder("prepare", case)
     with workspace.holding(folder):
         _check_unchanged(case, folder, _made_from(dataset, codec, workspace))
