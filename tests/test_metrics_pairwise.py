@@ -324,6 +324,9 @@ def test_a_shares_interval_is_wilsons():
         expected = binomtest(count, 50).proportion_ci(0.95, method="wilson")
         found = share_interval(count / 50, standard_error(inside), counted=50)
         assert found == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-12)
+    # recall of everything, whose parts have less
+    assert share_interval(1.0, 0.1, counted=500) == pytest.approx((1 - 0.1959964, 1.0))
+    assert share_interval(0.0, 0.1, counted=500) == pytest.approx((0.0, 0.1959964))
 
 
 def test_either_half_alone():

@@ -35,13 +35,17 @@ def share_interval(share: float, error: float, *, counted: int) -> tuple[float, 
     """Return the 95 % score interval of a share with this standard error, within 0 ... 1.
 
     Near 0 and 1 it leans to the middle, where value -+ 1.96 errors would miss the truth or leave the range.
-    The share counts for as many independent images as would give it this error; where it has none (all
-    images agree), for the `counted` ones.
+    The share counts for as many independent images as would give it this error; where it has none, or all
+    images agree, for the `counted` ones, and the interval is not narrower than 1.96 errors.
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, 1927.
     """
-    n = share * (1 - share) / error**2 if error > 0 else counted
+    n = share * (1 - share) / error**2 if error > 0 and 0 < share < 1 else counted
     z2 = NORMAL_95**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = NORMAL_95 / (1 + z2 / n) * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5
-    # at 0 and 1 the rim is exact, which rounding would miss
-    return (0.0 if share == 0 else max(0.0, middle - half)), (1.0 if share == 1 else min(1.0, middle + half))
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    if share == 0:  # the rim is exact, which rounding would miss
+        return 0.0, max(high, min(1.0, NORMAL_95 * error))
+    if share == 1:
+        return min(low, max(0.0, 1 - NORMAL_95 * error)), 1.0
+    return low, high
