@@ -221,7 +221,9 @@ class FeatureExtractor:
     `suffix` ends every metric's name (`FD-efflite0`); only a suffix of "" may be called FID. `protocols` are
     the ways images may be resized for it: `adm` is the network's own, `clean` is clean-fid's. `identity`
     returns what its features depend on beside name, protocol and code, such as the hash of a weights file:
-    cached features of another identity are not reused.
+    cached features of another identity are not reused. `logits` and `spatial` say whether its `Features` have
+    them, `takes_weights` whether it reads a file of the user's: a suite that asks for what is not there is
+    refused before anything runs.
     """
 
     name: str
@@ -231,4 +233,7 @@ class FeatureExtractor:
     load: Callable[[ExtractorInputs], Callable[[torch.Tensor], Features]]
     identity: Callable[[ExtractorInputs], str] = lambda inputs: ""
     protocols: tuple[str, ...] = ("adm",)
+    logits: bool = True
+    spatial: bool = True
+    takes_weights: bool = True
     notes: Mapping[str, str] = field(default_factory=dict)

@@ -20,7 +20,7 @@ question: Which?
 model: tiny-dit
 data: digits
 train: {objective: flow, lr: 2e-3}
-sample: {sampler: euler, num_steps: 25}
+sample: {sampler: euler, num_steps: 25, per_class: 200}
 """
 
 

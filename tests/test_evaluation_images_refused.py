@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_sets import all_images, npz, npz_shards, pictures, png_folder, refused, save
@@ -130,13 +131,46 @@ def test_npz_without_images_lists_its_arrays(tmp_path):
 
 
 def test_labels_must_fit(tmp_path):
-    """Labels of another length or kind, negative ones, and classes without an image."""
+    """Labels of another length or kind, negative ones, and what is no class number."""
     refused(npz(tmp_path, arr_0=pictures(3), arr_1=np.arange(2)), "2 labels for 3 images")
-    refused(npz(tmp_path, arr_0=pictures(3), labels=np.eye(3)), "float64 [3, 3]")
-    refused(npz(tmp_path, arr_0=pictures(3), labels=np.array([0, -1, 1])), "label -1")
-    refused(npz(tmp_path, arr_0=pictures(3), labels=np.array([0, 1, 9])), "3 images for 10 classes")
+    refused(npz(tmp_path, arr_0=pictures(3), labels=np.eye(3) / 2), "float64 [3, 3]", "one-hot [N, K]")
+    refused(npz(tmp_path, arr_0=pictures(3), labels=np.ones((3, 2))), "float64 [3, 2]")
+    refused(npz(tmp_path, arr_0=pictures(3), labels=np.array([0, 0.5, 1])), "whole numbers")
+    refused(npz(tmp_path, arr_0=pictures(3), labels=np.array([0, np.nan, 1])), "whole numbers")
+    refused(npz(tmp_path, arr_0=pictures(3), labels=np.array(["a", "b", "c"])), "<U1 [3]")
+    refused(npz(tmp_path, arr_0=pictures(3), labels=np.ones(3, bool)), "bool [3]")
+    refused(npz(tmp_path, arr_0=pictures(3), labels=np.array([0, -1, 1])), "labels from -1 to 1")
+    refused(npz(tmp_path, arr_0=pictures(3), labels=np.array([0, 2**40, 1])), "from 0 to 999,999")
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        np.array([2, 0, 1], np.uint8),
+        np.array([2, 0, 1], np.int32)[:, None],
+        np.array([[2, 0, 1]], np.uint64),
+        np.array([2.0, 0.0, 1.0], np.float32),
+        np.eye(3)[[2, 0, 1]],
+        np.eye(3, dtype=bool)[[2, 0, 1]],
+    ],
+)
+def test_labels_of_any_clear_form(tmp_path, stored):
+    """Whole numbers of any type and axes of length 1, and one-hot rows, are the classes they mean."""
+    found = open_images(npz(tmp_path, arr_0=pictures(3), labels=stored))
+    assert found.labels.dtype == torch.int64
+    assert found.labels.tolist() == [2, 0, 1]
+
+
+def test_few_images_of_many_classes(tmp_path):
+    """Three samples of ImageNet's thousand classes are scored: no metric needs the rest."""
+    found = open_images(npz(tmp_path, arr_0=pictures(3), labels=np.array([0, 1, 999])))
+    assert found.warnings == [f"{found.name}: no image of class 2, 3, 4, 5, 6 and 992 more of 1,000"]
+
+
+def test_a_class_without_images_is_a_warning(tmp_path):
+    """Random labels leave classes out."""
     few = open_images(npz(tmp_path, arr_0=pictures(3), labels=np.array([0, 2, 0])))
-    assert few.warnings == [f"{few.name}: no image of class 1 of 3"]  # random labels leave classes out
+    assert few.warnings == [f"{few.name}: no image of class 1 of 3"]
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])

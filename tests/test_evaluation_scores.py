@@ -8,7 +8,8 @@ import torch
 from attnbench.errors import UnsupportedError, UserInputError
 from attnbench.evaluation.features import ExtractedFeatures
 from attnbench.evaluation.reference import Provenance, reference_of
-from attnbench.evaluation.scores import check_sizes, measure
+from attnbench.evaluation.requirements import check_sizes
+from attnbench.evaluation.scores import measure
 from attnbench.specs import EvaluateSpec
 
 PROVENANCE = Provenance(extractor="some", protocol="adm", identity="", height=1, width=1, channels=3)
@@ -79,6 +80,24 @@ def test_every_metric_has_an_interval_around_it():
         if not name.endswith(" std"):
             low, high = measurement.interval
             assert low < measurement.value < high, name
+
+
+def test_an_interval_that_cannot_be_known_is_left_out_with_words():
+    """One subset of a kernel distance, too few samples for recall: no number, and the note says why."""
+    one_subset = scored(SETTINGS.model_copy(update={"kd_subsets": 1}))["KID"]
+    assert one_subset.interval is None
+    assert "no interval: one subset" in one_subset.note
+    few = scored(SETTINGS.model_copy(update={"metrics": ["recall"]}), samples=features(12, 1))["Recall"]
+    assert few.interval is None
+    assert "no interval: a quarter of 12 samples" in few.note
+
+
+def test_no_share_is_certain():
+    """All samples inside: the interval ends at 1 and has a width."""
+    found = scored(SETTINGS.model_copy(update={"metrics": ["precision"]}), samples=features(50, 1, 0.01))
+    low, high = found["Precision"].interval
+    assert (found["Precision"].value, high) == (1.0, 1.0)
+    assert low == pytest.approx(50 / (50 + 1.959964**2))
 
 
 @pytest.mark.parametrize("n", [0, 20_000])

@@ -16,7 +16,7 @@ from attnbench.metrics.gaussian import (
     frechet_distance,
     statistics,
 )
-from attnbench.metrics.uncertainty import interval
+from attnbench.metrics.uncertainty import standard_error
 from attnbench.torchvision_ops import define_missing_ops
 
 define_missing_ops()
@@ -242,21 +242,16 @@ def test_directions_that_only_one_set_has_leave_the_influence_finite():
         torch.testing.assert_close(influence, expected, rtol=0, atol=40 * rounding(x, y))
 
 
-def half_width(value, influence):
-    low, high = interval(value, influence)
-    return (high - low) / 2 / 1.959964
-
-
 @pytest.mark.parametrize(("n", "width"), [(600, 5), (25, 40)])
 def test_standard_error_is_that_of_a_bootstrap(n, width):
     """The spread over 300 resamples of the images, with more and with fewer images than features."""
     x, y = normal(1000, width, 0), normal(n, width, 1, shift=0.5, spread=1.3)
     reference, generator = statistics(x), torch.Generator().manual_seed(0)
-    value, influence = frechet(reference, statistics(y), y)
+    _, influence = frechet(reference, statistics(y), y)
     drawn = [y[torch.randint(n, (n,), generator=generator)] for _ in range(300)]
     spread = torch.tensor([frechet_distance(reference, statistics(z)) for z in drawn]).std()
     # four standard errors of a standard deviation of 300 values: 4 / sqrt(600)
-    assert half_width(value, influence) == pytest.approx(float(spread), rel=0.16)
+    assert standard_error(influence) == pytest.approx(float(spread), rel=0.16)
 
 
 def test_standard_error_is_that_of_independent_draws():
@@ -269,7 +264,7 @@ def test_standard_error_is_that_of_independent_draws():
     ]
     found = [frechet(reference, statistics(y), y) for y in draws]
     spread = torch.tensor([value for value, _ in found]).std()
-    errors = torch.tensor([half_width(*pair) for pair in found])
+    errors = torch.tensor([standard_error(influence) for _, influence in found])
     assert float(errors.mean()) == pytest.approx(float(spread), rel=0.16)  # 4 / sqrt(600), as above
 
 
@@ -285,7 +280,7 @@ def test_standard_error_of_fewer_images_than_features():
     reference = statistics(draw(2000))
     samples = [draw(n) for _ in range(200)]
     found = [frechet(reference, statistics(y), y) for y in samples]
-    first_order = np.mean([half_width(*pair) for pair in found])
+    first_order = np.mean([standard_error(influence) for _, influence in found])
     spread = np.std([value for value, _ in found])
     resampled = []
     for y in samples[:10]:

@@ -7,7 +7,7 @@ import torch
 
 from attnbench.errors import NonFiniteError, UserInputError
 from attnbench.metrics.inception_score import inception_score
-from attnbench.metrics.uncertainty import interval
+from attnbench.metrics.uncertainty import interval, standard_error
 from attnbench.torchvision_ops import define_missing_ops
 
 define_missing_ops()
@@ -92,11 +92,6 @@ def test_influence_is_the_derivative_with_the_weights(split_size):
     assert float(found.influence.mean()) == pytest.approx(0.0, abs=1e-12)
 
 
-def standard_error(found):
-    low, high = interval(found.mean, found.influence)
-    return (high - low) / 2 / 1.959964
-
-
 def test_standard_error_is_that_of_a_bootstrap_and_of_draws():
     """The spread over 300 resamples of the images, and over 300 fresh samples, is what the interval says."""
     n, generator = 500, torch.Generator().manual_seed(0)
@@ -107,15 +102,15 @@ def test_standard_error_is_that_of_a_bootstrap_and_of_draws():
         for _ in range(300)
     ]
     # four standard errors of a standard deviation of 300 values: 4 / sqrt(600)
-    assert standard_error(found[0]) == pytest.approx(np.std(resampled), rel=0.16)
-    errors = [standard_error(f) for f in found]
+    assert standard_error(found[0].influence) == pytest.approx(np.std(resampled), rel=0.16)
+    errors = [standard_error(f.influence) for f in found]
     assert np.mean(errors) == pytest.approx(np.std([f.mean for f in found]), rel=0.16)
 
 
 def test_interval_of_a_mean_is_the_normal_one():
     """For a mean the influence is the deviation, and the interval the textbook's."""
     values = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
-    low, high = interval(3.0, values - 3)
+    low, high = interval(3.0, standard_error(values - 3))
     half = 1.959964 * (14 / 4) ** 0.5 / 4**0.5
     assert (low, high) == pytest.approx((3 - half, 3 + half), rel=1e-12)
 
@@ -123,7 +118,7 @@ def test_interval_of_a_mean_is_the_normal_one():
 def test_interval_needs_two_images():
     """One image has no spread."""
     with pytest.raises(UserInputError, match="two images"):
-        interval(1.0, torch.zeros(1))
+        standard_error(torch.zeros(1))
 
 
 def test_logits_that_are_not_finite_are_named():

@@ -7,12 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prdc import compute_prdc
+from scipy.stats import binomtest
 from sklearn.metrics.pairwise import polynomial_kernel
 
 from attnbench.errors import NonFiniteError, UserInputError
 from attnbench.metrics.kernel import draw_subsets
+from attnbench.metrics.manifold import Manifold
 from attnbench.metrics.pairwise import kernel_distance, pairwise, precision, recall
-from attnbench.metrics.uncertainty import interval
+from attnbench.metrics.uncertainty import share_interval, standard_error
 from attnbench.torchvision_ops import define_missing_ops
 
 define_missing_ops()
@@ -216,11 +218,6 @@ def test_kernel_influence_is_the_derivative_with_the_weights():
     assert float(influence.mean()) == pytest.approx(0.0, abs=1e-12)
 
 
-def standard_error(influence):
-    low, high = interval(0.0, influence)
-    return (high - low) / 2 / 1.959964
-
-
 def test_kernel_standard_error_is_that_of_a_bootstrap_and_of_draws():
     """The spread over 300 reweighted resamples, and over 300 fresh samples, is what the interval says."""
     n, x = 200, normal(300, 5, 0)
@@ -258,6 +255,78 @@ def test_precision_standard_error_is_that_of_a_bootstrap_and_of_draws():
     assert 0.1 < float(inside[0].mean()) < 0.9
     assert errors[0] == pytest.approx(float(np.std(resampled)), rel=0.2)
     assert np.mean(errors) == pytest.approx(float(torch.stack([i.mean() for i in inside]).std()), rel=0.2)
+
+
+def test_the_kernel_distances_error_knows_the_draw_of_subsets():
+    """Small subsets of many images: the spread over fresh samples and other subsets is what it says."""
+    x, size = normal(300, 5, 0), {"subsets": 10, "subset_size": 15}
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for seed in range(200):
+        y = 0.9 * torch.randn(250, 5, generator=generator, dtype=torch.float64) + 0.2
+        found.append(pairwise(x, y, neighbours=None, seed=seed, **size))
+    spread = np.std([np.mean(each.kernel_values) for each in found])
+    # four standard errors of a standard deviation of 200 values, 4 / sqrt(400), and as much for the estimate
+    assert np.mean([each.kernel_error for each in found]) == pytest.approx(spread, rel=0.3)
+    over_samples = np.mean([standard_error(each.kernel_influence) for each in found])
+    assert over_samples < 0.6 * spread  # what was the whole interval
+
+
+def test_the_draw_of_a_single_subset_is_not_known():
+    """One subset of more images has no spread; one of everything needs none."""
+    x, y = normal(30, 4, 0), normal(30, 4, 1)
+    one = {"neighbours": None, "subsets": 1}
+    assert pairwise(x, y, subset_size=10, **one).kernel_error is None
+    whole = pairwise(x, y, subset_size=30, **one)
+    assert whole.kernel_error == standard_error(whole.kernel_influence)
+
+
+def test_parts_of_the_samples_have_their_own_recall():
+    """Kept neighbours and holders tell the recall of halves and quarters as a pass over them would."""
+    x, y = normal(150, 4, 0), normal(120, 4, 1, shift=0.3)
+    y[7], y[11], x[3] = y[8], y[8], y[8]  # equal images on both sides
+    quarter = torch.randperm(120, generator=torch.Generator().manual_seed(0)) * 4 // 120
+    manifold = Manifold(150, 120, 3, like=x)
+    distances = [(a[:, None] - b).square().sum(dim=2) for a, b in ((x, x), (y, y), (x, y))]
+    for rows in (slice(0, 64), slice(64, 150)):
+        manifold.add_reference(rows, slice(0, 150), distances[0][rows])
+    manifold.add_samples(slice(0, 64), slice(0, 64), distances[1][:64, :64])
+    manifold.add_samples(slice(0, 64), slice(64, 120), distances[1][:64, 64:])
+    manifold.add_samples(slice(64, 120), slice(64, 120), distances[1][64:, 64:])
+    for columns in (slice(0, 50), slice(50, 120)):
+        manifold.add_cross(slice(0, 150), columns, distances[2][:, columns])
+    halves, quarters = manifold.sample_balls.recalls(quarter)
+    assert halves.tolist() == [recall(x, y[quarter // 2 == half], neighbours=3) for half in range(2)]
+    assert quarters.tolist() == [recall(x, y[quarter == part], neighbours=3) for part in range(4)]
+
+
+def test_recalls_error_is_that_of_fresh_samples():
+    """The reference fixed, samples redrawn: a binomial over reference images would be too narrow."""
+    x, generator = normal(500, 8, 0), torch.Generator().manual_seed(0)
+    draws = [1.1 * torch.randn(100, 8, generator=generator, dtype=torch.float64) for _ in range(120)]
+    found = [pairwise(x, y, neighbours=3, subsets=None) for y in draws]
+    shares = [float(each.reference_inside.double().mean()) for each in found]
+    spread, mean = np.std(shares), np.mean(shares)
+    # four standard errors of a standard deviation of 120 values: 4 / sqrt(240)
+    assert np.mean([each.recall_error for each in found]) == pytest.approx(spread, rel=0.26)
+    assert (mean * (1 - mean) / 500) ** 0.5 < 0.7 * spread
+
+
+def test_too_few_samples_have_no_recall_error():
+    """Where a quarter of them has no k-th neighbour nothing is made up."""
+    assert pairwise(normal(30, 4, 0), normal(15, 4, 1), subsets=None).recall_error is None
+
+
+def test_a_shares_interval_is_wilsons():
+    """Within 0 ... 1, as scipy has it for a share of independent images, and not zero wide at the ends."""
+    for count in (0, 1, 30, 49, 50):
+        inside = (torch.arange(50) < count).double()
+        expected = binomtest(count, 50).proportion_ci(0.95, method="wilson")
+        found = share_interval(count / 50, standard_error(inside), counted=50)
+        assert found == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-12)
+    # recall of everything, whose parts have less
+    assert share_interval(1.0, 0.1, counted=500) == pytest.approx((1 - 0.1959964, 1.0))
+    assert share_interval(0.0, 0.1, counted=500) == pytest.approx((0.0, 0.1959964))
 
 
 def test_either_half_alone():

@@ -194,7 +194,10 @@ def test_an_option_cannot_vary_in_a_list_of_attentions(here: Path) -> None:
             ["model.class_dropout: guidance with scale 2"],
         ),
         (
-            ["sample={sampler: heun, num_steps: 50, guidance_scale: 2}", "model.class_dropout=0"],
+            [
+                "sample={sampler: heun, num_steps: 50, guidance_scale: 2, per_class: 200}",
+                "model.class_dropout=0",
+            ],
             ["sample.num_steps: sampler 'heun' makes two", "model.class_dropout: guidance with scale 2"],
         ),
         (["data=photo-patches"], ["model.in_channels: must be 3, the channels of photo-patches, got 1"]),

@@ -18,6 +18,12 @@ Protocol = Annotated[str | None, typer.Option(help="adm: the network's resize; c
 Weights = Annotated[
     Path | None, typer.Option("--weights", "--inception-weights", help="The network's weights file.")
 ]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="SIDE", help="Cut real images of any size to this side, as `data prepare` does (px)."
+    ),
+]
 
 
 @app.command()
@@ -31,10 +37,11 @@ def evaluate(
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="Real images, a file of `reference build`, or one of ADM's npz; a run's default: "
-            "its own data, with the settings of its suite."
+            help="Real images, a prepared set (FOLDER/held-out: that part), a file of `reference build`, one "
+            "of ADM's npz, or mu and sigma alone (FID only); a run's default: its own data and settings."
         ),
     ] = None,
+    image_size: ImageSize = None,
     case: Annotated[str | None, typer.Option(help="A run's case, by label.")] = None,
     extractor: Extractor = None,
     protocol: Protocol = None,
@@ -92,6 +99,8 @@ def evaluate(
         raise UserInputError("--golden goes with --self-test: it is what the self-test compares with")
     if classes is not None and tsne is None:
         raise UserInputError("--classes chooses what --tsne shows; give --tsne, or neither")
+    if image_size is not None and reference is None and training is None:
+        raise UserInputError("--image-size cuts the images of --reference and --training; name one of them")
     if self_test:
         raise typer.Exit(evaluate_command.self_test(settings, golden, runs=runs, device=device))
     if samples is None:
@@ -103,6 +112,7 @@ def evaluate(
         samples=samples,
         reference=reference,
         settings=settings,
+        image_size=image_size,
         case=case,
         also=tuple(also or ()),
         training=training,
@@ -118,9 +128,13 @@ def evaluate(
 @reference_app.command("build")
 def reference_build(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Real images: a folder (one per class) or an npz.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Real images: a folder (one per class), an npz or a prepared set."
+        ),
     ],
     to: Annotated[Path, typer.Option("--to", help="The reference file, .npz.")],
+    image_size: ImageSize = None,
     extractor: Extractor = None,
     protocol: Protocol = None,
     weights: Weights = None,
@@ -140,7 +154,9 @@ def reference_build(
     settings = evaluate_command.settings_from(
         extractor=extractor, protocol=protocol, weights=weights, reference_images=reference_images
     )
-    reference = evaluate_command.build_reference(folder, to, settings, runs=runs, device=device, quiet=quiet)
+    reference = evaluate_command.build_reference(
+        folder, to, settings, image_size=image_size, runs=runs, device=device, quiet=quiet
+    )
     typer.echo(
         f"{to}: {len(reference):,} images of {reference.name}, {settings.extractor}, "
         f"protocol {settings.protocol}"

@@ -18,9 +18,10 @@ from attnbench.evaluation.collection import ImageCollection
 from attnbench.evaluation.figures import class_names, draw_nearest, draw_tsne, labels_as_in
 from attnbench.evaluation.images import open_images
 from attnbench.evaluation.reference import Reference, holds, save_reference
+from attnbench.evaluation.requirements import check_sizes, extractor_problems
 from attnbench.evaluation.scorer import Scorer, make_scorer
-from attnbench.evaluation.scores import check_sizes
 from attnbench.evaluation.self_test import prove_golden, prove_maths, prove_network
+from attnbench.evaluation.statistics_files import holds_statistics_alone
 from attnbench.plugins import registry
 from attnbench.progress import Progress
 from attnbench.results import Measurement, environment
@@ -36,10 +37,12 @@ def evaluate(request: EvaluationRequest, *, runs: Path, device: str, quiet: bool
     with progress_bar("evaluate", quiet=quiet) as progress:
         own = own_data(request, runs, torch.device(chosen_device(device)))
         scorer = own.scorer(request, progress) if own else _scorer(request, runs, device, progress)
+        for _, problem in extractor_problems(scorer.settings, scorer.cache.extractor.record):
+            raise UserInputError(problem)
         sets, training = open_sets(request, runs), open_training(request, own)
         _check_early(request, scorer.settings, sets, own)
         if request.reference is not None:
-            reference = scorer.open_reference(request.reference)
+            reference = scorer.open_reference(request.reference, request.image_size)
         else:
             assert own is not None  # or there would be no reference at all
             reference = scorer.reference_from(own.reference())
@@ -68,14 +71,23 @@ def _check_early(
         real = own.reference()
     elif "meta" in holds(request.reference):
         return  # a reference file says its number at once
+    elif holds_statistics_alone(request.reference):
+        return  # it counts no images
     else:
-        real = open_images(request.reference, allow_jpeg=True)
+        real = open_images(request.reference, allow_jpeg=True, image_size=request.image_size)
     for images in sets:
         check_sizes(settings, len(images), min(len(real), settings.reference_images))
 
 
 def build_reference(
-    folder: Path, target: Path, settings: EvaluateSpec, *, runs: Path, device: str, quiet: bool
+    folder: Path,
+    target: Path,
+    settings: EvaluateSpec,
+    *,
+    image_size: int | None,
+    runs: Path,
+    device: str,
+    quiet: bool,
 ) -> Reference:
     """Make a reference file of a set of real images; raises UserInputError, StorageError."""
     if target.exists() and folder.exists() and target.samefile(folder):
@@ -87,7 +99,7 @@ def build_reference(
         scorer = make_scorer(
             settings, features_folder(runs / STORE), torch.device(chosen_device(device)), progress
         )
-        reference = scorer.reference_from(open_images(folder, allow_jpeg=True))
+        reference = scorer.reference_from(open_images(folder, allow_jpeg=True, image_size=image_size))
     save_reference(target, reference)
     return reference
 
@@ -154,7 +166,7 @@ def _record(scorer: Scorer, reference: Reference, scored: dict[str, list[Measure
     """Return everything as plain data, for --json."""
     return {
         "reference": {"name": reference.name, "images": len(reference), **_provenance(reference)},
-        "settings": scorer.settings.model_dump(mode="json"),
+        "settings": scorer.settings_for(reference).model_dump(mode="json"),
         "scored": {name: [m.model_dump(mode="json") for m in found] for name, found in scored.items()},
         "warnings": scorer.warnings,
         "environment": environment().model_dump(mode="json"),
@@ -162,7 +174,7 @@ def _record(scorer: Scorer, reference: Reference, scored: dict[str, list[Measure
 
 
 def _provenance(reference: Reference) -> dict[str, Any]:
-    return reference.provenance.model_dump(mode="json")
+    return {} if reference.provenance is None else reference.provenance.model_dump(mode="json")
 
 
 def self_test(settings: EvaluateSpec, golden: Path | None, *, runs: Path, device: str) -> int:

@@ -14,6 +14,7 @@ from attnbench.evaluation.dataset_images import dataset_images
 from attnbench.evaluation.images import open_images
 from attnbench.evaluation.reference import holds
 from attnbench.evaluation.scorer import Scorer
+from attnbench.evaluation.statistics_files import holds_statistics_alone
 from attnbench.progress import Progress
 from attnbench.results import latest, read_results
 from attnbench.specs import Case, EvaluateSpec
@@ -33,6 +34,8 @@ class EvaluationRequest:
     reference: Path | None
     """None: the real images of the run's own data, scored with the settings of its suite."""
     settings: EvaluateSpec
+    image_size: int | None = None
+    """Side that real images of any size are cut to; None: they are of one size."""
     case: str | None = None
     also: tuple[str, ...] = ()
     """Other sets for the same table: another model (a case as RUN:CASE), held-out images as a floor."""
@@ -146,9 +149,8 @@ def open_training(request: EvaluationRequest, own: OwnData | None) -> ImageColle
     if source is None:
         assert own is not None  # the run's data stand for the reference that is not named
         return own.training()
-    if request.training is None and "meta" in holds(source):
+    if request.training is None and ("meta" in holds(source) or holds_statistics_alone(source)):
         raise UserInputError(
-            f"--nearest shows training images, and {source} holds features only; name the images with "
-            "--training"
+            f"--nearest shows training images, and {source} holds none; name the images with --training"
         )
-    return open_images(source, allow_jpeg=True)
+    return open_images(source, allow_jpeg=True, image_size=request.image_size)

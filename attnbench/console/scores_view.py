@@ -33,7 +33,8 @@ def scores_table(
     notes = [f"{head}: {name}" for head, name in zip(heads, scored, strict=True) if head != name]
     notes += [f"{m.name}: {m.note}" for m in main if m.note]
     notes += [
-        f"reference: {reference.name}, {len(reference):,} images"
+        f"reference: {reference.name}"
+        + (f", {len(reference):,} images" if len(reference) else ", statistics alone")
         + (f"; {reference.gaussian_note}" if reference.gaussian_note else ""),
         "± is half of a 95 % interval over images at this n (METRICS.md); bias is not in it",
         *more,

@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from attnbench.data.dataset import Dataset, DatasetRow, ImageSet
+from attnbench.data.dataset import Dataset, DatasetRow, ImageSet, PartName
 
 if TYPE_CHECKING:
-    from attnbench.specs import DataSpec
+    from attnbench.specs import DataSpec, DigitsData, PhotoPatchesData
 
-__all__ = ["Dataset", "DatasetRow", "ImageSet", "class_names", "list_datasets", "load_dataset"]
+__all__ = ["Dataset", "DatasetRow", "ImageSet", "class_names", "list_datasets", "load_dataset", "num_images"]
 
 SOURCES = {
     "digits": "attnbench.data.digits",
@@ -39,6 +39,12 @@ def class_names(spec: DataSpec) -> tuple[str, ...]:
     """
     names: tuple[str, ...] = importlib.import_module(SOURCES[spec.name]).class_names(spec)
     return names
+
+
+def num_images(spec: DigitsData | PhotoPatchesData) -> dict[PartName, int]:
+    """Return how many images the parts of a built-in dataset have, without opening one."""
+    known: dict[PartName, int] = importlib.import_module(SOURCES[spec.name]).num_images(spec)
+    return known
 
 
 def list_datasets() -> list[DatasetRow]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnbench.data.dataset import Dataset, DatasetRow
+from attnbench.data.dataset import Dataset, DatasetRow, PartName
 from attnbench.data.hashing import hash_order
 from attnbench.specs import DigitsData
 
@@ -48,6 +48,11 @@ def load(spec: DigitsData) -> Dataset:
         licence=ROW.licence,
         source=ROW.source,
     )
+
+
+def num_images(spec: DigitsData) -> dict[PartName, int]:
+    """Return how many images each part has."""
+    return {"train": 1438, "held-out": 359}
 
 
 def class_names(spec: DigitsData) -> tuple[str, ...]:

@@ -76,8 +76,8 @@ def load(spec: PhotoPatchesData) -> Dataset:
     bands = [_cut_bands(_open(photo), side) for photo in PHOTOS]
     return Dataset(
         name=spec.name,
-        train=_part(bands, "train", side, spec.crops_per_class),
-        held_out=_part(bands, "held-out", side, max(1, spec.crops_per_class // 4)),
+        train=_part(bands, "train", side, _crops_of(spec)["train"]),
+        held_out=_part(bands, "held-out", side, _crops_of(spec)["held-out"]),
         class_names=class_names(spec),
         image_size=side,
         channels=3,
@@ -85,6 +85,16 @@ def load(spec: PhotoPatchesData) -> Dataset:
         licence=ROW.licence,
         source=ROW.source,
     )
+
+
+def num_images(spec: PhotoPatchesData) -> dict[PartName, int]:
+    """Return how many images each part has."""
+    return {part: len(PHOTOS) * crops for part, crops in _crops_of(spec).items()}
+
+
+def _crops_of(spec: PhotoPatchesData) -> dict[PartName, int]:
+    """Return how many crops of each photograph are in each part."""
+    return {"train": spec.crops_per_class, "held-out": max(1, spec.crops_per_class // 4)}
 
 
 def class_names(spec: PhotoPatchesData) -> tuple[str, ...]:

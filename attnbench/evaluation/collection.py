@@ -11,6 +11,8 @@ import torch
 from attnbench.errors import DataError
 
 SHARD_SIZE = 1000  # images
+MOST_CLASSES = 1_000_000
+"""A label above this is no class number, and as many names and counts would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,21 +119,20 @@ def refuse_dead_sets(collection: ImageCollection) -> None:
 def check_labels(name: str, labels: torch.Tensor, num_images: int) -> str:
     """Return a warning of classes 0 ... K - 1 without an image, or an empty string.
 
-    Raises DataError unless labels [N] fit the images, and for fewer images than classes. Randomly drawn
-    labels leave some of many classes empty, which only scores by class mind.
+    Raises DataError unless labels [N] fit the images. Few images of many classes are no fault: only scores
+    by class need an image of each, and say which have none.
     """
     if len(labels) != num_images:
         raise DataError(
             f"{name}: {len(labels):,} labels for {num_images:,} images; store one label per image, or none"
         )
-    if num_images and int(labels.min()) < 0:
-        raise DataError(f"{name}: label {int(labels.min())}; labels are class numbers from 0 on")
-    num_classes = int(labels.max()) + 1
-    if num_images < num_classes:
+    lowest, highest = (int(labels.min()), int(labels.max())) if num_images else (0, 0)
+    if lowest < 0 or highest >= MOST_CLASSES:
         raise DataError(
-            f"{name}: {num_images:,} images for {num_classes:,} classes (the labels reach "
-            f"{num_classes - 1:,}); every class needs an image: sample more, or store no labels"
+            f"{name}: labels from {lowest:,} to {highest:,}; labels are class numbers from 0 to "
+            f"{MOST_CLASSES - 1:,}: store these, or no labels"
         )
+    num_classes = highest + 1
     empty = torch.nonzero(torch.bincount(labels, minlength=num_classes) == 0).flatten().tolist()
     return f"{name}: no image of class {listed(empty)} of {num_classes:,}" if empty else ""
 

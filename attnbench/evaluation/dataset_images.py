@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from attnbench.data import Dataset, ImageSet
+from attnbench.data import Dataset, ImageSet, load_dataset
+from attnbench.data.card import read_card
+from attnbench.data.dataset import PartName
 from attnbench.data.image_folder import FolderImages
 from attnbench.errors import DataError
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard
-from attnbench.evaluation.image_files import files_key
+from attnbench.evaluation.image_files import cropped_key
+from attnbench.specs import PreparedData
 
 
-def dataset_images(dataset: Dataset, part: Literal["train", "held-out"]) -> ImageCollection:
+def dataset_images(dataset: Dataset, part: PartName) -> ImageCollection:
     """Return one part of a dataset; raises DataError where it holds no image."""
     images = dataset.train if part == "train" else dataset.held_out
     if not len(images):
@@ -32,6 +36,12 @@ def dataset_images(dataset: Dataset, part: Literal["train", "held-out"]) -> Imag
     )
 
 
+def prepared_images(folder: Path, part: PartName) -> ImageCollection:
+    """Return one part of a set that `attnbench data prepare` has written; raises DataError."""
+    spec = PreparedData(path=folder, image_size=read_card(folder).image_size)
+    return replace(dataset_images(load_dataset(spec), part), name=f"{folder} ({part})")
+
+
 def _shard(images: ImageSet, indices: torch.Tensor) -> ImageShard:
     return ImageShard(
         count=len(indices),
@@ -46,5 +56,4 @@ def _key(images: ImageSet, indices: torch.Tensor) -> str:
     if not isinstance(images, FolderImages):
         pixels = images.get(indices)
         return hashlib.sha256(f"dataset {list(pixels.shape)}".encode() + pixels.numpy().tobytes()).hexdigest()
-    stored = files_key([images.root / images.names[index] for index in indices.tolist()])
-    return hashlib.sha256(f"{stored} cropped to {images.side}".encode()).hexdigest()
+    return cropped_key([images.root / images.names[index] for index in indices.tolist()], images.side)

@@ -17,6 +17,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from attnbench.data import decoding
 from attnbench.data.content import TURNED, changes_of
 from attnbench.data.layout import is_passed_over, printable, refuse_parts_as_classes
 from attnbench.errors import DataError, cannot_read
@@ -43,22 +44,34 @@ _HIDDEN = {  # by the name of a chunk of PNG
 }
 
 
-def open_image_folder(path: Path, *, allow_jpeg: bool = False) -> ImageCollection:
+def open_image_folder(
+    path: Path, *, allow_jpeg: bool = False, image_size: int | None = None
+) -> ImageCollection:
     """Open a folder of PNG files in natural order; sub-folders are classes, numbered by name.
 
     The numbers are those that a training set in folders has: `10` before `2`, as torchvision's ImageFolder.
+    With `image_size` files of any size and format are taken, real images as they come, and each is made RGB
+    of that side as a training set is: halved and resized, its middle cut out (`data.decoding`).
     Headers are read here (size, colour type, depth, end), pixels later. Raises DataError.
     """
     warnings: list[str] = []
-    classes = _by_class(path, allow_jpeg, warnings)
+    classes = _by_class(path, PNG + JPEG * allow_jpeg + OTHERS * (image_size is not None), warnings)
     files = [file for images in classes.values() for file in images]
-    height, width, channels = _one_shape(path, files, warnings)
+    if image_size is None:
+        height, width, channels = _one_shape(path, files, warnings)
+    else:
+        _refuse_unreadable(files)
+        height, width, channels = image_size, image_size, 3
+        warnings.append(
+            f"every image of {path} is cut and resized to {image_size} px as `data prepare` does it"
+        )
     labelled = list(classes) != [None]
     labels = [label for label, images in enumerate(classes.values()) for _ in images]
     return ImageCollection(
         name=printable(str(path)),
         shards=tuple(
-            _shard(files[at : at + SHARD_SIZE], channels) for at in range(0, len(files), SHARD_SIZE)
+            _shard(files[at : at + SHARD_SIZE], channels, image_size)
+            for at in range(0, len(files), SHARD_SIZE)
         ),
         height=height,
         width=width,
@@ -69,9 +82,9 @@ def open_image_folder(path: Path, *, allow_jpeg: bool = False) -> ImageCollectio
     )
 
 
-def _by_class(path: Path, allow_jpeg: bool, warnings: list[str]) -> dict[str | None, list[Path]]:
+def _by_class(path: Path, formats: Sequence[str], warnings: list[str]) -> dict[str | None, list[Path]]:
     """Return the images of each class, or all of them under None; raises DataError."""
-    files = _images_in(path, allow_jpeg, warnings)
+    files = _images_in(path, formats, warnings)
     folders = sorted(filter(_is_class, path.iterdir()), key=lambda folder: printable(folder.name))
     if files and folders:
         raise DataError(
@@ -82,7 +95,7 @@ def _by_class(path: Path, allow_jpeg: bool, warnings: list[str]) -> dict[str | N
         return {None: files}
     if folders:
         refuse_parts_as_classes((folder.name for folder in folders), str(path))
-        return {folder.name: _class_images(folder, allow_jpeg, warnings) for folder in folders}
+        return {folder.name: _class_images(folder, formats, warnings) for folder in folders}
     raise DataError(f"{path} holds no PNG file and no sub-folders with PNG files{_beside(path)}")
 
 
@@ -104,7 +117,7 @@ def _beside(path: Path) -> str:
     return f" but {listed(names)}; name the folder with the images or the .npz file itself"
 
 
-def _class_images(folder: Path, allow_jpeg: bool, warnings: list[str]) -> list[Path]:
+def _class_images(folder: Path, formats: Sequence[str], warnings: list[str]) -> list[Path]:
     """Return the images of one class; raises DataError where there are none, or more folders."""
     deeper = sorted(entry.name for entry in folder.iterdir() if _is_class(entry))
     if deeper:
@@ -112,13 +125,13 @@ def _class_images(folder: Path, allow_jpeg: bool, warnings: list[str]) -> list[P
             f"class folder {folder} holds folders ({listed(deeper)}); images lie directly in the folder of "
             "their class: PATH/<class>/<image>.png"
         )
-    files = _images_in(folder, allow_jpeg, warnings)
+    files = _images_in(folder, formats, warnings)
     if not files:
         raise DataError(f"class folder {folder} holds no image; fill or remove it")
     return files
 
 
-def _images_in(folder: Path, allow_jpeg: bool, warnings: list[str]) -> list[Path]:
+def _images_in(folder: Path, formats: Sequence[str], warnings: list[str]) -> list[Path]:
     """Return the images directly in a folder, in natural order; raises DataError for other formats."""
     found: list[Path] = []
     ignored: list[str] = []
@@ -126,7 +139,7 @@ def _images_in(folder: Path, allow_jpeg: bool, warnings: list[str]) -> list[Path
         suffix = entry.suffix.lower()
         if is_passed_over(entry.name) or entry.is_dir():
             continue
-        if suffix in PNG or (allow_jpeg and suffix in JPEG):
+        if suffix in formats:
             found.append(entry)
         elif suffix in JPEG:
             raise DataError(
@@ -156,7 +169,8 @@ def _one_shape(path: Path, files: Sequence[Path], warnings: list[str]) -> tuple[
         if shape[:2] != usual[:2]:
             raise DataError(
                 f"{file} is {shape[1]} x {shape[0]} pixels, most images in {path} are {usual[1]} x "
-                f"{usual[0]}; all must be of one size: sample it again or remove it"
+                f"{usual[0]}; all must be of one size: sample it again or remove it; real images of many "
+                "sizes are cut by --image-size SIDE (of --reference and `reference build`) or `data prepare`"
             )
         if shape != usual:
             kinds = {1: "grey", 3: "RGB"}
@@ -238,12 +252,30 @@ def _decode(file: Path, channels: int) -> np.ndarray:
     return pixels if channels == 3 else pixels[..., None]
 
 
+def _cropped(file: Path, side: int) -> np.ndarray:
+    try:
+        return decoding.decode(file, side)
+    except DataError as error:
+        raise _cut(file, error) from error
+
+
+def _refuse_unreadable(files: Sequence[Path]) -> None:
+    """Raise DataError naming the first of the files whose header tells that it cannot be used."""
+    with ThreadPoolExecutor() as pool:
+        faults = list(pool.map(decoding.header_fault, files))
+    for file, fault in zip(files, faults, strict=True):
+        if fault is not None:
+            raise DataError(f"{file} cannot be used: {fault}; replace or remove it")
+
+
 def _cut(file: Path, error: BaseException) -> DataError:
     return DataError(f"cannot decode {file}: {error}; it is probably cut: sample it again or remove it")
 
 
-def _shard(files: Sequence[Path], channels: int) -> ImageShard:
+def _shard(files: Sequence[Path], channels: int, image_size: int | None) -> ImageShard:
     decode = functools.partial(_decode, channels=channels)
+    if image_size is not None:
+        decode = functools.partial(_cropped, side=image_size)
 
     def load() -> torch.Tensor:
         with ThreadPoolExecutor() as pool:  # pillow decodes outside the interpreter lock
@@ -251,10 +283,15 @@ def _shard(files: Sequence[Path], channels: int) -> ImageShard:
 
     return ImageShard(
         count=len(files),
-        find_key=lambda: files_key(files),
+        find_key=lambda: files_key(files) if image_size is None else cropped_key(files, image_size),
         load=load,
         load_one=lambda index: torch.from_numpy(decode(files[index]).copy()),
     )
+
+
+def cropped_key(files: Sequence[Path], side: int) -> str:
+    """Return the key of image files that are cut to squares when they are read; raises DataError."""
+    return hashlib.sha256(f"{files_key(files)} cropped to {side}".encode()).hexdigest()
 
 
 def files_key(files: Sequence[Path]) -> str:

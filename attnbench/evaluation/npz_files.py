@@ -24,7 +24,7 @@ from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageSh
 from attnbench.storage.names import SAMPLE_SHARDS, sample_shard
 
 IMAGES, LABELS = "arr_0", ("labels", "arr_1")
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
+DAMAGED = (OSError, ValueError, KeyError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
 _AS_UINT8 = "numpy.clip(numpy.round(127.5 * x + 127.5), 0, 255).astype(numpy.uint8)"
 
 
@@ -51,8 +51,8 @@ class NpzImages:
         try:
             with self._lock:
                 return self._stored(first, count) if self.start is not None else self._streamed(first, count)
-        except _DAMAGED as error:
-            raise _damaged(self.path, error) from error
+        except DAMAGED as error:
+            raise damaged(self.path, error) from error
 
     def _stored(self, first: int, count: int) -> np.ndarray:
         assert self.start is not None
@@ -106,10 +106,21 @@ def _exactly(stream: IO[bytes], num_bytes: int) -> bytes:
     return content
 
 
-def _damaged(path: Path, error: BaseException) -> DataError:
+def damaged(path: Path, error: BaseException, step: str = "copy or sample it again") -> DataError:
+    """Return what to say of an npz that cannot be read, with the next step."""
     if isinstance(error, OSError) and error.errno is not None:
-        return DataError(cannot_read(path, error, "copy or sample it again"))
-    return DataError(f"{path} cannot be read ({error}): it is cut or no npz file; copy or sample it again")
+        return DataError(cannot_read(path, error, step))
+    return DataError(f"{path} cannot be read ({error}): it is cut or no npz file; {step}")
+
+
+def array_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every array in an npz, from their headers; raises DataError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            return {name: _member(archive, name)[1] for name in names}
+    except DAMAGED as error:
+        raise damaged(path, error) from error
 
 
 def open_npz(path: Path) -> tuple[NpzImages, torch.Tensor | None]:
@@ -121,15 +132,15 @@ def open_npz(path: Path) -> tuple[NpzImages, torch.Tensor | None]:
                 raise DataError(f"{path} has no array {IMAGES!r}{_what_it_is(names)}")
             shape, start = _find_pixels(path, archive)
         return NpzImages(path=path, shape=shape, start=start), _labels(path, names, shape[0])
-    except _DAMAGED as error:
-        raise _damaged(path, error) from error
+    except DAMAGED as error:
+        raise damaged(path, error) from error
 
 
 def _what_it_is(names: list[str]) -> str:
     if {"mu", "sigma"} <= set(names):
         return (
-            f" but statistics ({listed(names)}), so there are no images in it to score; name the images they "
-            "were computed from"
+            f" but statistics ({listed(names)}), so there are no images in it: `--reference` takes the file "
+            "as it is, for the Frechet distances; for anything else name the images they were computed from"
         )
     return f" but {listed(names)}; save the images as numpy.savez(path, arr_0=images), uint8 [N, H, W, 3]"
 
@@ -193,18 +204,37 @@ def _labels(path: Path, names: list[str], num_images: int) -> torch.Tensor | Non
     if name is None:
         return None
     with np.load(path, allow_pickle=False) as arrays:
-        labels = arrays[name]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        stored = arrays[name]
+    if stored.ndim == 1 and len(stored) != num_images:
         raise DataError(
-            f"{path}: {name} must be class numbers, integers [N], got {labels.dtype} {list(labels.shape)}; "
-            "store class numbers, or no labels"
-        )
-    if len(labels) != num_images:
-        raise DataError(
-            f"{path}: {name} has {len(labels):,} labels for {num_images:,} images; store one per "
+            f"{path}: {name} has {len(stored):,} labels for {num_images:,} images; store one per "
             "image, or none"
         )
-    return torch.from_numpy(labels.astype(np.int64))
+    labels = class_numbers(stored, num_images)
+    if labels is None:
+        raise DataError(
+            f"{path}: {name} must be the class number of each of {num_images:,} images, whole numbers [N] or "
+            f"[N, 1], or one-hot [N, K], got {stored.dtype} {list(stored.shape)}; store class numbers, or no "
+            "labels"
+        )
+    return torch.from_numpy(labels)
+
+
+def class_numbers(labels: np.ndarray, num_images: int) -> np.ndarray | None:
+    """Return labels as class numbers, int64 [N], None where they are none, or not one per image.
+
+    Taken are whole numbers of any type, [N] with any axes of length 1, and one-hot rows [N, K].
+    """
+    if labels.dtype.kind not in "biuf" or not np.isfinite(labels).all():
+        return None
+    if labels.size == num_images:
+        flat = labels.reshape(num_images)
+        whole = flat.dtype.kind != "b" and (flat == np.floor(flat)).all() and (abs(flat) < 2**53).all()
+        return flat.astype(np.int64) if whole else None
+    one_hot = labels.ndim == 2 and len(labels) == num_images and ((labels == 0) | (labels == 1)).all()
+    if one_hot and (labels.sum(axis=1) == 1).all():
+        return labels.argmax(axis=1).astype(np.int64)
+    return None
 
 
 def open_npz_images(path: Path) -> ImageCollection:

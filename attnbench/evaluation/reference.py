@@ -19,7 +19,8 @@ import torch
 from pydantic import ValidationError
 
 from attnbench.errors import DataError, UserInputError, cannot_read
-from attnbench.evaluation.features import ExtractedFeatures
+from attnbench.evaluation.features import DIGEST_BYTES, ExtractedFeatures
+from attnbench.evaluation.statistics_files import read_statistics
 from attnbench.metrics.gaussian import CHUNK, RunningStatistics, Statistics
 from attnbench.results import Record, environment
 from attnbench.storage.atomic import atomic_path
@@ -42,12 +43,13 @@ class Provenance(Record):
 
     def check(self, other: Provenance, what: str) -> None:
         """Raise DataError where `other` (of `what`) was made otherwise."""
+        cut = "bring both to one size before scoring: --image-size {} cuts real image files"
         remedies = {
             "extractor": f"score with --extractor {other.extractor}, or build the reference again",
             "protocol": f"score with --protocol {other.protocol}, or build the reference again",
             "identity": "its weights are another file; build the reference again",
-            "height": "bring both to one size before scoring",
-            "width": "bring both to one size before scoring",
+            "height": cut.format(self.height),
+            "width": cut.format(self.width),
             "channels": "bring both to grey, or both to RGB, before scoring",
         }
         for name, remedy in remedies.items():
@@ -77,11 +79,12 @@ class Reference:
     """Real images as the metrics see them, in the canonical order of their pixels' hashes.
 
     `pooled` and `spatial` are the Gaussians of the Frechet distances: of `features`, or of a larger set in
-    ADM's batches, whose 10,000 images are in `features`.
+    ADM's batches, whose 10,000 images are in `features`. Of statistics alone `features` has no row, and
+    `provenance` is None: such files do not say what network saw what.
     """
 
     name: str
-    provenance: Provenance
+    provenance: Provenance | None
     features: ExtractedFeatures
     pooled: Statistics
     spatial: Statistics | None
@@ -125,6 +128,23 @@ def reference_of(
     )
 
 
+def reference_of_statistics(path: Path) -> Reference:
+    """Return the reference that a file of statistics alone makes; raises DataError."""
+    found = read_statistics(path)
+    mean, covariance = found.names
+    return Reference(
+        name=str(path),
+        provenance=None,
+        features=ExtractedFeatures(
+            pooled=torch.empty(0, len(found.pooled.mean)),
+            digests=torch.empty(0, DIGEST_BYTES, dtype=torch.uint8),
+        ),
+        pooled=found.pooled,
+        spatial=found.spatial,
+        gaussian_note=f"the {mean} and {covariance} of {path.name} (N not stated)",
+    )
+
+
 def _statistics(features: torch.Tensor, order: torch.Tensor) -> Statistics:
     """Return the statistics of features [N, F] in an order [N], without a second copy of them."""
     running = RunningStatistics(features.shape[1], features.device)
@@ -135,6 +155,7 @@ def _statistics(features: torch.Tensor, order: torch.Tensor) -> Statistics:
 
 def save_reference(path: Path, reference: Reference) -> None:
     """Write a reference file, whole or not at all; raises StorageError."""
+    assert reference.provenance is not None  # it is made of images
     arrays = _arrays(reference)
     meta = Meta(
         format=FORMAT,

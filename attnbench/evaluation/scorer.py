@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from attnbench.contract import ExtractorInputs
-from attnbench.errors import UserInputError
+from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.collection import ImageCollection
 from attnbench.evaluation.features import ExtractedFeatures, FeatureCache
 from attnbench.evaluation.images import open_images
@@ -19,9 +19,12 @@ from attnbench.evaluation.reference import (
     holds,
     load_reference,
     reference_of,
+    reference_of_statistics,
     with_adm_statistics,
 )
-from attnbench.evaluation.scores import check_sizes, measure
+from attnbench.evaluation.requirements import check_sizes
+from attnbench.evaluation.scores import measure
+from attnbench.evaluation.statistics_files import holds_statistics_alone
 from attnbench.metrics.names import metric_name
 from attnbench.plugins import registry
 from attnbench.progress import Progress, unheard
@@ -88,12 +91,20 @@ class Scorer:
             most=self.settings.reference_images,
         )
 
-    def open_reference(self, path: Path) -> Reference:
-        """Read a reference file, one of ADM's batches, or any set of images; raises DataError."""
+    def open_reference(self, path: Path, image_size: int | None = None) -> Reference:
+        """Read a reference file, statistics alone, one of ADM's batches, or any set of images.
+
+        Raises DataError, and UserInputError where `image_size` is given and the file holds no images.
+        """
         arrays = holds(path)
+        alone = "meta" not in arrays and holds_statistics_alone(path)
+        if image_size is not None and ("meta" in arrays or alone):
+            raise UserInputError(f"--image-size cuts image files, and {path} holds none; leave it out")
+        if alone:
+            return self._statistics_alone(path)
         if "meta" in arrays:
             return self._loaded(path)
-        reference = self.reference_from(open_images(path, allow_jpeg=True))
+        reference = self.reference_from(open_images(path, allow_jpeg=True, image_size=image_size))
         if not set(ADM_ARRAYS) <= arrays:
             return reference
         if (self.settings.extractor, self.settings.protocol) == ("inception-tf", "adm"):
@@ -114,11 +125,67 @@ class Scorer:
             )
         return reference
 
+    def _statistics_alone(self, path: Path) -> Reference:
+        """Read a file of statistics alone; warns of what it does not say and of what is left out."""
+        reference = reference_of_statistics(path)
+        self.warn(
+            f"{path.name} does not say of which network and resize its statistics are: they are taken to be "
+            f"of {self.settings.extractor}, protocol {self.settings.protocol} (pytorch-fid's resize is "
+            "neither adm nor clean)"
+        )
+        kept = self.settings_for(reference).metrics
+        if left := [metric for metric in self.settings.metrics if metric not in kept]:
+            self.warn(f"left out: {self._why_not(reference, left)}")
+        return reference
+
+    def settings_for(self, reference: Reference) -> EvaluateSpec:
+        """Return the settings with the metrics that a reference allows; raises UserInputError.
+
+        Statistics alone allow the Frechet distances (and the inception score, which needs no reference): of
+        the usual metrics the others are left out, where the user has named them they are refused.
+        """
+        if len(reference):
+            return self.settings
+        possible = {"fd", "is"} | ({"sfd"} if reference.spatial is not None else set())
+        impossible = [metric for metric in self.settings.metrics if metric not in possible]
+        if impossible and "metrics" in self.settings.model_fields_set:
+            raise UserInputError(self._why_not(reference, impossible))
+        kept = [metric for metric in self.settings.metrics if metric in possible]
+        return self.settings.model_copy(update={"metrics": kept})
+
+    def _why_not(self, reference: Reference, metrics: list[Metric]) -> str:
+        names = ", ".join(self.called(metric) for metric in metrics)
+        return (
+            f"{names} ({','.join(metrics)}): {reference.name} holds statistics alone (mean and covariance of "
+            "pooled features"
+            + (", and of spatial ones" if reference.spatial is not None else "")
+            + "); name the images they are of, or ask with --metrics for what they allow"
+        )
+
+    def _check_width(self, reference: Reference, images: ImageCollection) -> None:
+        """Raise DataError where statistics are not of this network; looks at one image."""
+        if len(reference):
+            return
+        found = self.cache.network(images.image(0)[None])
+        for kind, real, samples in (
+            ("pooled", reference.pooled, found.pooled),
+            ("spatial", reference.spatial, found.spatial),
+        ):
+            if real is not None and samples is not None and samples.shape[1] != len(real.mean):
+                raise DataError(
+                    f"{reference.name} holds statistics of {len(real.mean)} {kind} features, "
+                    f"{self.settings.extractor} gives {samples.shape[1]}; choose the network they are of "
+                    "with --extractor (2048: inception-tf), or name the images"
+                )
+
     def measure(self, reference: Reference, images: ImageCollection) -> list[Measurement]:
         """Return the metrics of a set of images; raises UserInputError or DataError where they cannot be."""
-        check_sizes(self.settings, len(images), len(reference))
-        self.provenance(images).check(reference.provenance, f"the reference {reference.name}")
-        return measure(self.settings, self.suffix, reference, self.features(images))
+        settings = self.settings_for(reference)
+        check_sizes(settings, len(images), len(reference) or None)
+        self._check_width(reference, images)
+        if reference.provenance is not None:
+            self.provenance(images).check(reference.provenance, f"the reference {reference.name}")
+        return measure(settings, self.suffix, reference, self.features(images))
 
     def warn(self, *texts: str) -> None:
         """Add warnings, each once."""

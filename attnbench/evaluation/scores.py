@@ -8,51 +8,33 @@ from functools import cached_property
 
 import torch
 
-from attnbench.errors import UnsupportedError, UserInputError
+from attnbench.errors import UnsupportedError
 from attnbench.evaluation.features import ExtractedFeatures
 from attnbench.evaluation.reference import Reference
+from attnbench.evaluation.requirements import MANIFOLD
 from attnbench.metrics.gaussian import Statistics, frechet, statistics
 from attnbench.metrics.inception_score import inception_score
 from attnbench.metrics.names import BETTER, metric_name
 from attnbench.metrics.pairwise import Pairwise, pairwise
-from attnbench.metrics.uncertainty import interval
+from attnbench.metrics.uncertainty import interval, share_interval, standard_error
 from attnbench.results import Measurement
 from attnbench.specs import EvaluateSpec, Metric
 
 BIASED_BELOW = 10_000
 """With fewer images than this the Frechet distance of equal distributions is far from zero."""
 SPLIT_SIZE = 5000  # images per split of the inception score, as in ADM's evaluator
-MANIFOLD: tuple[Metric, ...] = ("precision", "recall")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A value, what each image adds to it, and what a reader must know."""
+    """A value, its uncertainty, and what a reader must know."""
 
     value: float
-    influence: torch.Tensor
-    """First-order change of the value with each image's weight, [n]: its spread is the uncertainty."""
+    interval: tuple[float, float] | None
+    """95 % over samples, the reference fixed; None where it is not known, and the note says why."""
     note: str
     std: float | None = None
     """Spread over subsets or splits, where the metric has them."""
-
-
-def check_sizes(settings: EvaluateSpec, num_samples: int, num_reference: int) -> None:
-    """Raise UserInputError when a setting asks for more images than there are."""
-    sizes = f"there are {num_samples} samples and {num_reference} reference images"
-    smaller = min(num_samples, num_reference)
-    if smaller < 2:
-        raise UserInputError(f"distances need two images on each side, but {sizes}; give or draw more images")
-    if {"kd", "skd"} & set(settings.metrics) and not 2 <= settings.kd_subset_size <= smaller:
-        raise UserInputError(
-            f"kd_subset_size is {settings.kd_subset_size}, but {sizes}; "
-            f"set it (--kd-subset-size) to 2 ... {smaller}, or give or draw more images"
-        )
-    if set(MANIFOLD) & set(settings.metrics) and settings.neighbours >= smaller:
-        raise UserInputError(
-            f"neighbours is {settings.neighbours}, but {sizes}; "
-            f"set it to 1 ... {smaller - 1}, or give or draw more images"
-        )
 
 
 def measure(
@@ -75,7 +57,7 @@ def _measured(metric: Metric, suffix: str, scores: _Scores) -> Iterator[Measurem
         name=name,
         values=[score.value],
         better=BETTER[metric],
-        interval=interval(score.value, score.influence),
+        interval=score.interval,
         n=n,
         note=note,
     )
@@ -97,8 +79,8 @@ class _Scores:
             "kd": lambda: self._kernel(self._pairs, self.samples.pooled.shape[1]),
             "skd": lambda: self._kernel(self._spatial_pairs, self._spatial_reference.mean.shape[0]),
             "is": self._inception,
-            "precision": lambda: self._manifold(self._pairs.sample_inside, "samples"),
-            "recall": lambda: self._manifold(self._pairs.reference_inside, "reference images"),
+            "precision": self._precision,
+            "recall": self._recall,
         }
         return by_name[metric]()
 
@@ -107,7 +89,7 @@ class _Scores:
         note = f"against {self.reference.gaussian_note or f'{len(self.reference):,} real images'}"
         if len(features) < BIASED_BELOW or 0 < reference.n < BIASED_BELOW:
             note += f"; biased upwards below {BIASED_BELOW:,} images: compare at equal n only"
-        return Score(value=value, influence=influence, note=note)
+        return Score(value=value, interval=interval(value, standard_error(influence)), note=note)
 
     def _kernel(self, pairs: Pairwise, width: int) -> Score:
         values = torch.tensor(pairs.kernel_values, dtype=torch.float64)
@@ -115,10 +97,13 @@ class _Scores:
             f"mean and std of {self.settings.kd_subsets} subsets of {self.settings.kd_subset_size:,} "
             f"({width} features, gamma = 1/{width}) against {len(self.reference):,} real images; not x 1000"
         )
+        value, error = float(values.mean()), pairs.kernel_error
+        if error is None:
+            note += "; no interval: one subset does not tell what its draw does (--kd-subsets 2 or more)"
         return Score(
-            value=float(values.mean()),
+            value=value,
             std=float(values.std(correction=0)),
-            influence=pairs.kernel_influence,
+            interval=None if error is None else interval(value, error),
             note=note,
         )
 
@@ -139,17 +124,31 @@ class _Scores:
         return Score(
             value=found.mean,
             std=found.std if several else None,
-            influence=found.influence,
+            interval=interval(found.mean, standard_error(found.influence)),
             note=f"splits of {SPLIT_SIZE:,} {order}",
         )
 
-    def _manifold(self, inside: torch.Tensor, scored: str) -> Score:
-        share = float(inside.double().mean())
-        note = (
-            f"k = {self.settings.neighbours}, {len(self.samples):,} samples and {len(self.reference):,} real "
-            f"images; interval over the {scored}, manifold fixed"
-        )
-        return Score(value=share, influence=inside.double() - share, note=note)
+    def _precision(self) -> Score:
+        inside = self._pairs.sample_inside.double()
+        share = float(inside.mean())
+        found = share_interval(share, standard_error(inside), counted=len(inside))
+        return Score(value=share, interval=found, note=self._manifold_note)
+
+    def _recall(self) -> Score:
+        inside, error = self._pairs.reference_inside, self._pairs.recall_error
+        share, note = float(inside.double().mean()), self._manifold_note
+        if error is None:
+            note += (
+                f"; no interval: a quarter of {len(self.samples):,} samples has no {self.settings.neighbours}"
+            )
+            note += " neighbours for each"
+            return Score(value=share, interval=None, note=note)
+        return Score(value=share, interval=share_interval(share, error, counted=len(inside)), note=note)
+
+    @property
+    def _manifold_note(self) -> str:
+        sizes = f"{len(self.samples):,} samples and {len(self.reference):,} real images"
+        return f"k = {self.settings.neighbours}, {sizes}"
 
     @cached_property
     def _pairs(self) -> Pairwise:

@@ -221,5 +221,6 @@ def attnbench_extractors() -> Iterable[FeatureExtractor]:
         source="attnbench.metrics.classifier",
         load=_load_extractor,
         identity=lambda inputs: _key(_training_data(inputs), inputs.seed, Recipe()),
+        takes_weights=False,
         notes={"compares with": "nothing published: other data or another seed give another network"},
     )

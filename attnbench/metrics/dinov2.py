@@ -117,6 +117,7 @@ def attnbench_extractors() -> Iterable[FeatureExtractor]:
         load=_load,
         identity=lambda inputs: file_sha256(find(WEIGHTS, inputs.weights)),
         protocols=("adm", "clean"),
+        logits=False,
         notes={
             "input": "RGB at 224 px, Pillow's bicubic with antialias (protocol clean: not rounded), "
             "ImageNet's mean and deviation",

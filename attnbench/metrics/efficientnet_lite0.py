@@ -74,6 +74,7 @@ def attnbench_extractors() -> Iterable[FeatureExtractor]:
         load=_load,
         identity=_identity,
         protocols=("adm", "clean"),
+        takes_weights=False,
         notes={
             "input": "(x - 127) / 128 on RGB 0 ... 255 at 224 px, bilinear with antialias; protocol clean: "
             "clean-fid's bicubic resize",

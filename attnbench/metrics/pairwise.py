@@ -8,6 +8,7 @@ precision and recall can differ from these; prdc's are the same.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import torch
 from attnbench.metrics.checks import check_pair
 from attnbench.metrics.kernel import KernelSums, draw_subsets, membership, mmd2
 from attnbench.metrics.manifold import Manifold
+from attnbench.metrics.uncertainty import standard_error
 
 CHUNK = 1024  # rows and columns of a block
 Taker = Callable[[slice, slice, torch.Tensor], None]
@@ -48,6 +50,21 @@ class Pairwise:
         """First-order change of the MMD^2 of all images with each sample's weight, [M], float64."""
         return _asked(self._kernel, "subsets").influence()
 
+    @cached_property
+    def kernel_error(self) -> float | None:
+        """Standard error of the mean over the subsets, the reference's images fixed.
+
+        The samples' part, from the influence, and that of drawing these subsets and no others: the variance
+        between subsets over their number. None for a single subset of more images, whose draw is not known.
+        """
+        kernel, values = _asked(self._kernel, "subsets"), self.kernel_values
+        over_samples = standard_error(self.kernel_influence) ** 2
+        if kernel.size == len(kernel.reference_members) == len(kernel.sample_members):
+            return over_samples**0.5  # every subset is everything
+        if len(values) == 1:
+            return None
+        return (over_samples + statistics.variance(values) / len(values)) ** 0.5
+
     @property
     def sample_inside(self) -> torch.Tensor:
         """Whether each sample lies on the reference's manifold, bool [M]; its mean is the precision."""
@@ -57,6 +74,11 @@ class Pairwise:
     def reference_inside(self) -> torch.Tensor:
         """Whether each reference image lies on the samples' manifold, bool [N]; its mean is the recall."""
         return _asked(self._manifold, "neighbours").reference_inside
+
+    @cached_property
+    def recall_error(self) -> float | None:
+        """Standard error of the recall over samples, the reference fixed; None for too few samples."""
+        return _asked(self._manifold, "neighbours").sample_balls.standard_error()
 
 
 def pairwise(

@@ -15,8 +15,9 @@ from attnbench.evaluation.by_class import by_class, class_figure, write_csv
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard
 from attnbench.evaluation.dataset_images import dataset_images
 from attnbench.evaluation.reference import Reference, load_reference, save_reference
+from attnbench.evaluation.requirements import check_sizes
 from attnbench.evaluation.scorer import SEED, Scorer
-from attnbench.evaluation.scores import check_sizes, measure
+from attnbench.evaluation.scores import measure
 from attnbench.metrics.classifier import Classifier, LabelledImages, Recipe, load_or_train_classifier
 from attnbench.results import Measurement
 from attnbench.specs import Case, CodecSpec, content_hash

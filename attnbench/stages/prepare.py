@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attnbench.data import Dataset, load_dataset
 from attnbench.errors import DataError
-from attnbench.evaluation.scores import check_sizes
+from attnbench.evaluation.requirements import check_sizes
 from attnbench.results import Measurement
 from attnbench.specs import Case, CodecSpec
 from attnbench.stages.latents.codec import fingerprint, load_codec
@@ -52,7 +52,8 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     workspace.datasets[case.data] = dataset
     reference = dataset.train if case.evaluate.reference == "train" else dataset.held_out
     # here, because finding out after the training would waste it
-    check_sizes(case.evaluate, case.sample.per_class * dataset.num_classes, len(reference))
+    kept = min(len(reference), case.evaluate.reference_images)
+    check_sizes(case.evaluate, case.sample.per_class * dataset.num_classes, kept)
     now = MadeFrom(data=dataset.fingerprint, codec=fingerprint(codec) if codec else "", commit=commit)
     with workspace.holding(folder):
         _check_unchanged(case, folder, now, dataset, workspace)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from attnbench.data import class_names, num_images
 from attnbench.errors import DataError, UnknownNameError, UserInputError
+from attnbench.evaluation.requirements import extractor_problems, size_problems
 from attnbench.models.options import read_options
 from attnbench.models.resolution import input_size
 from attnbench.plugins import Registry
 from attnbench.problems import Problem
-from attnbench.specs import Case, DigitsData, UserImages
+from attnbench.specs import Case, DigitsData, ImageFolderData, PhotoPatchesData, UserImages
 from attnbench.stages.compatibility import objective_problems, sampler_problems
 from attnbench.stages.latents.model_space import latent_problems
 from attnbench.stages.training.initial_weights import why_not_from
@@ -34,8 +36,9 @@ def name_problems(data: dict[str, Any], registry: Registry) -> Iterator[Problem]
         yield Problem(("evaluate", "extractor"), f"{error}{_broken_plugins(registry)}")
 
 
-def case_problems(case: Case) -> Iterator[Problem]:
+def case_problems(case: Case, registry: Registry) -> Iterator[Problem]:
     """Yield the settings of a case that are each fine and do not go together."""
+    yield from _evaluation_problems(case, registry)
     yield from objective_problems(case)
     yield from sampler_problems(case)
     if case.train.timestep_density != "uniform" and case.train.objective != "flow":
@@ -54,6 +57,24 @@ def case_problems(case: Case) -> Iterator[Problem]:
     yield from latent_problems(case)
     yield from _side_problems(case)
     yield from _initial_problems(case)
+
+
+def _evaluation_problems(case: Case, registry: Registry) -> Iterator[Problem]:
+    """What the stage `evaluate` would refuse after hours of training."""
+    settings, data = case.evaluate, case.data
+    for setting, message in extractor_problems(settings, registry.extractor(settings.extractor)):
+        yield Problem(("evaluate", setting), message)
+    if isinstance(data, ImageFolderData) and settings.reference == "held-out" and not data.held_out_fraction:
+        yield Problem(
+            ("evaluate", "reference"),
+            "held-out: data.held_out_fraction is 0, so there are no such images; set it above 0, or set "
+            "reference: train",
+        )
+    if isinstance(data, DigitsData | PhotoPatchesData):
+        num_samples = case.sample.per_class * len(class_names(data))
+        real = min(num_images(data)[settings.reference], settings.reference_images)
+        for setting, message in size_problems(settings, num_samples, real):
+            yield Problem(("evaluate", setting), message)
 
 
 def _attention_problems(path: KeyPath, spec: Any, registry: Registry) -> Iterator[Problem]:

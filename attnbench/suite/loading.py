@@ -259,7 +259,7 @@ def _resolve(draft: Draft, findings: _Findings) -> Case | None:
     if problems:
         return None
     case = _case(draft, spec, with_all_options(spec.model, registry), registry)
-    findings.add(case_problems(case), draft)
+    findings.add(case_problems(case, registry), draft)
     return case
 
 
