@@ -26,6 +26,7 @@ from attnbench.stages.profile import SessionOutput, profile_cases
 from attnbench.storage.atomic import atomic_write, storage_errors
 from attnbench.storage.locks import alone_in, is_held
 from attnbench.storage.names import CLAIMS, DONE, PICTURES, RESULTS, STORE
+from attnbench.storage.run_folders import set_damaged_aside
 from attnbench.storage.store import NOTICE
 from attnbench.suite.loading import Suite
 
@@ -96,6 +97,8 @@ def run(
     fine = [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"]
     session = profile_cases(fine, store, device, listener.profiling, listener.notice)
     with alone_in(run_dir, listener.notice):
+        if damaged := set_damaged_aside(run_dir):
+            listener.notice(damaged)
         results = [_complete(result, session, store, run_dir, listener.notice) for result in results]
         _remember(run_dir / RESULTS, results)
         report = write_report(run_dir, results, title=suite.name, question=suite.question)

@@ -13,15 +13,9 @@ from attnbench.stages.latents.codec import fingerprint, on_hub
 from attnbench.stages.latents.encoding import encode_all
 from attnbench.stages.latents.model_space import MadeFrom, codec_of, refuse_changed, which_codec
 from attnbench.storage import hub
-from attnbench.storage.atomic import atomic_write
 from attnbench.storage.names import DONE, LATENT_INDEX, MADE_FROM
-from attnbench.storage.store import (
-    StageOutput,
-    Workspace,
-    read_output,
-    read_record,
-    write_output,
-)
+from attnbench.storage.records import read_record, write_record
+from attnbench.storage.store import StageOutput, Workspace, write_output
 
 NAMED = 20  # files named one by one in a report; the rest are counted
 
@@ -38,8 +32,8 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     check_sizes(case.evaluate, case.sample.per_class * dataset.num_classes, len(reference))
     folder = workspace.folder("prepare", case)
     with workspace.holding(folder):
-        _check_unchanged(case, folder, _made_from(dataset, codec, workspace))
-        finished = read_output(folder)
+        _check_unchanged(case, folder, _made_from(dataset, codec, workspace), workspace)
+        finished = workspace.finished(folder)
         if finished is not None:
             return finished
         if codec is not None:
@@ -66,12 +60,12 @@ def _made_from(dataset: Dataset, codec: CodecSpec | None, workspace: Workspace) 
     return MadeFrom(data=dataset.fingerprint, codec=fingerprint(codec), commit=commit)
 
 
-def _check_unchanged(case: Case, folder: Path, now: MadeFrom) -> None:
+def _check_unchanged(case: Case, folder: Path, now: MadeFrom, workspace: Workspace) -> None:
     """Note what this stage works on; raises DataError where the note of an earlier run says otherwise."""
-    before = read_record(folder / MADE_FROM, MadeFrom)
+    before = read_record(folder / MADE_FROM, MadeFrom, workspace.made_again)
     begun = any((folder / name).exists() for name in (DONE, LATENT_INDEX))
     if before is None or not begun:
-        atomic_write(folder / MADE_FROM, now.model_dump_json().encode())
+        write_record(folder / MADE_FROM, now)
     elif not before.of_same_files(now):
         refuse_changed("images in data.path" if before.data != now.data else which_codec(case), folder)
 

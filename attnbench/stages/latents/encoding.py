@@ -15,10 +15,11 @@ from attnbench.errors import DataError, NonFiniteError
 from attnbench.results import Record
 from attnbench.specs import CodecSpec
 from attnbench.stages.latents.codec import BATCH_SIZE, Codec, fingerprint, load_codec, scaling
-from attnbench.storage.atomic import atomic_path, atomic_write, storage_errors
+from attnbench.storage.atomic import atomic_path, storage_errors
 from attnbench.storage.hashing import file_sha256
 from attnbench.storage.names import CHECKED_SHARDS, LATENT_INDEX, latent_shard
-from attnbench.storage.store import Workspace, read_record
+from attnbench.storage.records import read_record, write_record
+from attnbench.storage.store import Workspace
 
 SHARD_SIZE = 512  # images; a killed run loses at most this many
 
@@ -76,7 +77,7 @@ def encode_all(images: ImageSet, spec: CodecSpec, side: int, folder: Path, works
     _write_index(folder, index)
     names = [latent_shard(number) for number in range(len(index.sha256))]
     checked = CheckedShards(seen={name: _seen(folder / name) for name in names})
-    atomic_write(folder / CHECKED_SHARDS, checked.model_dump_json().encode())
+    write_record(folder / CHECKED_SHARDS, checked)
 
 
 def _resumed(folder: Path, fresh: LatentIndex) -> LatentIndex:
@@ -94,7 +95,7 @@ def _resumed(folder: Path, fresh: LatentIndex) -> LatentIndex:
 
 
 def _write_index(folder: Path, index: LatentIndex) -> None:
-    atomic_write(folder / LATENT_INDEX, index.model_dump_json().encode())
+    write_record(folder / LATENT_INDEX, index)
 
 
 def _encode_both(codec: Codec, images: torch.Tensor) -> torch.Tensor:

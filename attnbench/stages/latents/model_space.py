@@ -17,7 +17,8 @@ from attnbench.specs import Case, CodecSpec, UserImages
 from attnbench.stages.latents.codec import fingerprint, load_codec
 from attnbench.stages.latents.encoding import open_latents
 from attnbench.storage.names import MADE_FROM
-from attnbench.storage.store import Workspace, read_record
+from attnbench.storage.records import read_record
+from attnbench.storage.store import Workspace
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]  # float [B, C, h, w] -> uint8 [B, H, W, C]
 
