@@ -19,6 +19,7 @@ from attnbench.progress import StageProgress
 from attnbench.results import Measurement, Record
 from attnbench.specs import Case, DataSpec
 from attnbench.storage.atomic import storage_errors
+from attnbench.storage.hashing import file_sha256
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import DONE, FEATURES
 from attnbench.storage.records import read_record, write_record
@@ -38,6 +39,8 @@ class StageOutput(Record):
     curves: dict[str, list[tuple[float, float]]] = Field(default_factory=dict)
     artefacts: dict[str, str] = Field(default_factory=dict)
     """Named files, relative to the stage's folder."""
+    artefact_sha256: dict[str, str] = Field(default_factory=dict)
+    """Of these files, by name; empty in what earlier versions wrote."""
     computed_with: dict[str, Any] = Field(default_factory=dict)
     """Settings outside the stage's key that held when it finished; whoever reads it may ask for others."""
 
@@ -103,5 +106,6 @@ def read_output(folder: Path, damaged: Callable[[Path], None] = lambda path: Non
 
 
 def write_output(folder: Path, output: StageOutput) -> None:
-    """Mark a stage as finished."""
+    """Mark a stage as finished, with the checksums of its artefacts; raises StorageError or DataError."""
+    output.artefact_sha256.update({n: file_sha256(folder / path) for n, path in output.artefacts.items()})
     write_record(folder / DONE, output)
