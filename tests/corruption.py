@@ -297,11 +297,13 @@ def main() -> int:
         tries = []
         for seed in range(asked.first, asked.first + asked.count):
             tries.append(attempt(Path(folder), whole, seed))
-            if tries[-1].outcome not in GOOD:
-                print(tries[-1], flush=True)
+            found = tries[-1]
+            words = "" if found.outcome == "the same" else found.words
+            print(f"{seed} {found.state} {found.file} {found.damage}: {found.outcome} {words}", flush=True)
     for (file, outcome), count in sorted(Counter((_kind(t.file), t.outcome) for t in tries).items()):
         print(f"{count:5}  {file:40} {outcome}")
-    print(Counter(t.outcome for t in tries))
+    for outcome, count in Counter(t.outcome for t in tries).items():
+        print(f"{count:5}  {outcome}")
     return int(any(t.outcome not in GOOD for t in tries))
 
 
