@@ -265,11 +265,14 @@ def _differences(
         may_differ = said or found[m.name].note != m.note or measured_now.search(m.name)
         if found[m.name] != m and not (may_differ and CLOCK.search(m.name)):
             yield f"{m.name} was {m}, is {found[m.name]}"
-    timing = f"store/train/{case.key('train')}/{TIMING}"
-    early = [t for t in read_lines(folder / state / timing, Timing) if t.step <= HALF]
-    now = [t for t in read_lines(runs / timing, Timing) if t.step <= HALF]
+    trained = Path("store", "train", case.key("train"))
+    early, now = (
+        [t for t in read_lines(place / trained / TIMING, Timing) if t.step <= HALF]
+        for place in (folder / state, runs)
+    )
     noted = any(m.note.startswith("of ") for m in after.measurements if m.name == "train_time_s")
-    if state == "interrupted" and early != now and not (said or noted):
+    # of a finished training nobody reads that file
+    if not (folder / state / trained / DONE).exists() and early != now and not (said or noted):
         yield f"the clock of the first {HALF} steps"
     for name, path in after.artefacts.items():
         kept = folder / "finished" / NAME / path
