@@ -37,16 +37,16 @@ class Record(BaseModel):
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
-_CHECKSUM = re.compile(rb',"sha256":"([0-9a-f]{64})"\}$')
+_CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{64})"\}$')
 
 
 def with_checksum(record: Record, place: str = "") -> bytes:
-    """Return a record as JSON whose last entry, `sha256`, is the checksum of what stands before it.
+    """Return a record as JSON whose last entry, `checksum`, is the SHA-256 of what stands before it.
 
     `place` is part of the checksum, so that a record is known to lie where it belongs.
     """
     content = record.model_dump_json().encode()
-    return content[:-1] + f',"sha256":"{_sha256(content, place)}"}}'.encode()
+    return content[:-1] + f',"checksum":"{_sha256(content, place)}"}}'.encode()
 
 
 def content_of(data: bytes, place: str = "") -> bytes:
@@ -191,7 +191,7 @@ def read_results(path: Path) -> list[Result]:
             raise UserInputError(
                 f"{path}:{number}: not a result: {error}; run the suite again, which sets such lines aside "
                 "and writes what is finished once more. If you changed the line yourself, remove its entry "
-                '"sha256": then it is taken as it is'
+                '"checksum": then it is taken as it is'
             ) from error
     return results
 

@@ -1,7 +1,6 @@
 """The prepare stage: pixels as they are, and latents of a small random autoencoder."""
 
 import hashlib
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from attnbench.stages import prepare
 from attnbench.stages.case import run_case
 from attnbench.stages.latents import encoding as latents
 from attnbench.stages.latents import model_space
+from attnbench.storage.records import read_record, write_record
 from attnbench.storage.store import read_output
 
 SIDE, CHANNELS, COUNT = 16, 4, 10
@@ -234,7 +234,8 @@ def test_stored_factors_are_checked(images, tmp_path, name, value):
     case, workspace = latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs")
     dataset, _ = prepared(case, workspace)
     path = workspace.folder("prepare", case) / latents.LATENT_INDEX
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    index = read_record(path, latents.LatentIndex)
+    write_record(path, index.model_copy(update={name: value}))
     with pytest.raises(DataError, match=f"have {name} {value}"):
         model_space.training_source(case, dataset, workspace)
 

@@ -74,11 +74,11 @@ def test_a_changed_digit_in_an_earlier_line_of_results_is_an_error(tmp_path):
     append_result(path, result("a", 31.25))
     append_result(path, result("b", 2.5))
     change(path, "31.25", "37.25")
-    told = r"results\.jsonl:1: not a result: .*; run the suite again, .*sha256"
+    told = r"results\.jsonl:1: not a result: .*; run the suite again, .*checksum"
     with pytest.raises(UserInputError, match=told):
         read_results(path)
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text(lines[0][: lines[0].index(',"sha256"')] + "}\n" + lines[1])
+    path.write_text(lines[0][: lines[0].index(',"checksum"')] + "}\n" + lines[1])
     assert [r.measurements[0].value for r in read_results(path)] == [37.25, 2.5]
 
 

@@ -159,7 +159,10 @@ def open_latents(folder: Path, spec: CodecSpec, labels: torch.Tensor) -> LatentS
     """
     index = read_record(folder / LATENT_INDEX, LatentIndex)
     if index is None:
-        raise DataError(f"no finished latents in {folder}; run the stage `prepare` first")
+        raise DataError(
+            f"{folder / LATENT_INDEX} is missing or damaged; remove the folder {folder} and run the same "
+            "command again to encode the images"
+        )
     expected = _index_of(spec, len(labels)).model_dump(exclude={"sha256"})
     for name, wanted in expected.items():
         if getattr(index, name) != wanted:
