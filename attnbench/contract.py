@@ -188,7 +188,7 @@ class ExtractorInputs:
 
     `train_images` is uint8 [N, H, W, C] with `train_labels` int64 [N]; `cache_dir` is a folder the
     extractor may keep trained weights in; `weights` is the user's file or None; `protocol` is one of the
-    extractor's `protocols`.
+    extractor's `protocols`; `warn` is told what a reader of the scores must know.
     """
 
     device: torch.device
@@ -199,6 +199,7 @@ class ExtractorInputs:
     train_images: Any = None
     train_labels: Any = None
     num_classes: int = 0
+    warn: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True, kw_only=True)

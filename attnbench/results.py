@@ -6,19 +6,20 @@ Format history: 1 (first).
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from attnbench.devices import available_cores
 from attnbench.errors import StorageError, UserInputError, cannot_write
@@ -33,6 +34,51 @@ class Record(BaseModel):
     """Base of everything written to results.jsonl."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+_CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{64})"\}$')
+
+
+def with_checksum(record: Record, place: str = "") -> bytes:
+    """Return a record as JSON whose last entry, `checksum`, is the SHA-256 of what stands before it.
+
+    `place` is part of the checksum, so that a record is known to lie where it belongs.
+    """
+    content = record.model_dump_json().encode()
+    return content[:-1] + f',"checksum":"{_sha256(content, place)}"}}'.encode()
+
+
+def content_of(data: bytes, place: str = "") -> bytes:
+    """Return what `with_checksum` was given, as JSON; raises ValueError where it has changed since.
+
+    What an earlier version wrote has no checksum and is taken as it is.
+    """
+    data = data.strip()
+    found = _CHECKSUM.search(data)
+    if found is None:
+        return data
+    content = data[: found.start()] + b"}"
+    if found[1].decode() != _sha256(content, place):
+        raise ValueError("its content does not have the checksum stored in it")
+    return content
+
+
+def checked_record(data: bytes, kind: type[AnyRecord], place: str = "") -> AnyRecord:
+    """Read what `with_checksum` wrote; raises ValueError where it is damaged."""
+    try:
+        return kind.model_validate_json(content_of(data, place))
+    except ValidationError as error:
+        raise ValueError(_in_one_line(error)) from error
+
+
+def _sha256(content: bytes, place: str) -> str:
+    return hashlib.sha256(place.encode() + b"\n" + content).hexdigest()
+
+
+def _in_one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return " ".join([*(f"{part}:" for part in first["loc"]), first["msg"]])
 
 
 class Measurement(Record):
@@ -67,6 +113,7 @@ class Environment(Record):
     packages: dict[str, str]
     git_commit: str
     git_dirty: bool
+    note: str = ""
 
 
 class Result(Record):
@@ -104,7 +151,7 @@ def append_result(path: Path, result: Result) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
             _cut_stump(file)
-            file.write(result.model_dump_json().encode() + b"\n")
+            file.write(with_checksum(result) + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -126,29 +173,43 @@ def _cut_stump(file: BinaryIO) -> None:
 def read_results(path: Path) -> list[Result]:
     """Read every whole line; a last line cut by a crash is dropped, any other bad line is an error.
 
-    Raises UserInputError naming file and line.
+    Raises UserInputError naming file, line and what to do.
     """
     if not path.exists():
         raise UserInputError(f"no results at {path}; run the suite first")
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return list(_parse(path, lines))
-
-
-def _parse(path: Path, lines: list[str]) -> Iterator[Result]:
+    results, lines = [], path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            raw = json.loads(line)
+            results.append(result_of(line))
+        except UserInputError as error:
+            raise UserInputError(f"{path}:{number}: {error}") from error
         except ValueError as error:
             if number == len(lines):  # no newline behind it: the writer was killed
-                return
-            raise UserInputError(f"{path}:{number}: not a result: {error}") from error
-        if raw.get("format") != FORMAT:
+                break
             raise UserInputError(
-                f"{path}:{number}: format {raw.get('format')!r}, this attnbench reads {FORMAT}"
-            )
-        yield Result.model_validate(raw)
+                f"{path}:{number}: not a result: {error}; run the suite again, which sets such lines aside "
+                "and writes what is finished once more. If you changed the line yourself, remove its entry "
+                '"checksum": then it is taken as it is'
+            ) from error
+    return results
+
+
+def result_of(line: bytes) -> Result:
+    """Read one line of results; raises ValueError where it is damaged, UserInputError for another format."""
+    raw = json.loads(content_of(line))
+    if not isinstance(raw, dict):
+        raise ValueError(f"a {type(raw).__name__} in place of a record")
+    if raw.get("format") != FORMAT:
+        raise UserInputError(
+            f"format {raw.get('format')!r}, this attnbench reads {FORMAT}; use the version that wrote it, or "
+            "remove the line"
+        )
+    try:
+        return Result.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(_in_one_line(error)) from error
 
 
 def latest(results: list[Result]) -> list[Result]:

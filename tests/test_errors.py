@@ -13,7 +13,6 @@ from attnbench.data.image_sources import open_source
 from attnbench.data.labels import read_labels
 from attnbench.data.selection import read_class_list
 from attnbench.errors import CheckpointError, DataError, StorageError, SuiteError
-from attnbench.evaluation.feature_files import read_arrays
 from attnbench.evaluation.image_files import files_key
 from attnbench.evaluation.reference import load_reference
 from attnbench.exchange.diffusers_format import _copy_vae
@@ -22,16 +21,17 @@ from attnbench.exchange.weight_files import unpickle
 from attnbench.metrics.weights_files import read_tensors
 from attnbench.results import Record
 from attnbench.stages.latents.taesd import _numbered
-from attnbench.stages.sampling.shards import iterate_shards, read_shard
+from attnbench.stages.sampling.shards import is_whole, iterate_shards
 from attnbench.stages.training.checkpoint import load_tensors
+from attnbench.storage.arrays import read_arrays
 from attnbench.storage.hashing import file_sha256
-from attnbench.storage.store import read_record
+from attnbench.storage.records import read_record
 from attnbench.yaml_source import read_settings
 
 NAME = "samples-00000.npz"  # what the readers of a whole folder look for, too
 READERS = {
     "checkpoint": (lambda path: load_tensors(path, "key"), CheckpointError),
-    "shard": (lambda path: read_shard(path, 1), StorageError),
+    "shard": (lambda path: is_whole(path, 1), StorageError),
     "shards": (lambda path: list(iterate_shards(path.parent)), CheckpointError),
     "features": (lambda path: read_arrays(path, 1), StorageError),
     "record": (lambda path: read_record(path, Record), StorageError),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from attnbench.contract import ExtractorInputs
 from attnbench.data import load_dataset
@@ -79,6 +80,27 @@ def test_a_cut_cache_file_is_trained_again(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     again = load_or_train_classifier(labelled(), tmp_path, seed=0, device=CPU, recipe=QUICK)
     assert torch.equal(weights(first), weights(again))
+
+
+def test_a_changed_bit_is_trained_again_and_told(tmp_path):
+    """No other network judges in silence; one of an earlier version has no checksum and is taken."""
+    told: list[str] = []
+
+    def load():
+        return load_or_train_classifier(
+            labelled(), tmp_path, seed=0, device=CPU, recipe=QUICK, warn=told.append
+        )
+
+    first = weights(load())
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    assert torch.equal(weights(load()), first)
+    assert [text.endswith("the network is trained again") for text in told] == [True]
+    save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path)
+    assert not torch.equal(weights(load()), first)
+    assert len(told) == 1
 
 
 def test_an_unwritable_cache_is_a_storage_error(tmp_path):

@@ -21,6 +21,7 @@ from attnbench.specs import CodecSpec
 from attnbench.stages.latents import encoding as latents
 from attnbench.stages.latents.codec import load_codec
 from attnbench.stages.latents.taesd import TAESD_FILES, load_taesd
+from attnbench.storage.records import read_record
 
 SIDE, COUNT = 8, 11
 CPU = torch.device("cpu")
@@ -56,7 +57,10 @@ def encode(monkeypatch, tmp_path):
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("latents*")}
+    """Return the shards, and the index without its checksum, in which the folder's name is."""
+    index = read_record(folder / latents.LATENT_INDEX, latents.LatentIndex)
+    shards = {path.name: path.read_bytes() for path in folder.glob("latents*.npy")}
+    return shards | {latents.LATENT_INDEX: index.model_dump_json().encode()}
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "gone"])
@@ -109,7 +113,7 @@ def test_a_half_encoded_folder_of_another_autoencoder_is_not_continued(encode, t
     """Weights that changed between a kill and its resume never mix: everything is encoded anew."""
     folder = tmp_path / "latents"
     encode(folder)
-    index = latents.LatentIndex.model_validate_json((folder / latents.LATENT_INDEX).read_text())
+    index = read_record(folder / latents.LATENT_INDEX, latents.LatentIndex)
     half = index.model_copy(update={"sha256": index.sha256[:1]})
     (folder / latents.LATENT_INDEX).write_text(half.model_dump_json())
     old = files_of(folder)
@@ -123,7 +127,7 @@ def test_unfinished_latents_are_not_opened(encode, tmp_path):
     """An index with fewer shards than images need says how many there are."""
     spec = encode(tmp_path / "latents")
     path = tmp_path / "latents" / latents.LATENT_INDEX
-    index = latents.LatentIndex.model_validate_json(path.read_text())
+    index = read_record(path, latents.LatentIndex)
     path.write_text(index.model_copy(update={"sha256": index.sha256[:2]}).model_dump_json())
     with pytest.raises(DataError, match="2 of 3 shards"):
         latents.open_latents(tmp_path / "latents", spec, LABELS)

@@ -25,6 +25,7 @@ from attnbench.stages.latents import encoding as latents
 from attnbench.stages.latents import model_space
 from attnbench.stages.scored_images import training_images
 from attnbench.storage.names import MADE_FROM
+from attnbench.storage.records import read_record, write_record
 from attnbench.storage.store import NOTICE, read_output
 
 SIDE, CHANNELS, COUNT = 16, 4, 10
@@ -239,7 +240,8 @@ def test_stored_factors_are_checked(images, tmp_path, name, value):
     case, workspace = latent_case(images, tmp_path / "vae"), make_workspace(tmp_path / "runs")
     dataset, _ = prepared(case, workspace)
     path = workspace.folder("prepare", case) / latents.LATENT_INDEX
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    index = read_record(path, latents.LatentIndex)
+    write_record(path, index.model_copy(update={name: value}))
     with pytest.raises(DataError, match=f"have {name} {value}"):
         model_space.training_source(case, dataset, workspace)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,39 @@ def test_a_shard_without_its_times_is_drawn_again(tmp_path):
     again, _ = draw(tmp_path, case)
     assert times.exists()
     assert np.array_equal(again, whole)
+
+
+def test_samples_changed_after_the_stage_had_finished_are_drawn_again(monkeypatch, tmp_path):
+    """One bit of a picture: the stage is gone through once more, to the same pictures, and says so."""
+    monkeypatch.setattr(shards, "SHARD_SIZE", 4)
+    case = make_case(sample={"per_class": 4})
+    whole, _ = draw(tmp_path, case)
+    told: list[str] = []
+    workspace = replace(make_workspace(tmp_path), progress=lambda *words: told.append(words[-1]))
+    folder = workspace.folder("sample", case)
+    path = shards.shard_path(folder, 1)
+    content = bytearray(path.read_bytes())
+    content[content.index(whole[4:8].tobytes())] ^= 1
+    path.write_bytes(content)
+    again = sample.run(case, workspace)
+    assert np.array_equal(np.load(path)["arr_0"], whole[4:8])
+    assert any("samples-00001.npz" in text and "drawn again" in text for text in told)
+    (note,) = (m.note for m in again.measurements if m.name == "sample_warnings")
+    assert note == "stored samples were damaged and drawn again: samples-00001.npz"
+    assert sample.run(case, workspace) == again
+
+
+def test_changed_times_of_a_shard_are_not_reported(tmp_path):
+    """A digit of the record beside a shard: the shard is drawn again, with the times of that."""
+    case = make_case()
+    draw(tmp_path, case)
+    folder = make_workspace(tmp_path).folder("sample", case)
+    (folder / DONE).unlink()
+    record = shards.shard_path(folder, 0).with_suffix(".json")
+    record.write_text(record.read_text().replace('"total_s":0', '"total_s":7', 1))
+    output = sample.run(case, make_workspace(tmp_path))
+    assert [m.name for m in output.measurements if m.note.startswith("stored")] == ["sample_warnings"]
+    assert next(m for m in output.measurements if m.name == "sample_time_s").value < 7
 
 
 def test_guidance_scales_share_one_training():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -46,7 +47,8 @@ def print_list() -> None:
 
 def _short(path: Path) -> str:
     """Return a path with ~ for the user's home folder, as a shell takes it."""
-    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
+    home = os.path.expanduser("~")
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def _state(file: WeightsFile, path: Path) -> str:
@@ -71,7 +73,13 @@ def fetch(name: str, folder: Path | None, *, yes: bool) -> Path:
     file = published()[name]
     if not file.url:
         raise UserInputError(f"attnbench does not fetch the weights of {name}; {file.source}")
-    target = (folder or cache_folder()) / file.url.rpartition("/")[2]
+    folder = folder or cache_folder()
+    if folder.parts[0] == "~":
+        raise UserInputError(
+            f"nothing says where to keep the weights of {name}: HOME is not set and this user has no "
+            "entry in /etc/passwd; set HOME or XDG_CACHE_HOME, or name a folder with --to"
+        )
+    target = folder / file.url.rpartition("/")[2]
     if target.is_file() and file_sha256(target) == file.sha256:
         return target
     _ask(file, target, yes=yes)

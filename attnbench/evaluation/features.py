@@ -15,9 +15,9 @@ import torch
 from attnbench.contract import ExtractorInputs, FeatureExtractor, Features
 from attnbench.errors import NonFiniteError, PluginError, UserInputError
 from attnbench.evaluation.collection import ImageCollection, ImageShard, single_colour
-from attnbench.evaluation.feature_files import Arrays, DamagedFileError, read_arrays, write_arrays
 from attnbench.plugins import Provided
 from attnbench.specs import content_hash
+from attnbench.storage.arrays import Arrays, DamagedFileError, read_arrays, write_arrays
 from attnbench.storage.atomic import storage_errors
 
 FORMAT = 1  # of cached shards; raised when their meaning changes

@@ -261,11 +261,15 @@ def _cropped(file: Path, side: int) -> np.ndarray:
 
 def _refuse_unreadable(files: Sequence[Path]) -> None:
     """Raise DataError naming the first of the files whose header tells that it cannot be used."""
+
+    def examine(file: Path) -> None:
+        try:
+            decoding.examine(file)
+        except DataError as error:
+            raise DataError(f"{file} cannot be used: {error}; replace or remove it") from error
+
     with ThreadPoolExecutor() as pool:
-        faults = list(pool.map(decoding.header_fault, files))
-    for file, fault in zip(files, faults, strict=True):
-        if fault is not None:
-            raise DataError(f"{file} cannot be used: {fault}; replace or remove it")
+        list(pool.map(examine, files))
 
 
 def _cut(file: Path, error: BaseException) -> DataError:

@@ -8,7 +8,6 @@ import re
 import struct
 import threading
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,10 +20,12 @@ from numpy.lib import format as npy
 from attnbench.data.layout import printable
 from attnbench.errors import DataError, cannot_read
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard, check_labels, listed
+from attnbench.storage.arrays import DAMAGED_NPZ
 from attnbench.storage.names import SAMPLE_SHARDS, sample_shard
 
+CHECKED_AT_ONCE = 2**24  # bytes
 IMAGES, LABELS = "arr_0", ("labels", "arr_1")
-DAMAGED = (OSError, ValueError, KeyError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
+DAMAGED = (OSError, *DAMAGED_NPZ)
 _AS_UINT8 = "numpy.clip(numpy.round(127.5 * x + 127.5), 0, 255).astype(numpy.uint8)"
 
 
@@ -45,6 +46,7 @@ class NpzImages:
     _next: int = 0
     _kept: tuple[int, np.ndarray] = field(default_factory=lambda: (0, np.empty((0,), np.uint8)), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _is_checked: bool = False
 
     def rows(self, first: int, count: int) -> np.ndarray:
         """Return images first ... first + count - 1 anew, uint8 [count, H, W, C]; raises DataError."""
@@ -53,6 +55,21 @@ class NpzImages:
                 return self._stored(first, count) if self.start is not None else self._streamed(first, count)
         except DAMAGED as error:
             raise damaged(self.path, error) from error
+
+    def check(self) -> None:
+        """Compare a stored array with zip's checksum, once; raises DataError.
+
+        `rows` reads it where it lies, past the zip archive; what is compressed zip checks as it reads.
+        """
+        if self._is_checked or self.start is None:
+            return
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES}.npy") as stream:
+                while stream.read(CHECKED_AT_ONCE):
+                    pass
+        except DAMAGED as error:
+            raise damaged(self.path, error) from error
+        self._is_checked = True
 
     def _stored(self, first: int, count: int) -> np.ndarray:
         assert self.start is not None
@@ -85,9 +102,13 @@ class NpzImages:
 
 
 def _shard(images: NpzImages, first: int, count: int) -> ImageShard:
+    def find_key() -> str:
+        images.check()
+        return _pixels_key(images.rows(first, count))
+
     return ImageShard(
         count=count,
-        find_key=lambda: _pixels_key(images.rows(first, count)),
+        find_key=find_key,
         load=lambda: torch.from_numpy(images.rows(first, count)),
         load_one=lambda index: torch.from_numpy(images.rows(first + index, 1)[0]),
     )

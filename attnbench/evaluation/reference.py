@@ -23,11 +23,11 @@ from attnbench.evaluation.features import DIGEST_BYTES, ExtractedFeatures
 from attnbench.evaluation.statistics_files import read_statistics
 from attnbench.metrics.gaussian import CHUNK, RunningStatistics, Statistics
 from attnbench.results import Record, environment
+from attnbench.storage.arrays import DAMAGED_NPZ
 from attnbench.storage.atomic import atomic_path
 
 FORMAT = 1
 ADM_ARRAYS = ("mu", "sigma", "mu_s", "sigma_s")
-_DAMAGED = (ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 class Provenance(Record):
@@ -196,7 +196,7 @@ def holds(path: Path) -> set[str]:
             return {name.removesuffix(".npy") for name in archive.namelist()}
     except OSError as error:
         raise DataError(cannot_read(path, error, "copy or build it again")) from error
-    except _DAMAGED as error:
+    except DAMAGED_NPZ as error:
         raise DataError(f"{path} is no whole npz file ({error}); copy or build it again") from error
 
 
@@ -208,7 +208,7 @@ def load_reference(path: Path) -> Reference:
             arrays = {name: stored[name] for name in meta.sha256}
     except OSError as error:
         raise DataError(cannot_read(path, error, "build it again")) from error
-    except (*_DAMAGED, ValidationError) as error:
+    except (*DAMAGED_NPZ, ValidationError) as error:
         raise DataError(f"{path} is no reference file of this attnbench ({error}); build it again") from error
     if meta.format != FORMAT:
         raise DataError(f"{path} has format {meta.format}, this attnbench reads {FORMAT}; build it again")
@@ -242,7 +242,7 @@ def with_adm_statistics(reference: Reference, path: Path) -> Reference:
             tensors = {name: torch.from_numpy(stored[name]).double() for name in ADM_ARRAYS}
     except OSError as error:
         raise DataError(cannot_read(path, error, "fetch the file again")) from error
-    except (*_DAMAGED, TypeError) as error:
+    except DAMAGED_NPZ as error:
         raise DataError(f"{path}: its statistics cannot be read ({error}); fetch the file again") from error
     for suffix, ours in (("", reference.pooled), ("_s", reference.spatial)):
         found = [list(tensors[name + suffix].shape) for name in ("mu", "sigma")]

@@ -16,8 +16,9 @@ from attnbench.stages.latents.latent_space import on_hub
 from attnbench.stages.latents.model_space import MadeFrom, codec_of
 from attnbench.stages.training.checkpoint import ModelInput, load_averaged
 from attnbench.storage.names import AVERAGED, LATENT_INDEX, MADE_FROM
+from attnbench.storage.records import read_record
 from attnbench.storage.run_folders import case_of, choose_result
-from attnbench.storage.store import read_output, read_record
+from attnbench.storage.store import read_output
 
 
 def find_case(run_dir: Path, wanted: str | None = None) -> Case:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import nn
 
 from attnbench.contract import ExtractorInputs, FeatureExtractor, Features
@@ -18,7 +16,8 @@ from attnbench.errors import UserInputError
 from attnbench.hookspecs import hookimpl
 from attnbench.metrics.spatial import first_channels
 from attnbench.specs import content_hash
-from attnbench.storage.atomic import atomic_write, storage_errors
+from attnbench.storage.arrays import DamagedFileError, read_arrays, write_arrays
+from attnbench.storage.atomic import storage_errors
 
 FEATURE_WIDTH = 128
 
@@ -116,11 +115,12 @@ def load_or_train_classifier(
     seed: int,
     device: torch.device,
     recipe: Recipe = Recipe(),
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Classifier:
     """Return the classifier of these images, trained at most once per cache folder.
 
-    The weights' file name is a hash of images, labels, seed and recipe. Raises StorageError when the
-    file cannot be written.
+    The weights' file name is a hash of images, labels, seed and recipe; `warn` hears of a damaged one, which
+    is trained again. Raises StorageError when the file cannot be read or written.
     """
     side = min(data.images.shape[1], recipe.max_side)
     path = cache_dir / f"classifier-{_key(data, seed, recipe)}.safetensors"
@@ -130,7 +130,7 @@ def load_or_train_classifier(
             channels=data.images.shape[3], side=side, num_classes=data.num_classes, width=recipe.width
         )
     network.to(device)
-    if not _load(network, path):
+    if not _load(network, path, warn):
         _train(network, data, recipe, seed)
         _save(network, path)
     return Classifier(network.eval().requires_grad_(False), recipe.max_side)
@@ -144,13 +144,18 @@ def _key(data: LabelledImages, seed: int, recipe: Recipe) -> str:
     return content_hash([digest.hexdigest(), data.num_classes, seed, asdict(recipe)])
 
 
-def _load(network: SmallCnn, path: Path) -> bool:
-    """Load cached weights; False where there are none, or none that can be read."""
-    if not path.exists():
+def _load(network: SmallCnn, path: Path, warn: Callable[[str], None]) -> bool:
+    """Load cached weights; False where there are none, or none that can be used."""
+    try:
+        weights = read_arrays(path, unchecked=True)
+    except DamagedFileError as error:
+        warn(f"{path} is damaged ({error}): the network is trained again")
+        return False
+    if weights is None:
         return False
     try:
-        network.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError):  # cut in half or of another version: train again
+        network.load_state_dict(weights)
+    except RuntimeError:  # of another version
         return False
     return True
 
@@ -158,7 +163,7 @@ def _load(network: SmallCnn, path: Path) -> bool:
 def _save(network: SmallCnn, path: Path) -> None:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, save({name: weight.cpu() for name, weight in network.state_dict().items()}))
+    write_arrays(path, {name: weight.cpu() for name, weight in network.state_dict().items()})
 
 
 def _train(network: SmallCnn, data: LabelledImages, recipe: Recipe, seed: int) -> None:
@@ -208,7 +213,10 @@ def _training_data(inputs: ExtractorInputs) -> LabelledImages:
 
 def _load_extractor(inputs: ExtractorInputs) -> Callable[[torch.Tensor], Features]:
     data = _training_data(inputs)
-    return load_or_train_classifier(data, inputs.cache_dir, seed=inputs.seed, device=inputs.device).features
+    network = load_or_train_classifier(
+        data, inputs.cache_dir, seed=inputs.seed, device=inputs.device, warn=inputs.warn
+    )
+    return network.features
 
 
 @hookimpl

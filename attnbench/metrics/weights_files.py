@@ -34,9 +34,12 @@ class WeightsFile:
 
 
 def cache_folder() -> Path:
-    """Return this package's folder for fetched weights: `attnbench/weights` in the user's cache."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return root / "attnbench" / "weights"
+    """Return this package's folder for fetched weights: `attnbench/weights` in the user's cache.
+
+    It begins with `~`, as torch's does, where nobody says where the user's home is.
+    """
+    root = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(root) / "attnbench" / "weights"
 
 
 def places(file: WeightsFile, chosen: Path | None = None) -> list[Path]:
@@ -47,7 +50,7 @@ def places(file: WeightsFile, chosen: Path | None = None) -> list[Path]:
     if chosen is not None:
         return [chosen]
     if named := os.environ.get(file.variable):
-        return [Path(named).expanduser()]
+        return [Path(os.path.expanduser(named))]
     folders = (cache_folder(), Path(torch.hub.get_dir()) / "checkpoints")
     found = [folder / name for folder in folders for name in file.names]
     return found + _hub_files(file)

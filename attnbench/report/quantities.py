@@ -91,7 +91,10 @@ ACCURACY = Quantity(
                "the class they were asked for. 'real' is the same classifier on held-out real images.",
 )  # fmt: skip
 REAL_ACCURACY = "class_accuracy_real"
-NOTED = ("unreadable_images", "training_warnings", "evaluation_warnings")
+NOTED = (
+    "unreadable_images", "training_warnings", "sample_warnings", "evaluation_warnings", "profile_warnings",
+    "store_warnings",
+)  # fmt: skip
 """Counts of what went wrong, whose notes stand among the report's warnings."""
 
 _FAMILIES: dict[str, tuple[Direction, int, str]] = {

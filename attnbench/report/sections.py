@@ -212,6 +212,7 @@ def _describe(environment: Environment) -> dict[str, str]:
         "Python": environment.python,
         **environment.packages,
         "Git commit": commit + (", with uncommitted changes" if environment.git_dirty else ""),
+        **({"Note": environment.note} if environment.note else {}),
     }
 
 

@@ -7,6 +7,7 @@ folders wait for each other: for one stage, for a profiling session, for the lin
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -24,9 +25,11 @@ from attnbench.specs import Case
 from attnbench.stages.case import finished_case
 from attnbench.stages.profile import SessionOutput, profile_cases
 from attnbench.storage.atomic import atomic_write, storage_errors
+from attnbench.storage.hashing import file_sha256
 from attnbench.storage.locks import alone_in, is_held
 from attnbench.storage.names import CLAIMS, DONE, PICTURES, RESULTS, STORE
-from attnbench.storage.store import NOTICE
+from attnbench.storage.run_folders import set_damaged_aside
+from attnbench.storage.store import NOTICE, read_output
 from attnbench.suite.loading import Suite
 
 CaseProgress = Callable[[Case, str, int, int, str], None]  # case, stage, done, total, note
@@ -98,6 +101,8 @@ def run(
     fine = [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"]
     session = profile_cases(fine, store, device, listener.profiling, listener.notice)
     with alone_in(run_dir, listener.notice):
+        if damaged := set_damaged_aside(run_dir):
+            listener.notice(damaged)
         results = [_complete(result, session, store, run_dir, listener.notice) for result in results]
         _remember(run_dir / RESULTS, results)
         report = write_report(run_dir, results, title=suite.name, question=suite.question)
@@ -199,8 +204,10 @@ def _complete(
     artefacts = {}
     for name, relative in result.artefacts.items():
         target = run_dir / PICTURES / f"{result.case_id}-{name}{Path(relative).suffix}"
-        if not target.exists():
-            _bring(store / relative, target, result.label, notice)
+        output = read_output((store / relative).parent)
+        expected = output.artefact_sha256.get(name, "") if output is not None else ""
+        if not target.exists() or (expected and file_sha256(target) != expected):
+            _bring(store / relative, expected, target, result.label, notice)
         artefacts[name] = str(target.relative_to(run_dir))
     update: dict[str, Any] = {
         "measurements": [*result.measurements, *session.costs.get(result.case_id, [])],
@@ -211,13 +218,19 @@ def _complete(
     return result.model_copy(update=update)
 
 
-def _bring(picture: Path, target: Path, label: str, notice: Callable[[str], None]) -> None:
-    """Copy a picture out of the store, unless it cannot be read; raises StorageError."""
+def _bring(picture: Path, expected: str, target: Path, label: str, notice: Callable[[str], None]) -> None:
+    """Copy a picture with the SHA-256 `expected`, if known, out of the store, unless it cannot be read.
+
+    Raises StorageError.
+    """
+    again = f"remove {picture.parent / DONE} and run the same command again to have it drawn anew"
     try:
         content = picture.read_bytes()
     except OSError as error:
-        again = f"remove {picture.parent / DONE} and run the same command again to have it drawn anew"
         notice(f"{label} goes without its picture: {cannot_read(picture, error, again)}")
+        return
+    if expected and hashlib.sha256(content).hexdigest() != expected:
+        notice(f"{label} goes without its picture: {picture} was damaged; {again}")
         return
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

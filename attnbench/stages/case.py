@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ import torch
 from attnbench.devices import device_name
 from attnbench.errors import AttnbenchError, UnsupportedError
 from attnbench.processes import ParentProcess
-from attnbench.results import Environment, Result, environment, timestamp
+from attnbench.results import Environment, Measurement, Result, environment, timestamp
 from attnbench.specs import Case
 from attnbench.stages.interrupts import Stopped
-from attnbench.storage.atomic import atomic_write
 from attnbench.storage.names import ENVIRONMENT
-from attnbench.storage.store import STAGES, Stage, StageOutput, Workspace, read_output, read_record
+from attnbench.storage.records import read_record, write_record
+from attnbench.storage.store import STAGES, Stage, StageOutput, Workspace, read_output
 
 
 def run_case(case: Case, workspace: Workspace) -> Result:
@@ -33,9 +34,7 @@ def run_case(case: Case, workspace: Workspace) -> Result:
     try:
         for stage in STAGES:
             outputs.append(importlib.import_module(f"attnbench.stages.{stage}").run(case, workspace))
-        path = workspace.folder("evaluate", case) / ENVIRONMENT
-        if read_record(path, Environment) is None:  # or another run has finished it, where it ran
-            atomic_write(path, where.model_dump_json().encode())
+        where = _environment_of(workspace.folder("evaluate", case), where, workspace)
     except UnsupportedError as error:
         return _result(case, where, outputs, "skipped", str(error))
     except (AttnbenchError, MemoryError) as error:
@@ -45,7 +44,22 @@ def run_case(case: Case, workspace: Workspace) -> Result:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything; other cases go on
         traceback.print_exc()
         return _result(case, where, outputs, "failed", f"{stage}: {_describe(error)}")
-    return _result(case, where, outputs, "ok", "")
+    return _result(case, where, outputs, "ok", "", workspace.notes)
+
+
+def _environment_of(folder: Path, here: Environment, workspace: Workspace) -> Environment:
+    """Return where a case was computed as its folder says, or note that it was here."""
+    path = folder / ENVIRONMENT
+    lost: list[Path] = []
+    known = read_record(path, Environment, lost.append)
+    if known is not None:  # another run has finished it, where it ran
+        return known
+    if lost:
+        workspace.made_again(path)
+        note = "where the cases were computed is lost, its record was damaged: this is where it was found"
+        here = here.model_copy(update={"note": note})
+    write_record(path, here)
+    return here
 
 
 def finished_case(case: Case, root: Path) -> Result | None:
@@ -60,8 +74,18 @@ def finished_case(case: Case, root: Path) -> Result | None:
     return None if where is None else _result(case, where, outputs, "ok", "")
 
 
-def _result(case: Case, where: Environment, outputs: list[StageOutput], status: Any, reason: str) -> Result:
+def _result(
+    case: Case,
+    where: Environment,
+    outputs: list[StageOutput],
+    status: Any,
+    reason: str,
+    notes: Sequence[str] = (),
+) -> Result:
     finished = dict(zip(STAGES, outputs, strict=False))
+    found = [m for output in outputs for m in output.measurements]
+    if notes:
+        found.append(Measurement(name="store_warnings", values=[len(notes)], note="; ".join(notes)))
     return Result(
         case_id=case.id,
         suite=case.suite,
@@ -69,7 +93,7 @@ def _result(case: Case, where: Environment, outputs: list[StageOutput], status: 
         axes=case.axes,
         status=status,
         reason=reason,
-        measurements=[m for output in outputs for m in output.measurements],
+        measurements=found,
         curves={name: curve for output in outputs for name, curve in output.curves.items()},
         artefacts={
             name: f"{stage}/{case.key(stage)}/{path}"  # relative to the store

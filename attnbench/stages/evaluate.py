@@ -34,7 +34,7 @@ from attnbench.stages.scored_images import (
     training_images,
 )
 from attnbench.storage.names import CLASSES, REFERENCE
-from attnbench.storage.store import StageOutput, Workspace, features_folder, read_output, write_output
+from attnbench.storage.store import StageOutput, Workspace, features_folder, write_output
 
 FLOOR, CODEC_FLOOR = "floor:", "floor-codec:"  # before a metric's name: real images in place of samples
 CODEC_FLOOR_IMAGES = 10_000  # at most: a decoder is slow, and more images would not change what is read off
@@ -48,7 +48,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     """
     folder = workspace.folder("evaluate", case)
     with workspace.holding(folder):
-        finished = read_output(folder)
+        finished = workspace.finished(folder)
         if finished is not None:
             return finished
         evaluation = Evaluation(
@@ -70,7 +70,7 @@ class Evaluation:
     workspace: Workspace
     dataset: Dataset
     samples: ImageCollection
-    done: int = field(default=0, init=False)
+    warnings: list[str] = field(default_factory=list, init=False)
 
     def measurements(self) -> list[Measurement]:
         """Return the metrics of the samples, their floors, and the class accuracies."""
@@ -81,12 +81,12 @@ class Evaluation:
         found += [*self._held_out_floor(), *self._codec_floor()]
         if settings.class_accuracy:
             found += self._class_accuracies()
-        return [*found, *_as_measurements(self.scorer.warnings)]
+        return [*found, *_as_measurements(list(dict.fromkeys([*self.warnings, *self.scorer.warnings])))]
 
     @functools.cached_property
     def training(self) -> LabelledImages:
         """What the networks of this stage are trained on."""
-        return training_images(self.case, self.dataset, self.workspace)
+        return training_images(self.case, self.dataset, self.workspace, self.warnings.append)
 
     @functools.cached_property
     def scorer(self) -> Scorer:
@@ -118,6 +118,7 @@ class Evaluation:
             seed=SEED,
             device=self.workspace.device,
             recipe=Recipe(flip=self.dataset.flip),
+            warn=self.warnings.append,
         )
 
     @functools.cached_property
@@ -211,7 +212,7 @@ class Evaluation:
             return []  # too few images to measure anything by; reports show no floor
         what = [prefix, scored, settings.model_dump(mode="json"), self.scorer.cache.key]
         folder = cache_folder(self.case, self.dataset, self.workspace, *what)
-        known = read_output(folder)
+        known = self.workspace.finished(folder)
         if known is None:
             # the kernel distance is unbiased: a smaller subset changes its spread, not what it estimates
             fitting = settings.model_copy(update={"kd_subset_size": min(settings.kd_subset_size, count)})
@@ -239,7 +240,7 @@ class Evaluation:
         if not len(held_out):
             return []
         folder = cache_folder(self.case, self.dataset, self.workspace, "class_accuracy_real")
-        known = read_output(folder)
+        known = self.workspace.finished(folder)
         if known is None:
             accuracy = self.judged_held_out.accuracy
             found = Measurement(name="class_accuracy_real", values=[accuracy], n=len(held_out), note=note)

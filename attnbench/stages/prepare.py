@@ -21,14 +21,13 @@ from attnbench.stages.latents.model_space import (
     which_codec,
 )
 from attnbench.storage import hub
-from attnbench.storage.atomic import atomic_write
 from attnbench.storage.names import DONE, LATENT_INDEX, MADE_FROM
+from attnbench.storage.records import read_record, write_record
 from attnbench.storage.store import (
     NOTICE,
     StageOutput,
     Workspace,
     read_output,
-    read_record,
     write_output,
 )
 from attnbench.yaml_source import show_path
@@ -57,7 +56,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     now = MadeFrom(data=dataset.fingerprint, codec=fingerprint(codec) if codec else "", commit=commit)
     with workspace.holding(folder):
         _check_unchanged(case, folder, now, dataset, workspace)
-        finished = read_output(folder)
+        finished = workspace.finished(folder)
         if finished is not None:
             return finished
         for remark in dataset.remarks:
@@ -88,7 +87,7 @@ def _check_unchanged(case: Case, folder: Path, now: MadeFrom, dataset: Dataset, 
 
     What an earlier attnbench did not note is taken as it is now.
     """
-    before = read_record(folder / MADE_FROM, MadeFrom)
+    before = read_record(folder / MADE_FROM, MadeFrom, workspace.made_again)
     begun = any((folder / name).exists() for name in (DONE, LATENT_INDEX))
     known = before if begun else None
     workspace.report("prepare", 0, 0, "comparing the files with those of earlier runs")
@@ -97,7 +96,7 @@ def _check_unchanged(case: Case, folder: Path, now: MadeFrom, dataset: Dataset, 
         images = known.codec == now.codec
         refuse_changed("images in data.path" if images else which_codec(case), folder)
     if known is None or (known.written, known.content) != (now.written, now.content):
-        atomic_write(folder / MADE_FROM, now.model_dump_json().encode())
+        write_record(folder / MADE_FROM, now)
 
 
 def _left_out(dataset: Dataset) -> list[Measurement]:

@@ -23,10 +23,10 @@ from attnbench.progress import Progress
 from attnbench.results import Measurement, Record, environment
 from attnbench.specs import FORMAT, Case, ProfileSpec, content_hash
 from attnbench.stages.latents.model_space import latent_factor
-from attnbench.storage.atomic import atomic_write, storage_errors
+from attnbench.storage.atomic import storage_errors
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import PROFILE, SESSION, latent_shard
-from attnbench.storage.store import read_record
+from attnbench.storage.records import read_record, write_record
 
 
 class SessionOutput(Record):
@@ -67,9 +67,13 @@ def profile_cases(
     found = read_record(path, SessionOutput)
     if found is None:
         with alone_in(store / PROFILE, notice):
-            found = read_record(path, SessionOutput)  # of the one that was waited for
+            lost: list[Path] = []
+            found = read_record(path, SessionOutput, lost.append)  # of the one that was waited for
             if found is None:
-                found = _measure(cases, contents, factors, path, device, progress)
+                note = f"{path.relative_to(store)} was damaged: all costs are measured again" if lost else ""
+                if note:
+                    notice(note)
+                found = _measure(cases, contents, factors, path, device, progress, note)
     return found.of_cases(contents)
 
 
@@ -98,10 +102,11 @@ def _measure(
     path: Path,
     device: str,
     progress: Progress,
+    note: str,
 ) -> SessionOutput:
     """Measure the models of cases, whose contents and latent factors are given by case id; keep it at `path`.
 
-    A session with a row that failed is not kept.
+    A session with a row that failed is not kept. `note` is what a reader of all its costs must know.
     """
     distinct = {contents[case.id]: case for case in reversed(cases)}  # guidance scales share a model
     sessions: dict[str, tuple[ProfileSpec, list[ProfileRequest]]] = {}
@@ -124,11 +129,14 @@ def _measure(
             complete = complete and row.status == "ok"
             if row.status == "failed":
                 failed[row.model] = f"profile at {row.resolution} px: {row.reason}"
+    if note:
+        warning = Measurement(name="profile_warnings", values=[1], note=note)
+        found = {key: [*rows, warning] for key, rows in found.items()}
     output = SessionOutput(costs={key: _once(rows) for key, rows in found.items()}, failures=failed)
     if complete:  # what failed, or took too long this time, is measured again next time
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, output.model_dump_json().encode())
+        write_record(path, output)
     return output
 
 

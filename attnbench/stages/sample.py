@@ -23,17 +23,20 @@ from attnbench.stages.latents.model_space import decoder
 from attnbench.stages.sampling.grid import MAX_COLUMNS, MAX_ROWS, write_grid
 from attnbench.stages.sampling.sampler import Sampler
 from attnbench.stages.sampling.shards import (
-    ShardTimes,
+    ShardRecord,
+    is_whole,
     read_images,
-    read_shard,
-    read_times,
+    read_records,
     shard_path,
     shard_ranges,
     write_shard,
 )
 from attnbench.stages.training.checkpoint import load_averaged, load_into
-from attnbench.storage.names import AVERAGED, GRID
-from attnbench.storage.store import StageOutput, Workspace, read_output, write_output
+from attnbench.storage.atomic import storage_errors
+from attnbench.storage.names import AVERAGED, DONE, GRID, sample_shard
+from attnbench.storage.store import NOTICE, StageOutput, Workspace, read_output, write_output
+
+TIME = "sample_time_s"
 
 
 def run(case: Case, workspace: Workspace) -> StageOutput:
@@ -42,8 +45,9 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     Raises UserInputError, UnsupportedError, CheckpointError, NonFiniteError or StorageError.
     """
     folder = workspace.folder("sample", case)
+    _reopen_where_damaged(folder, workspace)
     with workspace.holding(folder):
-        finished = read_output(folder)
+        finished = workspace.finished(folder)
         if finished is not None:
             return finished
         check_sampler(case)
@@ -53,6 +57,21 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         output.computed_with.update(case.outside_key("sample"))
         write_output(folder, output)
         return output
+
+
+def _reopen_where_damaged(folder: Path, workspace: Workspace) -> None:
+    """Make a finished stage unfinished where a shard is not what was written: its samples are needed now."""
+    finished = read_output(folder)
+    if finished is None:
+        return
+    count = next((m.n for m in finished.measurements if m.name == TIME), None) or 0
+    shards = [(shard_path(folder, number), len(part)) for number, part in enumerate(shard_ranges(count))]
+    lost = [path.name for path, size in shards if not is_whole(path, size)]
+    if lost:
+        text = f"{', '.join(lost)} in {folder} cannot be used: missing or damaged, drawn again"
+        workspace.report(NOTICE, 0, 0, text)
+        with storage_errors(folder / DONE):
+            (folder / DONE).unlink(missing_ok=True)
 
 
 def draw_part(case: Case, workspace: Workspace, world: World) -> Sampler:
@@ -68,14 +87,14 @@ def draw_shards(sampler: Sampler, folder: Path, *, rank: int = 0, world: int = 1
     """Draw the shards `rank`, `rank + world`, ... that are not there yet; neither number changes a byte."""
     for number, indices in list(enumerate(shard_ranges(sampler.total)))[rank::world]:
         path = shard_path(folder, number)
-        if read_shard(path, len(indices)) is None:
+        if not is_whole(path, len(indices)):
             write_shard(path, sampler.draw(indices))
 
 
 def finish(sampler: Sampler, folder: Path) -> StageOutput:
     """Write the grid and describe all shards; raises CheckpointError when one is missing."""
     sizes = [len(indices) for indices in shard_ranges(sampler.total)]
-    times = read_times(folder, len(sizes))
+    records = read_records(folder, len(sizes))
     settings = sampler.case.sample
     chosen = list(range(min(sampler.total, MAX_ROWS * MAX_COLUMNS)))  # random labels make no rows
     columns = MAX_COLUMNS
@@ -83,7 +102,7 @@ def finish(sampler: Sampler, folder: Path) -> StageOutput:
         chosen = grid_indices(sampler.num_classes, settings.per_class)
         columns = min(MAX_COLUMNS, settings.per_class)
     write_grid(folder / GRID, read_images(folder, chosen), num_columns=columns)
-    return _describe(times, sizes)
+    return _describe(records, sizes)
 
 
 def load_sampler(case: Case, workspace: Workspace) -> Sampler:
@@ -107,7 +126,7 @@ def grid_indices(num_classes: int, per_class: int) -> list[int]:
     return [column * num_classes + row for row in range(min(MAX_ROWS, num_classes)) for column in columns]
 
 
-def _describe(times: list[ShardTimes], sizes: list[int]) -> StageOutput:
+def _describe(records: list[ShardRecord], sizes: list[int]) -> StageOutput:
     count = sum(sizes)
 
     def seconds(name: str, values: list[float], note: str = "") -> Measurement:
@@ -117,11 +136,15 @@ def _describe(times: list[ShardTimes], sizes: list[int]) -> StageOutput:
         rates = [size / max(value, 1e-9) for size, value in zip(sizes, values, strict=True)]
         return Measurement(name=name, unit="1/s", values=rates, n=count, better="higher", note=note)
 
-    totals, denoising = [t.total_s for t in times], [t.denoise_s for t in times]
+    totals, denoising = [r.total_s for r in records], [r.denoise_s for r in records]
     measurements = [
-        seconds("sample_time_s", totals, "sum over shards; several processes share it"),
-        seconds("decode_time_s", [t.decode_s for t in times], "on a GPU beside the denoising"),
+        seconds(TIME, totals, "sum over shards; several processes share it"),
+        seconds("decode_time_s", [r.decode_s for r in records], "on a GPU beside the denoising"),
         rate("images_per_s", totals, "per shard, with decoding"),
         rate("denoise_images_per_s", denoising, "per shard, without decoding"),
     ]
+    again = [sample_shard(number) for number, record in enumerate(records) if record.drawn_again]
+    if again:
+        note = f"stored samples were damaged and drawn again: {', '.join(again)}"
+        measurements.append(Measurement(name="sample_warnings", values=[len(again)], note=note))
     return StageOutput(measurements=measurements, artefacts={"grid": GRID})

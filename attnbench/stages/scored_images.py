@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from attnbench.contract import ExtractorInputs
 from attnbench.data import Dataset, ImageSet
@@ -24,10 +24,11 @@ from attnbench.plugins import registry
 from attnbench.progress import Progress
 from attnbench.specs import FORMAT, Case, content_hash
 from attnbench.stages.latents.model_space import MadeFrom
-from attnbench.storage.atomic import atomic_path, atomic_write, storage_errors
+from attnbench.storage.arrays import DamagedFileError, read_arrays, write_arrays
+from attnbench.storage.atomic import storage_errors
 from attnbench.storage.names import MADE_FROM, SAMPLE_SHARDS, TRAINING_IMAGES
-from attnbench.storage.store import Workspace, features_folder, read_record
-from attnbench.storage.tensor_files import write_tensors
+from attnbench.storage.records import read_record, write_record
+from attnbench.storage.store import Workspace, features_folder
 
 BATCH_SIZE = 64
 MAX_TRAINING_IMAGES = 20_000
@@ -63,7 +64,7 @@ def cache_folder(case: Case, dataset: Dataset, workspace: Workspace, *what: obje
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     if before is None:
-        atomic_write(path / MADE_FROM, now.model_dump_json().encode())
+        write_record(path / MADE_FROM, now)
     return path
 
 
@@ -79,6 +80,7 @@ def load_scorer(case: Case, workspace: Workspace, training: LabelledImages, prog
     """Return the scorer that the case names; raises UnknownNameError for an extractor nobody provides."""
     settings, known = case.evaluate, registry()
     known.extractor(settings.extractor)
+    warnings: list[str] = []
     inputs = ExtractorInputs(
         device=workspace.device,
         seed=SEED,
@@ -88,30 +90,38 @@ def load_scorer(case: Case, workspace: Workspace, training: LabelledImages, prog
         train_images=training.images,
         train_labels=training.labels,
         num_classes=training.num_classes,
+        warn=warnings.append,
     )
     cache = FeatureCache(
-        folder=features_folder(workspace.root), extractor=known.extractors[settings.extractor], inputs=inputs
+        folder=features_folder(workspace.root),
+        extractor=known.extractors[settings.extractor],
+        inputs=inputs,
+        warnings=warnings,
     )
     return Scorer(settings=settings, cache=cache, progress=progress)
 
 
-def training_images(case: Case, dataset: Dataset, workspace: Workspace) -> LabelledImages:
+def training_images(
+    case: Case, dataset: Dataset, workspace: Workspace, warn: Callable[[str], None] = lambda text: None
+) -> LabelledImages:
     """Return what evaluation networks train on: 20,000 images at most, 32 pixels at most.
 
     Evenly spaced images of the training part, averaged down; kept on disk, since decoding them again
-    for every case would take longer than training.
+    for every case would take longer than training. `warn` hears of a damaged file, which is written again.
     """
     path = cache_folder(case, dataset, workspace, "training images") / TRAINING_IMAGES
-    if path.exists():
-        tensors = load_file(path)
-    else:
+    try:
+        tensors = read_arrays(path, unchecked=True)
+    except DamagedFileError as error:
+        warn(f"{path} is damaged ({error}): the evaluation networks' training images are read again")
+        tensors = None
+    if tensors is None:
         count = len(dataset.train)
         step = max(1, -(-count // MAX_TRAINING_IMAGES))
         chosen = torch.arange(0, count, step)
         batches = [_shrunk(dataset.train.get(indices)) for indices in chosen.split(512)]
         tensors = {"images": torch.cat(batches), "labels": dataset.train.labels[chosen]}
-        with atomic_path(path) as temporary:
-            write_tensors(temporary, tensors)
+        write_arrays(path, tensors)
     return LabelledImages(images=tensors["images"], labels=tensors["labels"], num_classes=dataset.num_classes)
 
 

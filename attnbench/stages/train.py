@@ -23,7 +23,7 @@ from attnbench.stages.training.loss_curve import describe_training
 from attnbench.stages.training.sharding import put_together
 from attnbench.stages.training.trainer import Trainer
 from attnbench.storage.names import AVERAGED, CHECKPOINT, further_average
-from attnbench.storage.store import StageOutput, Workspace, read_output, write_output
+from attnbench.storage.store import StageOutput, Workspace, write_output
 
 
 def run(case: Case, workspace: Workspace) -> StageOutput:
@@ -34,7 +34,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
     """
     folder = workspace.folder("train", case)
     with workspace.holding(folder):
-        finished = read_output(folder)
+        finished = workspace.finished(folder)
         if finished is not None:
             return finished
         check_objective(case)

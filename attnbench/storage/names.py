@@ -1,6 +1,6 @@
 """Every name of a file or folder below a runs folder: what lies where, in one place.
 
-runs/<suite>/             results.jsonl, report.md, report.html, pictures/, lock
+runs/<suite>/             results.jsonl, results.damaged.jsonl, report.md, report.html, pictures/, lock
 runs/store/prepare/<key>/ done.json, made_from.json, latents.json, checked.json, latents-00000.npy
 runs/store/train/<key>/   done.json, checkpoint.safetensors, ema.safetensors, train.jsonl, timing.jsonl
 runs/store/sample/<key>/  done.json, samples-00000.npz, samples-00000.json, grid.png
@@ -13,7 +13,7 @@ runs/store/cells/<key>/   lock, of the run that works on a case
 from __future__ import annotations
 
 # a run's folder, and the store beside it
-RESULTS = "results.jsonl"
+RESULTS, DAMAGED_RESULTS = "results.jsonl", "results.damaged.jsonl"
 REPORT_MARKDOWN, REPORT_HTML = "report.md", "report.html"
 PICTURES = "pictures"
 STORE = "store"

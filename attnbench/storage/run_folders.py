@@ -8,9 +8,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from attnbench.errors import UnknownNameError, UserInputError
-from attnbench.results import Result, latest, read_results
+from attnbench.results import Result, latest, read_results, result_of
 from attnbench.specs import Case
-from attnbench.storage.names import RESULTS, STORE
+from attnbench.storage.atomic import atomic_write
+from attnbench.storage.names import DAMAGED_RESULTS, RESULTS, STORE
 
 
 def run_folder(name: str | Path, runs: Path) -> Path:
@@ -21,6 +22,39 @@ def run_folder(name: str | Path, runs: Path) -> Path:
 def store_of(run_dir: Path) -> Path:
     """Return the store beside a run folder, where the stages keep their files."""
     return run_dir.absolute().parent / STORE
+
+
+def set_damaged_aside(run_dir: Path) -> str:
+    """Move the damaged lines of a run's results into a file of their own; return what the user must be told.
+
+    Whoever calls it writes what is finished once more. An empty string where there is no such line. Raises
+    StorageError.
+    """
+    path, aside = run_dir / RESULTS, run_dir / DAMAGED_RESULTS
+    if not path.exists():
+        return ""
+    *lines, unfinished = path.read_bytes().split(b"\n")
+    damaged = [number for number, line in enumerate(lines) if line.strip() and _is_damaged(line)]
+    if not damaged:
+        return ""
+    before = aside.read_bytes() if aside.exists() else b""
+    atomic_write(aside, before + b"".join(lines[number] + b"\n" for number in damaged))
+    kept = [line + b"\n" for number, line in enumerate(lines) if number not in damaged]
+    atomic_write(path, b"".join(kept) + unfinished)
+    return (
+        f"{path}: damaged lines ({', '.join(str(number + 1) for number in damaged)}) were moved to "
+        f"{aside.name}; what is finished is written there once more"
+    )
+
+
+def _is_damaged(line: bytes) -> bool:
+    try:
+        result_of(line)
+    except UserInputError:  # of another version
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def choose_result(run_dir: Path, wanted: str | None = None) -> Result:

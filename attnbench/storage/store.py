@@ -12,17 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from attnbench.errors import StorageError, cannot_read
 from attnbench.progress import StageProgress
 from attnbench.results import Measurement, Record
 from attnbench.specs import Case, DataSpec
-from attnbench.storage.atomic import atomic_write, storage_errors
+from attnbench.storage.atomic import storage_errors
+from attnbench.storage.hashing import file_sha256
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import DONE, FEATURES
+from attnbench.storage.records import read_record, write_record
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 Stage = Literal["prepare", "train", "sample", "evaluate"]
 STAGES: tuple[Stage, ...] = ("prepare", "train", "sample", "evaluate")
 NOTICE = "notice"  # in place of a stage in a report: its note is to be shown even where no progress is
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class StageOutput(Record):
@@ -41,6 +40,8 @@ class StageOutput(Record):
     curves: dict[str, list[tuple[float, float]]] = Field(default_factory=dict)
     artefacts: dict[str, str] = Field(default_factory=dict)
     """Named files, relative to the stage's folder."""
+    artefact_sha256: dict[str, str] = Field(default_factory=dict)
+    """Of these files, by name; empty in what earlier versions wrote."""
     computed_with: dict[str, Any] = Field(default_factory=dict)
     """Settings outside the stage's key that held when it finished; whoever reads it may ask for others."""
 
@@ -63,6 +64,8 @@ class Workspace:
     """Hears why this process is about to end, where its main thread hangs and cannot raise an error."""
     datasets: dict[DataSpec, Any] = field(default_factory=dict, repr=False, compare=False)
     """What `prepare` has loaded, for the stages after it."""
+    notes: list[str] = field(default_factory=list, repr=False, compare=False)
+    """What was found damaged and is made again: the report of this run says so."""
 
     def folder(self, stage: Stage, case: Case) -> Path:
         """Return (and create) the folder of one stage of one case."""
@@ -84,6 +87,16 @@ class Workspace:
         with alone_in(folder, lambda text: self.report(NOTICE, 0, 0, text)):
             yield
 
+    def finished(self, folder: Path) -> StageOutput | None:
+        """Return the output of a finished stage, else None; tells of a damaged one, which counts for none."""
+        return read_output(folder, self.made_again)
+
+    def made_again(self, path: Path) -> None:
+        """Tell, at once and in the report, that a file of the store is damaged and is made again."""
+        text = f"{path.relative_to(self.root)} was damaged and is made again"
+        self.notes.append(text)
+        self.report(NOTICE, 0, 0, text)
+
     def report(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Tell whoever listens how far a stage has come."""
         if self.progress is not None:
@@ -95,24 +108,12 @@ def features_folder(root: Path) -> Path:
     return root / FEATURES
 
 
-def read_output(folder: Path) -> StageOutput | None:
-    """Return the output of a finished stage, or None while it is not finished."""
-    return read_record(folder / DONE, StageOutput)
-
-
-def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
-    """Return what a record file holds, or None where it is absent or damaged: then the work is not done.
-
-    Raises StorageError where it cannot be read: then nobody knows.
-    """
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValidationError):
-        return None
-    except OSError as error:
-        raise StorageError(cannot_read(path, error, "choose another place")) from error
+def read_output(folder: Path, damaged: Callable[[Path], None] = lambda path: None) -> StageOutput | None:
+    """Return the output of a finished stage, or None while it is not finished; `damaged` as `read_record`."""
+    return read_record(folder / DONE, StageOutput, damaged)
 
 
 def write_output(folder: Path, output: StageOutput) -> None:
-    """Mark a stage as finished."""
-    atomic_write(folder / DONE, output.model_dump_json().encode())
+    """Mark a stage as finished, with the checksums of its artefacts; raises StorageError or DataError."""
+    output.artefact_sha256.update({n: file_sha256(folder / path) for n, path in output.artefacts.items()})
+    write_record(folder / DONE, output)

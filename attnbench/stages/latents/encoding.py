@@ -16,10 +16,11 @@ from attnbench.results import Record
 from attnbench.specs import CodecSpec
 from attnbench.stages.latents.codec import BATCH_SIZE, Codec, beside_latents, fingerprint, load_codec
 from attnbench.stages.latents.latent_space import Factor, has_posterior, latent_space
-from attnbench.storage.atomic import atomic_path, atomic_write, storage_errors
+from attnbench.storage.atomic import atomic_path, storage_errors
 from attnbench.storage.hashing import file_sha256
 from attnbench.storage.names import CHECKED_SHARDS, DONE, LATENT_INDEX, latent_shard
-from attnbench.storage.store import Workspace, read_record
+from attnbench.storage.records import read_record, write_record
+from attnbench.storage.store import Workspace
 
 SHARD_SIZE = 512  # images; a killed run loses at most this many
 
@@ -72,7 +73,7 @@ def encode_all(images: ImageSet, spec: CodecSpec, folder: Path, workspace: Works
     _write_index(folder, index)
     names = [latent_shard(number) for number in range(len(index.sha256))]
     checked = CheckedShards(seen={name: _seen(folder / name) for name in names})
-    atomic_write(folder / CHECKED_SHARDS, checked.model_dump_json().encode())
+    write_record(folder / CHECKED_SHARDS, checked)
 
 
 def _resumed(folder: Path, fresh: LatentIndex) -> LatentIndex:
@@ -90,7 +91,7 @@ def _resumed(folder: Path, fresh: LatentIndex) -> LatentIndex:
 
 
 def _write_index(folder: Path, index: LatentIndex) -> None:
-    atomic_write(folder / LATENT_INDEX, index.model_dump_json().encode())
+    write_record(folder / LATENT_INDEX, index)
 
 
 def _encode_both(codec: Codec, images: torch.Tensor) -> torch.Tensor:
@@ -154,7 +155,10 @@ def open_latents(folder: Path, spec: CodecSpec, labels: torch.Tensor) -> LatentS
     """
     index = read_record(folder / LATENT_INDEX, LatentIndex)
     if index is None:
-        raise DataError(f"no finished latents in {folder}; run the stage `prepare` first")
+        raise DataError(
+            f"{folder / LATENT_INDEX} is missing or damaged; remove the folder {folder} and run the same "
+            "command again to encode the images"
+        )
     expected = _index_of(spec, len(labels)).model_dump(exclude={"sha256"})
     for name, wanted in expected.items():
         if getattr(index, name) != wanted:

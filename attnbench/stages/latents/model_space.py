@@ -20,7 +20,8 @@ from attnbench.stages.latents.codec import fingerprint, load_codec
 from attnbench.stages.latents.encoding import open_latents
 from attnbench.stages.latents.latent_space import known_latent_space, on_hub
 from attnbench.storage.names import MADE_FROM
-from attnbench.storage.store import Workspace, read_record
+from attnbench.storage.records import read_record
+from attnbench.storage.store import Workspace
 from attnbench.yaml_source import KeyPath
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]  # float [B, C, h, w] -> uint8 [B, H, W, C]

@@ -1,11 +1,11 @@
 """Sampled images on disk: shards `samples-00000.npz`, ... in the order of the sample index.
 
-A shard's bytes depend on its images and labels alone; how long it took stands in a file beside it.
+A shard's bytes depend on its images and labels alone; how long it took, and the checksum of these bytes,
+stand in a record beside it.
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,13 @@ import numpy as np
 
 from attnbench.errors import CheckpointError, StorageError, cannot_read
 from attnbench.results import Record
-from attnbench.storage.atomic import atomic_path, atomic_write
+from attnbench.storage.arrays import DAMAGED_NPZ
+from attnbench.storage.atomic import atomic_path
+from attnbench.storage.hashing import file_sha256
 from attnbench.storage.names import SAMPLE_SHARDS, sample_shard
-from attnbench.storage.store import read_record
+from attnbench.storage.records import read_record, write_record
 
 SHARD_SIZE = 1000  # images
-_DAMAGED = (ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
 
 
 class ShardTimes(Record):
@@ -28,6 +29,15 @@ class ShardTimes(Record):
     total_s: float
     denoise_s: float
     decode_s: float
+
+
+class ShardRecord(ShardTimes):
+    """What stands beside a shard: its times, and what tells whether it is the one that was written."""
+
+    shard_sha256: str = ""
+    """Of the shard's file; empty in what earlier versions wrote."""
+    drawn_again: bool = False
+    """Whether a damaged shard was in its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +61,32 @@ def shard_path(folder: Path, number: int) -> Path:
 
 def write_shard(path: Path, shard: Shard) -> None:
     """Write a shard whole or not at all, as `arr_0` and `labels`; raises StorageError."""
-    atomic_write(_times_path(path), shard.times.model_dump_json().encode())  # first: the shard ends the work
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, arr_0=shard.images, labels=shard.labels)
+    replaces = path.exists()
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as file:
+            np.savez(file, arr_0=shard.images, labels=shard.labels)
+        record = ShardRecord(
+            **shard.times.model_dump(), shard_sha256=file_sha256(temporary), drawn_again=replaces
+        )
+        write_record(_record_path(path), record)  # first: the shard ends the work
 
 
-def read_shard(path: Path, num_images: int) -> Shard | None:
-    """Read a shard of an earlier run; None when it is absent or damaged and must be drawn (again).
+def is_whole(path: Path, num_images: int) -> bool:
+    """Tell whether a shard of an earlier run is there as it was written; else it must be drawn (again).
 
     Raises StorageError where it is there and cannot be read: drawing it again may take hours.
     """
-    times = read_record(_times_path(path), ShardTimes)
+    record = read_record(_record_path(path), ShardRecord)
     try:
-        with np.load(path) as arrays:
+        if record is not None and record.shard_sha256 and path.exists():
+            return file_sha256(path) == record.shard_sha256
+        with np.load(path) as arrays:  # of an earlier version: zip's own checksums are looked at
             images, labels = arrays["arr_0"], arrays["labels"]
-    except (*_DAMAGED, FileNotFoundError):
-        return None
+    except (*DAMAGED_NPZ, FileNotFoundError):
+        return False
     except OSError as error:
         raise StorageError(cannot_read(path, error, "delete it and sample again")) from error
-    if times is None or not len(images) == len(labels) == num_images:
-        return None
-    return Shard(images=images, labels=labels, times=times)
+    return record is not None and len(images) == len(labels) == num_images
 
 
 def iterate_shards(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -83,7 +98,7 @@ def iterate_shards(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         try:
             with np.load(path) as arrays:
                 images, labels = arrays["arr_0"], arrays["labels"]
-        except (*_DAMAGED, OSError) as error:
+        except (*DAMAGED_NPZ, OSError) as error:
             raise _unreadable(path, error) from error
         yield images, labels
 
@@ -100,23 +115,23 @@ def read_images(folder: Path, indices: Sequence[int]) -> np.ndarray:
             with np.load(path) as arrays:
                 shard = arrays["arr_0"]
                 images |= {i: shard[i % SHARD_SIZE] for i in indices if i // SHARD_SIZE == number}
-        except (*_DAMAGED, OSError) as error:
+        except (*DAMAGED_NPZ, OSError) as error:
             raise _unreadable(path, error) from error
     return np.stack([images[index] for index in indices])
 
 
-def read_times(folder: Path, count: int) -> list[ShardTimes]:
-    """Return the times of the first `count` shards; raises CheckpointError when one is missing."""
+def read_records(folder: Path, count: int) -> list[ShardRecord]:
+    """Return what stands beside the first `count` shards; raises CheckpointError when one is missing."""
     found = []
     for path in (shard_path(folder, number) for number in range(count)):
-        times = read_record(_times_path(path), ShardTimes)
-        if times is None or not path.exists():
+        record = read_record(_record_path(path), ShardRecord)
+        if record is None or not path.exists():
             raise CheckpointError(f"{path} is missing; run the same command again to draw it")
-        found.append(times)
+        found.append(record)
     return found
 
 
-def _times_path(path: Path) -> Path:
+def _record_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 

@@ -10,19 +10,17 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from attnbench.errors import UserInputError
 from attnbench.plugins import registry
-from attnbench.results import Record
+from attnbench.results import AnyRecord, Record, checked_record, with_checksum
 from attnbench.stages.training.loss_curve import Timing
 from attnbench.storage.atomic import atomic_write, storage_errors
 from attnbench.storage.names import TENSORBOARD, TIMING, TRAIN_LOG
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class LogRecord(Record):
@@ -54,8 +52,7 @@ class TrainingLog:
         self._loggers_work = True
         self._cut_log(log_bytes)
         self.timings = [t for t in read_lines(folder / TIMING, Timing) if t.step <= step]
-        lines = "".join(t.model_dump_json() + "\n" for t in self.timings)
-        atomic_write(folder / TIMING, lines.encode())
+        atomic_write(folder / TIMING, b"".join(with_checksum(t) + b"\n" for t in self.timings))
 
     def write(self, record: LogRecord) -> None:
         """Append one record everywhere; raises StorageError."""
@@ -70,7 +67,7 @@ class TrainingLog:
     def write_timing(self, timing: Timing) -> None:
         """Append what the clock says of some steps; raises StorageError."""
         self.timings.append(timing)
-        _append(self.folder / TIMING, timing.model_dump_json())
+        _append(self.folder / TIMING, with_checksum(timing).decode())
 
     def sync(self) -> int:
         """Bring the log to the disk and return its length in bytes; a checkpoint may follow."""
@@ -179,14 +176,14 @@ def open_event_files(folder: Path, step: int) -> Any:
 
 
 def read_lines(path: Path, kind: type[AnyRecord]) -> list[AnyRecord]:
-    """Read the whole lines of a file; one that was cut, and what follows it, is left out."""
+    """Read the whole lines of a file; one that was cut or damaged, and what follows it, is left out."""
     records: list[AnyRecord] = []
     if not path.exists():
         return records
     for line in path.read_bytes().splitlines():
         try:
-            records.append(kind.model_validate_json(line))
-        except ValidationError:
+            records.append(checked_record(line, kind))
+        except ValueError:
             break
     return records
 
