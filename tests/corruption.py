@@ -50,7 +50,7 @@ question: Does damage go unnoticed?
 model: {{recipe: tiny-dit, depth: 1, dim: 16, num_heads: 2, learned_variance: false}}
 data: digits
 train:
-  {{objective: flow, steps: 20, batch_size: 16, lr: 1e-3, ema_decay: 0.9, checkpoint_every: 5, log_every: 5}}
+  {{objective: flow, steps: 20, batch_size: 16, lr: 1e-3, ema_decay: 0.5, checkpoint_every: 5, log_every: 5}}
 sample: {{sampler: euler, num_steps: 3, per_class: 12}}
 evaluate: {{extractor: digits-cnn, kd_subset_size: 50, kd_subsets: 5, per_class: true}}
 profile: {{measure: [macs, params, latency], rounds: 1}}

@@ -108,6 +108,7 @@ model: {recipe: tiny-dit, depth: 1, dim: 16, num_heads: 2}
 data: digits
 train: {objective: flow, init_from: given}
 sample: {sampler: euler}
+evaluate: {kd_subset_size: 300}
 """
 
 
