@@ -53,7 +53,7 @@ def test_a_reader_that_goes_is_no_error(words):
     assert done.stderr == b""
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full as a full disk")
 @pytest.mark.parametrize("words", ["list backends", "schema", "--help", "--version"])
 def test_a_full_disk_behind_the_output_is_one_error(words):
     """One line that says what helps, exit code 1."""

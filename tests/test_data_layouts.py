@@ -227,7 +227,7 @@ def test_class_folders_in_folders_are_refused(tmp_path):
     assert make(one, tmp_path / "b").classes == list(folder(one).class_names) == ["cat"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+@pytest.mark.skipif(os.name != "posix", reason="file names that are no UTF-8 exist on POSIX systems alone")
 def test_names_that_are_no_utf8(tmp_path):
     """A file and a class with Latin-1 names are used; what is written shows their bytes escaped."""
     source = write_files(tmp_path / "photos", class_files() | {"cat/cut.png": b"no"})
