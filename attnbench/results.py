@@ -24,7 +24,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from attnbench.devices import available_cores
 from attnbench.errors import StorageError, UserInputError, cannot_write
 
-FORMAT = 1
+FORMAT = 2
+"""1: latencies as one list of samples. 2: timed quantities keep their rounds (`Measurement.rounds`)."""
+READ_FORMATS = (1, FORMAT)
 Status = Literal["ok", "skipped", "failed"]
 Direction = Literal["lower", "higher", "none"]
 PACKAGES = ("attnbench", "torch", "torchvision", "timm", "diffusers", "numpy", "pydantic", "fvcore")
@@ -93,6 +95,15 @@ class Measurement(Record):
     interval: tuple[float, float] | None = None
     """95 % interval of the value, where its uncertainty is known (of a quality metric: over images)."""
     note: str = ""
+    rounds: list[list[float]] = []
+    """Of a timed quantity: all raw samples, by the interleaved rounds they were taken in; `values` are the
+    medians of those rounds that are ranked."""
+    clean_rounds: list[bool] = []
+    """Of each round, whether the machine left it alone."""
+    session: str = ""
+    """Rounds of one session are pairs: round i of one case and round i of another were taken side by side."""
+    disturbed: str = ""
+    """Why this value is not to be ranked; empty where it may be."""
 
     @property
     def value(self) -> float:
@@ -201,9 +212,10 @@ def result_of(line: bytes) -> Result:
     raw = json.loads(content_of(line))
     if not isinstance(raw, dict):
         raise ValueError(f"a {type(raw).__name__} in place of a record")
-    if raw.get("format") != FORMAT:
+    if raw.get("format") not in READ_FORMATS:
+        known = " and ".join(map(str, READ_FORMATS))
         raise UserInputError(
-            f"format {raw.get('format')!r}, this attnbench reads {FORMAT}; use the version that wrote it, or "
+            f"format {raw.get('format')!r}, this attnbench reads {known}; use the version that wrote it, or "
             "remove the line"
         )
     try:

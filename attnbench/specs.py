@@ -28,7 +28,9 @@ from pydantic_core import PydanticCustomError
 
 Precision = Literal["fp32", "bf16"]
 Table = Literal["table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8"]
-Measure = Literal["macs", "params", "latency", "memory"]
+Measure = Literal["macs", "params", "latency", "memory", "memory-plan", "energy"]
+Mode = Literal["forward", "train", "sample"]
+Scope = Literal["attention", "block", "model", "end-to-end"]
 Metric = Literal["fd", "sfd", "kd", "skd", "is", "precision", "recall"]
 Protocol = Literal["adm", "clean"]
 
@@ -462,15 +464,27 @@ class ProfileSpec(Spec):
     resolutions: list[PositiveInt] | None = None
     """Sides in pixels of the decoded image; null: the data's."""
     measure: list[Measure] = ["macs", "params", "latency", "memory"]
-    """Quantities."""
+    """Quantities; `memory-plan` is the memory that fake tensors take, with nothing run, `energy` is CUDA's."""
+    mode: Mode = "forward"
+    """What is timed: a forward pass, a training step (forward, backward, AdamW), or a guided sampler step."""
+    scope: Scope = "model"
+    """Of what: the attention or the whole of the middle block, the model, or the model with its decoder."""
     batch_size: PositiveInt = 1
-    """Images per forward pass for latency and memory."""
-    rounds: PositiveInt = 5
-    """Interleaved rounds of the latency measurement."""
-    precision: Precision = "fp32"
-    """Precision of the timed forward pass."""
+    """Images per pass for latency and memory."""
+    rounds: int = Field(default=6, ge=1)
+    """Interleaved rounds of the latency measurement, at least; below 6 there is no 95 % interval."""
+    interval: float = Field(default=0.05, gt=0)
+    """More rounds are taken until the 95 % interval of the median is at most this share of it wide."""
+    precision: Precision | None = None
+    """As in training and sampling: weights in fp32, bf16 by autocast; null: what the mode is run in."""
+    threads: PositiveInt | None = None
+    """CPU threads of a pass; null: as many as are free and of use."""
+    compile: bool = False
+    """Compile what is timed; its compile time is a quantity of its own."""
+    cuda_graphs: bool = False
+    """Replay a captured CUDA graph: without the launches, as a server would."""
     timeout_s: float = Field(default=120.0, gt=0)
-    """Time limit of one row; beyond it the row is skipped with that reason."""
+    """Time limit of one row: no round is begun beyond it, and a row with too few rounds is skipped."""
 
 
 class Case(Spec):

@@ -12,37 +12,66 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from attnbench.results import Record
-from attnbench.specs import ModelConfig, Precision
+from attnbench.specs import Mode, ModelConfig, Precision, Scope
 
 ROUND = '{"ask": "round"}'
 
 
-class Job(Record):
-    """One row: which model, on what, and which quantities."""
+class Workload(Record):
+    """What one pass of a row is: which model, which part of it, doing what, on how many images."""
 
     config: ModelConfig
     input_size: int
+    """Side of the model's input: of latents, or pixels."""
     num_classes: int
-    batch_size: int
-    precision: Precision
+    batch_size: int = 1
+    mode: Mode = "forward"
+    scope: Scope = "model"
+    precision: Precision = "fp32"
+    autoencoder: str = ""
+    """Folder of the decoder, for scope end-to-end."""
+    seed: int = 0
+
+
+class Job(Record):
+    """One row: which pass, on what, and which quantities."""
+
+    workload: Workload
     device: str
     threads: int
     memory: bool
     latency: bool
+    compile: bool = False
+    cuda_graphs: bool = False
+    energy: bool = False
     warm_up_limit_s: float
-    seed: int = 0
 
 
 class Memory(Record):
-    """Peak of one forward pass, MiB.
+    """Peak of one pass, MiB.
 
-    On a CPU the process's resident set; on a GPU what the allocator handed out (`peak`) and held
-    (`reserved`). `extra` is the peak over what was in use just before.
+    `extra` is the peak over what was in use just before: on a CPU of the process's resident set, where every
+    large tensor has pages of its own; on a GPU of what the allocator handed out. `live` is the same by the
+    sizes of the tensors alone.
     """
 
     peak_mib: float
     extra_mib: float
+    live_mib: float | None = None
     reserved_mib: float | None = None
+
+
+class Round(Record):
+    """One round of timings of the same pass, in the order they were taken."""
+
+    latency_ms: list[float]
+    """Wall clock on a CPU; device events with a flushed L2 cache on a GPU."""
+    warm_latency_ms: list[float] = Field(default_factory=list)
+    """GPU only: device events, the pass repeated without a flush."""
+    cpu_time_ms: list[float]
+    """CPU time of the whole process, all threads."""
+    waited_share: float = 0.0
+    """Time that threads which could run waited for a core, over wall time and threads (Linux's schedstat)."""
 
 
 class Started(Record):
@@ -58,20 +87,18 @@ class Ready(Record):
     memory: Memory | None = None
     memory_reason: str = ""
     """Why there is no memory, where it was asked for."""
+    forward_ms: float | None = None
+    """Time of a pass at the end of the warm-up."""
+    compile_s: float | None = None
+    kernels: list[str] = Field(default_factory=list)
+    """CUDA: the attention kernels that ran."""
 
 
 class Samples(Record):
-    """One round of timings of the same forward pass, in the order they were taken."""
+    """One round."""
 
     event: Literal["samples"] = "samples"
-    latency_ms: list[float]
-    """Wall clock on a CPU; device events with a flushed L2 cache on a GPU."""
-    warm_latency_ms: list[float] = Field(default_factory=list)
-    """GPU only: device events, the pass repeated without a flush."""
-    cpu_time_ms: list[float]
-    """CPU time of the whole process, all threads."""
-    clean: list[bool]
-    """No involuntary context switch in any thread meanwhile."""
+    round: Round
 
 
 class Refusal(Record):

@@ -1,15 +1,26 @@
-"""What is asked of a profiling session and what it answers: one row per model and resolution."""
+"""What is asked of a profiling session and what it answers: one row per model, resolution and batch size."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field, computed_field
 
 from attnbench.models.resolution import LATENT_FACTOR
+from attnbench.profiling.protocol import Round
+from attnbench.profiling.statistics import median_interval
 from attnbench.results import Measurement, Record, Status
-from attnbench.specs import ModelConfig, Precision
+from attnbench.specs import Mode, ModelConfig, Precision, Scope
+
+CLEAN_BELOW = 0.02
+"""Share of a round that its threads may have waited for a core, for the round to count as undisturbed."""
+PERCENTILES = (10, 50, 90, 99)
+
+Stopped = Literal["", "narrow", "time", "rounds"]
+Bound = Literal["", "arithmetic", "memory"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +34,28 @@ class ProfileRequest:
     """Side of a decoded image over side of its latents; does not matter to a model on pixels."""
 
 
+class Conditions(Record):
+    """The machine during one row, as far as it can be read."""
+
+    threads: int = 1
+    """CPU threads of a pass."""
+    free_cores: float | None = None
+    """How many cores the session found free when it began."""
+    load: float | None = None
+    """The system's load average over a minute, at the row's end."""
+    governor: str = ""
+    throttled: str = ""
+    """What a device says of its clocks: empty where it ran freely or says nothing."""
+    clock_mhz: float | None = None
+    """CUDA: the multiprocessors' clock, median while measuring."""
+
+
 class ProfileRow(Record):
     """The cost of one model at one resolution; what was not asked for or not reached is None or empty.
 
     Multiply-adds are of one forward pass at batch 1, without guidance and autoencoder: `macs_paper`
-    in the convention of arXiv:2601.13683, `macs_full` every matmul and convolution that executes.
+    in the convention of arXiv:2601.13683, `macs_full` every matmul and convolution that executes. Those of
+    another scope are the scope's own.
     """
 
     model: str
@@ -37,9 +65,14 @@ class ProfileRow(Record):
     """Side of the decoded image, pixels."""
     tokens: int
     device: str
+    mode: Mode = "forward"
+    scope: Scope = "model"
     precision: Precision
     batch_size: int
-    """Images per forward pass of latency and memory."""
+    """Images per pass of latency and memory."""
+    session: str = ""
+    """Rows of one session at one resolution and batch size were timed in turns: their rounds are pairs."""
+    conditions: Conditions = Conditions()
     params: int | None = None
     """Trainable parameters, before fusion."""
     macs_paper: int | None = None
@@ -50,28 +83,93 @@ class ProfileRow(Record):
     """Part of macs_full in all attention modules, their projections included."""
     block_macs: int | None = None
     """Part of macs_full in all transformer blocks."""
-    latency_ms_values: list[float] = Field(default_factory=list)
-    """All samples in the order taken, none dropped. On a GPU with a flushed L2 cache."""
-    warm_latency_ms_values: list[float] = Field(default_factory=list)
-    """GPU only: without the flush."""
-    cpu_time_ms_values: list[float] = Field(default_factory=list)
-    """CPU time of the process, all its threads, per forward pass; one for each latency."""
-    clean_share: float | None = None
-    """Part of the samples during which no thread was interrupted by another process."""
+    rounds: list[Round] = Field(default_factory=list)
+    """All rounds in the order taken, none dropped: round i of the rows of one session is a pair."""
+    stopped: Stopped = ""
+    """Why no more rounds were taken: the interval was narrow enough, the time or the rounds were out."""
+    disturbed: str = ""
+    """Why the times of this row are not to be ranked; empty where they are."""
+    compile_s: float | None = None
     peak_memory_mib: float | None = None
     """CPU: the process's peak resident set. GPU: the allocator's peak."""
     extra_memory_mib: float | None = None
-    """Peak over what was in use just before the forward pass."""
+    """Peak over what was in use just before the pass."""
+    live_memory_mib: float | None = None
+    """The same by the sizes of the tensors alone."""
     reserved_memory_mib: float | None = None
     """GPU only: what the allocator held at its peak."""
+    weights_mib: float | None = None
+    """Planned: parameters and buffers."""
+    planned_memory_mib: float | None = None
+    """Planned: weights, inputs and the peak of everything else that a pass holds at once."""
+    largest_batch: int | None = None
+    """Planned: the most images per pass that the asked-for memory holds; 0: not even one."""
+    bytes_moved: int | None = None
+    """Closed form at this batch size: weights, inputs and outputs of every layer, each once."""
+    ceiling_share: float | None = None
+    """The roofline's time over the measured one: 1 is as fast as this machine can be."""
+    bound: Bound = ""
+    """What the roofline says bounds the pass."""
+    energy_j: float | None = None
+    """GPU only: energy per image."""
+    kernels: list[str] = Field(default_factory=list)
+    """GPU only: the attention kernels that ran."""
     status: Status = "ok"
     reason: str = ""
+
+    @property
+    def ranked_rounds(self) -> list[Round]:
+        """The undisturbed rounds where there are enough of them for an interval, else all."""
+        return ranked(self.rounds)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def latency_ms(self) -> float | None:
-        """Median of all samples."""
-        return statistics.median(self.latency_ms_values) if self.latency_ms_values else None
+        """Median of the rounds' medians."""
+        medians = round_medians(self.ranked_rounds)
+        return statistics.median(medians) if medians else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def latency_interval_ms(self) -> tuple[float, float] | None:
+        """95 % interval of that median over rounds; None where there are too few."""
+        return interval(round_medians(self.ranked_rounds))
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def latency_percentiles_ms(self) -> dict[str, float]:
+        """p10, p50, p90 and p99 of all raw samples, disturbed or not."""
+        return percentiles([value for r in self.rounds for value in r.latency_ms])
+
+
+LEAST_ROUNDS = 6  # the fewest values whose range is a 95 % interval of their median: 1 - 2 / 2^6
+
+
+def ranked(rounds: Sequence[Round]) -> list[Round]:
+    """Return the undisturbed rounds where there are enough of them for an interval, else all."""
+    clean = [r for r in rounds if r.waited_share <= CLEAN_BELOW]
+    return clean if len(clean) >= LEAST_ROUNDS else list(rounds)
+
+
+def round_medians(rounds: Sequence[Round]) -> list[float]:
+    """Return each round's median latency, ms."""
+    return [statistics.median(r.latency_ms) for r in rounds]
+
+
+def interval(medians: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the median of rounds' medians (order statistics), or None of too few."""
+    found = median_interval(medians) if medians else None
+    return (found.low, found.high) if found is not None and found.sufficient else None
+
+
+def percentiles(samples: Sequence[float]) -> dict[str, float]:
+    """Return p10, p50, p90 and p99, interpolated between samples."""
+    if not samples:
+        return {}
+    if len(samples) == 1:
+        return dict.fromkeys((f"p{p}" for p in PERCENTILES), samples[0])
+    cuts = statistics.quantiles(samples, n=100, method="inclusive")
+    return {f"p{p}": cuts[p - 1] for p in PERCENTILES}
 
 
 def to_measurements(row: ProfileRow) -> list[Measurement]:
@@ -83,6 +181,7 @@ def to_measurements(row: ProfileRow) -> list[Measurement]:
         (f"macs_full{at}", "MAC", row.macs_full),
         (f"peak_memory_mib{at}", "MiB", row.peak_memory_mib),
         (f"extra_memory_mib{at}", "MiB", row.extra_memory_mib),
+        (f"live_memory_mib{at}", "MiB", row.live_memory_mib),
         (f"reserved_memory_mib{at}", "MiB", row.reserved_memory_mib),
     ]
     found = [
@@ -90,21 +189,37 @@ def to_measurements(row: ProfileRow) -> list[Measurement]:
         for name, unit, value in single
         if value is not None
     ]
-    series = [
-        (f"latency_ms{at}", row.latency_ms_values),
-        (f"warm_latency_ms{at}", row.warm_latency_ms_values),
-        (f"cpu_time_ms{at}", row.cpu_time_ms_values),
-    ]
     if row.status != "ok":  # no value, but the reader is told why
         found.append(
             Measurement(name=f"latency_ms{at}", unit="ms", values=[], note=f"{row.status}: {row.reason}")
         )
-    note = f"batch {row.batch_size}, {row.precision}, {row.device}"
-    if row.clean_share is not None:
-        note += f"; {row.clean_share:.0%} of the samples undisturbed"
-    found += [
-        Measurement(name=name, unit="ms", values=values, n=len(values), better="lower", note=note)
-        for name, values in series
-        if values
+    note = f"batch {row.batch_size}, {row.precision}, {row.device}, {row.conditions.threads} threads"
+    series = [
+        (f"latency_ms{at}", [r.latency_ms for r in row.rounds]),
+        (f"warm_latency_ms{at}", [r.warm_latency_ms for r in row.rounds]),
+        (f"cpu_time_ms{at}", [r.cpu_time_ms for r in row.rounds]),
     ]
+    clean = [r.waited_share <= CLEAN_BELOW for r in row.rounds]
+    found += [_of_rounds(name, rounds, clean, row, note) for name, rounds in series if any(rounds)]
     return found
+
+
+def _of_rounds(
+    name: str, rounds: list[list[float]], clean: list[bool], row: ProfileRow, note: str
+) -> Measurement:
+    """Return one timed quantity: its values are the medians of the rounds that are ranked."""
+    chosen = [r for r, good in zip(rounds, clean, strict=True) if good]
+    medians = [statistics.median(r) for r in (chosen if len(chosen) >= LEAST_ROUNDS else rounds)]
+    return Measurement(
+        name=name,
+        unit="ms",
+        values=medians,
+        n=sum(len(r) for r in rounds),
+        better="lower",
+        interval=interval(medians),
+        note=note,
+        rounds=rounds,
+        clean_rounds=clean,
+        session=row.session,
+        disturbed=row.disturbed,
+    )

@@ -19,7 +19,7 @@ from attnbench.report.quantities import (
     main_resolution,
     quality_quantities,
 )
-from attnbench.report.statistics import median, median_interval
+from attnbench.profiling.statistics import median, median_interval
 from attnbench.report.tables import (
     MISSING,
     Cell,

@@ -20,7 +20,7 @@ from attnbench.report.quantities import (
     quality_quantities,
     unresolved,
 )
-from attnbench.report.statistics import rank_correlation
+from attnbench.profiling.statistics import rank_correlation
 from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
 from attnbench.results import Environment, Result
 from attnbench.specs import TrainSpec

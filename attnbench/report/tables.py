@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from attnbench.report.quantities import Quantity
-from attnbench.report.statistics import median
+from attnbench.profiling.statistics import median
 from attnbench.results import Direction
 
 RowStatus = Literal["ok", "failed", "skipped", "floor"]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from attnbench.report.statistics import (
+from attnbench.profiling.statistics import (
     compare_paired,
     median,
     median_interval,
