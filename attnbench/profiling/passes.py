@@ -70,9 +70,7 @@ class _Inputs:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=workload.precision == "bf16")
 
 
-def _forward(
-    workload: Workload, model: DiffusionTransformer, inputs: _Inputs
-) -> Callable[[], torch.Tensor]:
+def _forward(workload: Workload, model: DiffusionTransformer, inputs: _Inputs) -> Callable[[], torch.Tensor]:
     @torch.inference_mode()
     def run() -> torch.Tensor:
         with inputs.autocast(workload):

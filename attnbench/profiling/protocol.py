@@ -1,8 +1,8 @@
 """What a measuring child and its parent say to each other: one JSON object a line.
 
-The child says `Started` when its imports are done. The parent sends a `Job`; the child answers
-`Ready` (or `Refusal`). Each further line of the parent's asks for one round, answered by `Samples`.
-The child ends when its input does.
+The child says `Started` when it is there. The parent sends a `Job`; the child answers `Measured`, `Tried` or
+`Ready`, by the job's task (or `Refusal`). When it is ready, each further line of the parent's asks for one
+round, answered by `Samples`. The child ends when its input does.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class Job(Record):
 
     workload: Workload
     device: str
+    task: Literal["memory", "latency", "threads"]
+    """Each in a process of its own: the memory's holds its allocator still, which a timed pass must not."""
     threads: int
-    memory: bool
-    latency: bool
+    """Of a pass; with the task `threads`, the most that are tried."""
     compile: bool = False
     cuda_graphs: bool = False
     energy: bool = False
@@ -62,7 +63,7 @@ class Memory(Record):
 
 
 class Round(Record):
-    """One round of timings of the same pass, in the order they were taken."""
+    """One round of timings of the same pass, in the order they were taken; one entry of each list a sample."""
 
     latency_ms: list[float]
     """Wall clock on a CPU; device events with a flushed L2 cache on a GPU."""
@@ -70,8 +71,11 @@ class Round(Record):
     """GPU only: device events, the pass repeated without a flush."""
     cpu_time_ms: list[float]
     """CPU time of the whole process, all threads."""
-    waited_share: float = 0.0
-    """Time that threads which could run waited for a core, over wall time and threads (Linux's schedstat)."""
+    waited_share: list[float] = Field(default_factory=list)
+    """Time that its threads waited for a core, although they could have run, over wall time; empty where the
+    system does not say."""
+    stolen_share: float = 0.0
+    """Part of the round that a virtual machine's host gave to others."""
 
 
 class Started(Record):
@@ -80,14 +84,26 @@ class Started(Record):
     event: Literal["started"] = "started"
 
 
+class Measured(Record):
+    """The memory of one pass, or why there is none."""
+
+    event: Literal["measured"] = "measured"
+    memory: Memory | None = None
+    reason: str = ""
+
+
+class Tried(Record):
+    """What a pass took with each number of threads, ms."""
+
+    event: Literal["tried"] = "tried"
+    pass_ms: dict[int, float]
+
+
 class Ready(Record):
-    """The model is built, its memory measured, and it is warm."""
+    """The model is built and warm."""
 
     event: Literal["ready"] = "ready"
-    memory: Memory | None = None
-    memory_reason: str = ""
-    """Why there is no memory, where it was asked for."""
-    forward_ms: float | None = None
+    pass_ms: float
     """Time of a pass at the end of the warm-up."""
     compile_s: float | None = None
     kernels: list[str] = Field(default_factory=list)
@@ -109,5 +125,5 @@ class Refusal(Record):
     reason: str
 
 
-Reply = Annotated[Started | Ready | Samples | Refusal, Field(discriminator="event")]
-REPLY: TypeAdapter[Started | Ready | Samples | Refusal] = TypeAdapter(Reply)
+Answer = Started | Measured | Tried | Ready | Samples | Refusal
+REPLY: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="event")])

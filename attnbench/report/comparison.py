@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from attnbench.profiling.statistics import median, median_interval
 from attnbench.report.quantities import (
     ACCURACY,
     FLOOR,
@@ -19,7 +20,6 @@ from attnbench.report.quantities import (
     main_resolution,
     quality_quantities,
 )
-from attnbench.profiling.statistics import median, median_interval
 from attnbench.report.tables import (
     MISSING,
     Cell,

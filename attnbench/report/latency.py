@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnbench.report.quantities import SIZE, SPEED, Quantity
 from attnbench.profiling.statistics import Verdict, compare_paired, median_interval, outliers
+from attnbench.report.quantities import SIZE, SPEED, Quantity
 from attnbench.report.tables import Cell, Column, FilledColumn, plain, significant
 from attnbench.results import Measurement, Result
 

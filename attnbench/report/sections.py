@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from attnbench.profiling.statistics import rank_correlation
 from attnbench.report.quantities import (
     ACCURACY,
     NOTED,
@@ -20,7 +21,6 @@ from attnbench.report.quantities import (
     quality_quantities,
     unresolved,
 )
-from attnbench.profiling.statistics import rank_correlation
 from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
 from attnbench.results import Environment, Result
 from attnbench.specs import TrainSpec

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from attnbench.report.quantities import Quantity
 from attnbench.profiling.statistics import median
+from attnbench.report.quantities import Quantity
 from attnbench.results import Direction
 
 RowStatus = Literal["ok", "failed", "skipped", "floor"]
