@@ -168,6 +168,7 @@ class ChildProcess:
 
     def _end(self) -> str:
         code = self._process.returncode
+        assert code is not None  # whoever asks has waited for the end
         if code >= 0:
             return f"ended with exit code {code}"
         killed = f"was killed by {_signal_name(-code)}"
@@ -456,8 +457,8 @@ def _tend(talk: socket.socket, parent: int, module: str) -> None:
     """Be a nursery: import the module, then fork a child for every request until the parent goes."""
     main = importlib.import_module(module).main
     reading, writing = socket.socketpair()
-    for end in (reading, writing):
-        end.setblocking(False)
+    reading.setblocking(False)
+    writing.setblocking(False)
     signal.set_wakeup_fd(writing.fileno())
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # or the kernel would not tell
     statuses: dict[int, int] = {}  # of each child, where its exit code is awaited
@@ -480,8 +481,8 @@ def _tend(talk: socket.socket, parent: int, module: str) -> None:
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for end in (talk, reading, writing):
-                    end.close()
+                for ours in (talk, reading, writing):
+                    ours.close()
                 for status in statuses.values():
                     os.close(status)
                 selector.close()

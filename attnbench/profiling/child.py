@@ -15,11 +15,11 @@ from attnbench.profiling.protocol import (
     Measured,
     Ready,
     Refusal,
+    Round,
     Samples,
     Started,
     Tried,
 )
-from attnbench.profiling.rows import Round
 
 WORKER = "attnbench.profiling.worker"
 START_LIMIT_S = 300.0  # importing torch from a cold, slow disk
@@ -34,6 +34,8 @@ class Child:
 
     def __init__(self, budget_s: float, nursery: Nursery | None = None) -> None:
         self.limit_s = self.budget_s = budget_s
+        self.longest_s = 0.0
+        """Of its rounds."""
         self._process: ChildProcess | None = None
         self._not_started = ""
         try:
@@ -69,7 +71,9 @@ class Child:
 
     def take_round(self) -> Round | Refusal:
         """Have one round of timings taken."""
+        start = time.monotonic()
         reply = _expected(self._ask(ROUND), Samples)
+        self.longest_s = max(self.longest_s, time.monotonic() - start)
         return reply.round if isinstance(reply, Samples) else reply
 
     def close(self) -> None:

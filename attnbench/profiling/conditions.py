@@ -1,4 +1,4 @@
-"""What the machine does meanwhile: waiting for cores, stolen time, load, clocks. Linux says; others do not."""
+"""What the machine does meanwhile: waiting for cores, stolen time, load, clocks. Linux alone says all."""
 
 from __future__ import annotations
 

@@ -121,7 +121,8 @@ def _repeats(pass_ms: float) -> int:
 def take_round(run: Run, timer: Timer, *, pass_ms: float) -> Round:
     """Take one round of samples; the children before this one have cooled its caches, so warm first.
 
-    Where threads had to wait for a core, it goes on until three samples are clean, for 5 times as long at most.
+    Where threads had to wait for a core, it goes on until three samples are clean, for 5 times as long at
+    most.
     """
     if pass_ms < LONG_MS:
         run()

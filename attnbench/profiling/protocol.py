@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from attnbench.results import Record
-from attnbench.specs import Mode, ModelConfig, Precision, Scope
+from attnbench.specs import CodecSpec, Mode, ModelConfig, Precision, Scope
 
 ROUND = '{"ask": "round"}'
 
@@ -28,8 +28,8 @@ class Workload(Record):
     mode: Mode = "forward"
     scope: Scope = "model"
     precision: Precision = "fp32"
-    autoencoder: str = ""
-    """Folder of the decoder, for scope end-to-end."""
+    codec: CodecSpec | None = None
+    """Of the decoder, for scope end-to-end."""
     seed: int = 0
 
 
@@ -63,7 +63,7 @@ class Memory(Record):
 
 
 class Round(Record):
-    """One round of timings of the same pass, in the order they were taken; one entry of each list a sample."""
+    """One round of timings of the same pass, in the order taken; one entry of each list a sample."""
 
     latency_ms: list[float]
     """Wall clock on a CPU; device events with a flushed L2 cache on a GPU."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, computed_field
+from pydantic import Field, computed_field, model_validator
 
 from attnbench.models.resolution import LATENT_FACTOR
 from attnbench.profiling.protocol import Round
 from attnbench.profiling.statistics import median_interval
 from attnbench.results import Measurement, Record, Status
-from attnbench.specs import Mode, ModelConfig, Precision, Scope
+from attnbench.specs import CodecSpec, Mode, ModelConfig, Precision, Scope
 
 CLEAN_BELOW = 0.02
 """Share of its time that a clean sample's threads may have waited for a core."""
@@ -33,6 +33,10 @@ class ProfileRequest:
     label: str
     config: ModelConfig
     num_classes: int
+    title: str = ""
+    """How a person calls it; empty: as the rows do."""
+    codec: CodecSpec | None = None
+    """The autoencoder of its latents, for the scope end-to-end."""
     latent_factor: int = LATENT_FACTOR
     """Side of a decoded image over side of its latents; does not matter to a model on pixels."""
 
@@ -119,6 +123,14 @@ class ProfileRow(Record):
     """GPU only: the attention kernels that ran."""
     status: Status = "ok"
     reason: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_computed(cls, data: Any) -> Any:
+        """Take a row as it was written: what is computed from the rounds is computed again."""
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if key not in cls.model_computed_fields}
 
     @property
     def ranked_rounds(self) -> list[Round]:
@@ -234,8 +246,10 @@ def to_measurements(row: ProfileRow) -> list[Measurement]:
 
 
 def _left_out(timed: Round) -> list[float]:
-    clean = _clean(timed) if is_clean(timed) else timed.latency_ms
-    return [] if len(clean) == len(timed.latency_ms) else [ms for ms in timed.latency_ms if ms not in clean]
+    """Return the latencies of a clean round that do not count."""
+    if not is_clean(timed) or not timed.waited_share:
+        return []
+    return [ms for ms, share in zip(timed.latency_ms, timed.waited_share, strict=True) if share > CLEAN_BELOW]
 
 
 def _of_rounds(

@@ -14,16 +14,23 @@ from attnbench.errors import AttnbenchError, NonFiniteError, UnsupportedError
 from attnbench.processes import ParentProcess
 from attnbench.profiling.latency import CpuTimer, CudaTimer, take_round, warm_up
 from attnbench.profiling.memory import peak_memory
-from attnbench.profiling.passes import build_pass
+from attnbench.profiling.passes import Decode, build_pass
 from attnbench.profiling.protocol import Answer, Job, Measured, Ready, Refusal, Samples, Started, Tried
+from attnbench.specs import CodecSpec
+
+Run = Callable[[], torch.Tensor]
+DecoderOf = Callable[[CodecSpec, torch.device], Decode]
 
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 _TRIAL_S = 0.1
 _TRIALS = 3
 
 
-def main() -> None:
-    """Serve one job, and then rounds of it, until the parent closes the talk."""
+def main(decoder_of: DecoderOf | None = None) -> None:
+    """Serve one job, and then rounds of it, until the parent closes the talk.
+
+    `decoder_of` loads the autoencoder that a workload of scope end-to-end names.
+    """
     parent = ParentProcess()
 
     def say(reply: Answer) -> None:
@@ -33,37 +40,40 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     say(Started())
     try:
-        for reply in serve(Job.model_validate_json(parent.request()), parent.requests()):
+        for reply in serve(Job.model_validate_json(parent.request()), parent.requests(), decoder_of):
             say(reply)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's model may raise anything
         say(refusal(error))
 
 
-def serve(job: Job, requests: Iterable[str]) -> Iterator[Measured | Tried | Ready | Samples]:
+def serve(
+    job: Job, requests: Iterable[str], decoder_of: DecoderOf | None = None
+) -> Iterator[Measured | Tried | Ready | Samples]:
     """Do a job; one that times takes one round for each line of `requests`."""
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
+    codec = job.workload.codec
+    decode = decoder_of(codec, device) if codec is not None and decoder_of is not None else None
+    run = build_pass(job.workload, device, decode).run
     match job.task:
         case "memory":
-            yield _memory(job, device)
+            yield _memory(run, device)
         case "threads":
-            yield _tried(job, device)
+            yield _tried(run, job.threads)
         case "latency":
-            yield from _timed(job, device, requests)
+            yield from _timed(run, job, device, requests)
 
 
-def _memory(job: Job, device: torch.device) -> Measured:
-    run = build_pass(job.workload, device).run
+def _memory(run: Run, device: torch.device) -> Measured:
     try:
         return Measured(memory=peak_memory(run, device))
     except UnsupportedError as error:
         return Measured(reason=str(error))
 
 
-def _tried(job: Job, device: torch.device) -> Tried:
+def _tried(run: Run, most: int) -> Tried:
     """Time a pass with all threads, half of them and so on down to one, in turns."""
-    run = build_pass(job.workload, device).run
-    numbers = [job.threads]
+    numbers = [most]
     while numbers[-1] > 1:
         numbers.append(numbers[-1] // 2)
     taken: dict[int, list[float]] = {number: [] for number in numbers}
@@ -75,7 +85,7 @@ def _tried(job: Job, device: torch.device) -> Tried:
     return Tried(pass_ms={number: 1e3 * statistics.median(times) for number, times in taken.items()})
 
 
-def _seconds_per_pass(run: Callable[[], object]) -> float:
+def _seconds_per_pass(run: Run) -> float:
     start, count = time.perf_counter(), 0
     while count == 0 or time.perf_counter() - start < _TRIAL_S:
         run()
@@ -83,8 +93,7 @@ def _seconds_per_pass(run: Callable[[], object]) -> float:
     return (time.perf_counter() - start) / count
 
 
-def _timed(job: Job, device: torch.device, requests: Iterable[str]) -> Iterator[Ready | Samples]:
-    run = build_pass(job.workload, device).run
+def _timed(run: Run, job: Job, device: torch.device, requests: Iterable[str]) -> Iterator[Ready | Samples]:
     compile_s = None
     if job.compile:
         run, compile_s = _compiled(run)
@@ -108,7 +117,7 @@ def _fix_threads(job: Job) -> None:
         )
 
 
-def _compiled(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], torch.Tensor], float]:
+def _compiled(run: Run) -> tuple[Run, float]:
     """Compile a pass; return it with the time that compiling and the first pass took, s.
 
     From then on a recompilation is an error: it would be timed.
