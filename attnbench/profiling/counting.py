@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -14,27 +14,25 @@ from attnbench.specs import Measure, ModelConfig, Scope
 
 def counts(
     config: ModelConfig, input_size: int, num_classes: int, scope: Scope, measure: Sequence[Measure]
-) -> dict[str, int]:
-    """Return what is asked for of `params` and the multiply-adds, by the names of a ProfileRow's fields.
+) -> Iterator[dict[str, int]]:
+    """Yield what is asked for of `params` and the multiply-adds, by the names of a ProfileRow's fields.
 
     Those of the whole model are confirmed by both counters; a scope within a block takes its closed form,
     which is part of that sum. Raises what the backend raises.
     """
-    found: dict[str, int] = {}
     model = build_model(config, input_size, num_classes, device="meta").to("meta")
     if "params" in measure:
-        found["params"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        yield {"params": sum(p.numel() for p in model.parameters() if p.requires_grad)}
     if "macs" in measure:
         whole = _agreed(config, input_size, fuse_for_inference(model))
         middle = block_macs(config, input_size, config.depth // 2)
         of_scope = {"attention": middle.attention, "block": middle.total}.get(scope, whole.total)
-        found |= {
+        yield {
             "macs_paper": of_scope.paper,
             "macs_full": of_scope.full,
             "attention_macs": (whole if scope in ("model", "end-to-end") else middle).attention.full,
             "block_macs": (whole if scope in ("model", "end-to-end") else middle).blocks.full,
         }
-    return found
 
 
 def _agreed(config: ModelConfig, input_size: int, model: torch.nn.Module) -> ModelMacs:

@@ -187,9 +187,10 @@ class _Session:
             return
         request = draft.request
         try:
-            draft.counts = counts(
+            for found in counts(
                 request.config, draft.size, request.num_classes, self.spec.scope, self.spec.measure
-            )
+            ):
+                draft.counts |= found
         except UserInputError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's module may raise anything
