@@ -13,8 +13,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import attnbench
 from attnbench.errors import UnsupportedError
+from attnbench.models.recipes import recipe
 from attnbench.profiling import cuda
-from attnbench.profiling.cuda import WAITS, CudaTimer, attention_kernels, captured, name_kernels
+from attnbench.profiling.cuda import (
+    WAITS,
+    CudaTimer,
+    attention_kernels,
+    captured,
+    device_kernels,
+    name_kernels,
+)
+from attnbench.profiling.passes import build_pass
+from attnbench.profiling.protocol import Workload
 
 SECOND_GPU = torch.device("cuda:1")
 LAUNCH, FLUSH, COLD, WARM = 1.0, 100.0, 10.0, 6.0
@@ -264,3 +274,20 @@ def test_names_of_kernels(kernel, short):
 def test_other_kernels_are_no_attention(kernel):
     """Products, convolutions and norms of the rest of the model tell nothing of its attention."""
     assert name_kernels([kernel]) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu():
+    """A real pass is timed, its replay gives its output, and both ways to name its kernels agree."""
+    device = torch.device("cuda")
+    workload = Workload(config=recipe("tiny-dit"), input_size=32, num_classes=10, precision="bf16")
+    run = build_pass(workload, device).run
+    expected = run().clone()
+    names = attention_kernels(run)
+    replay = captured(run, device)
+    # bf16 keeps 8 bits; another kernel under capture may round every one of some ten sums differently
+    torch.testing.assert_close(replay(), expected, rtol=2**-4, atol=2**-4 * float(expected.abs().max()))
+    sample = CudaTimer(device).sample(replay, 4)
+    assert sample.latency_ms > 0 < sample.warm_latency_ms
+    assert set(name_kernels(device_kernels(run))) == set(names) & {"cudnn", "flash", "efficient"} != set()
