@@ -84,6 +84,24 @@ def test_what_held_the_clock():
     assert (clocks.clock_mhz, clocks.throttled) == (1750, "power cap in 2 of 3, thermal slowdown in 1 of 3")
 
 
+def test_no_clock_fails_no_row(monkeypatch):
+    """Without the package, or with one that refuses, timing goes on and the reason is kept."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="x"))
+    clocks = Clocks.of(GPU)
+    clocks.read()
+    assert (clocks.clock_mhz, clocks.throttled) == (None, "")
+    assert "pynvml" in clocks.reason
+
+    def refuse() -> int:
+        raise UnsupportedError("NVML's nvmlDeviceGetClockInfo: Not Supported")
+
+    refusing = Clocks(types.SimpleNamespace(clock_mhz=refuse, reasons=lambda: 0))
+    refusing.read()
+    refusing.read()
+    assert (refusing.mhz, refusing.reason) == ([], "NVML's nvmlDeviceGetClockInfo: Not Supported")
+
+
 class Nvml(types.ModuleType):
     """Two GPUs, in NVML's order, and a slice of one."""
 

@@ -92,16 +92,34 @@ class NvmlMeter:
 
 @dataclass
 class Clocks:
-    """Readings of a GPU's clock while it works; give `read` to CudaTimer as `watch`."""
+    """Readings of a GPU's clock while it works; give `read` to CudaTimer as `watch`.
 
-    meter: Meter
+    Where NVML refuses there are no (more) readings and `reason` says why: no row fails for want of a clock.
+    """
+
+    meter: Meter | None
+    reason: str = ""
     mhz: list[int] = field(default_factory=list)
     held: Counter[str] = field(default_factory=Counter)
 
+    @classmethod
+    def of(cls, device: torch.device) -> Clocks:
+        """Return the readings, none yet, of one of torch's CUDA devices."""
+        try:
+            return cls(NvmlMeter(device))
+        except UnsupportedError as error:
+            return cls(None, str(error))
+
     def read(self) -> None:
         """Take one reading."""
-        self.mhz.append(self.meter.clock_mhz())
-        bits = self.meter.reasons()
+        if self.meter is None:
+            return
+        try:
+            mhz, bits = self.meter.clock_mhz(), self.meter.reasons()
+        except UnsupportedError as error:
+            self.meter, self.reason = None, str(error)
+            return
+        self.mhz.append(mhz)
         self.held.update(words for bit, words in _HELD.items() if bits & bit)
 
     @property

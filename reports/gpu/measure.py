@@ -240,16 +240,16 @@ def energy_of(run: Callable[[], object], device: Any) -> Record:
     from attnbench.profiling.cuda import CudaTimer
     from attnbench.profiling.nvml import Clocks, NvmlMeter, measure_energy
 
+    clocks = Clocks.of(device)
+    timer = CudaTimer(device, watch=clocks.read)
+    for _ in range(20):
+        timer.sample(run, 10)
+    found = {"clock_mhz": clocks.clock_mhz, "throttled": clocks.throttled, "no_clock": clocks.reason}
     try:
-        meter = NvmlMeter(device)
-        energy = measure_energy(run, 1, meter, synchronize=torch.cuda.synchronize)
-        clocks = Clocks(meter)
-        timer = CudaTimer(device, watch=clocks.read)
-        for _ in range(20):
-            timer.sample(run, 10)
+        energy = measure_energy(run, 1, NvmlMeter(device), synchronize=torch.cuda.synchronize)
     except UnsupportedError as error:
-        return {"reason": str(error)}
-    return {**energy.model_dump(), "clock_mhz": clocks.clock_mhz, "throttled": clocks.throttled}
+        return {**found, "reason": str(error)}
+    return {**found, **energy.model_dump()}
 
 
 def graph_of(run: Callable[[], Any], device: Any) -> Record:
