@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import resource
 import time
 import traceback
 import warnings
@@ -15,6 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from attnbench.errors import UnsupportedError
+from attnbench.profiling.conditions import waited_s
 from attnbench.profiling.latency import Sample
 
 FLUSH_BYTES_LEAST = 2**24
@@ -40,16 +40,19 @@ class CudaTimer:
 
     def sample(self, forward: Callable[[], object], repeats: int) -> Sample:
         """Time one cold pass, then `repeats` warm ones together."""
-        switches, cpu_s = _switches(), time.process_time()
+        waited, cpu_s, start = waited_s(), time.process_time(), time.perf_counter()
         self.flush.zero_()
         torch.cuda.synchronize(self.device)  # or launches would hide behind the flush, some of them
         cold_ms = self._elapsed_ms(forward, 1, None)
         warm_ms = self._elapsed_ms(forward, repeats, self.watch)
+        elapsed_s, waited_after = time.perf_counter() - start, waited_s()
         return Sample(
             latency_ms=cold_ms,
             warm_latency_ms=warm_ms,
             cpu_time_ms=1e3 * (time.process_time() - cpu_s) / (repeats + 1),
-            clean=_switches() == switches,
+            waited_share=None
+            if waited is None or waited_after is None
+            else (waited_after - waited) / elapsed_s,
         )
 
     def _elapsed_ms(
@@ -69,10 +72,6 @@ class CudaTimer:
     def rest(self) -> None:
         """Return cached blocks to the device: the other children share its memory."""
         torch.cuda.empty_cache()
-
-
-def _switches() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def captured(run: Callable[[], torch.Tensor], device: torch.device) -> Callable[[], torch.Tensor]:

@@ -47,6 +47,11 @@ class Draft:
     def name(self) -> str:
         return f"{self.request.title or self.request.label} at {self.resolution} px"
 
+    @property
+    def _remark(self) -> str:
+        """Why something that was asked for is missing in a row that is fine otherwise."""
+        return "; ".join(filter(None, [self.reason, self.ready.energy_reason if self.ready else ""]))
+
     def workload(self, spec: ProfileSpec) -> Workload:
         """Return what a pass of this row is."""
         return Workload(
@@ -65,6 +70,13 @@ class Draft:
         medians = round_medians(ranked(self.rounds))
         found = interval(medians) if sum(map(is_clean, self.rounds)) >= LEAST_ROUNDS else None
         return found is not None and found[1] - found[0] <= share * sorted(medians)[len(medians) // 2]
+
+    def with_device_clocks(self, conditions: Conditions) -> Conditions:
+        """Add what a GPU said of its clocks in the last round: its readings go on from round to round."""
+        if not self.rounds or self.rounds[-1].clock_mhz is None:
+            return conditions
+        last = self.rounds[-1]
+        return conditions.model_copy(update={"clock_mhz": last.clock_mhz, "throttled": last.throttled})
 
     def row(self, spec: ProfileSpec, device: str) -> ProfileRow:
         """Put the row together; too few rounds are no latency."""
@@ -93,12 +105,13 @@ class Draft:
             disturbed=_disturbance(rounds),
             compile_s=self.ready.compile_s if self.ready else None,
             kernels=self.ready.kernels if self.ready else [],
+            energy=self.ready.energy if self.ready else None,
             peak_memory_mib=memory.peak_mib if has_memory else None,
             extra_memory_mib=memory.extra_mib if has_memory else None,
             live_memory_mib=memory.live_mib,
             reserved_memory_mib=memory.reserved_mib,
             status=refused.status if refused else "ok",
-            reason=refused.reason if refused else self.reason,
+            reason=refused.reason if refused else self._remark,
         )
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Protocol
 
-import torch
-
 from attnbench.profiling.conditions import stolen_s, waited_s
 from attnbench.profiling.protocol import Round
 from attnbench.profiling.rows import CLEAN_BELOW, LEAST_SAMPLES
@@ -61,39 +59,6 @@ class CpuTimer:
 
     def rest(self) -> None:
         """Hold on to nothing."""
-
-
-class CudaTimer:
-    """Device events; once after flushing the L2 cache outside the timed region, then warm."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-        self.flush = torch.empty(4 * max(l2_bytes, 2**22), dtype=torch.int8, device=device)
-
-    def sample(self, run: Run, repeats: int) -> Sample:
-        """Time one cold pass, then `repeats` warm ones together."""
-        cpu_time = time.process_time()
-        self.flush.zero_()
-        cold_ms = self._elapsed_ms(run, 1)
-        warm_ms = self._elapsed_ms(run, repeats)
-        cpu_time_s = time.process_time() - cpu_time
-        return Sample(
-            latency_ms=cold_ms, warm_latency_ms=warm_ms, cpu_time_ms=1e3 * cpu_time_s / (repeats + 1)
-        )
-
-    def _elapsed_ms(self, run: Run, repeats: int) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(repeats):
-            run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / repeats
-
-    def rest(self) -> None:
-        """Return cached blocks to the device: the other children share its memory."""
-        torch.cuda.empty_cache()
 
 
 def warm_up(run: Run, timer: Timer, *, limit_s: float) -> float:

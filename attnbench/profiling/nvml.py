@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from attnbench.errors import UnsupportedError
-from attnbench.results import Record
+from attnbench.profiling.protocol import Energy
 
 WINDOW_S = 1.0  # at least: the counter moves every 20 to 100 ms
 IDLE_S = 0.5
@@ -131,26 +131,6 @@ class Clocks:
     def throttled(self) -> str:
         """What held the clock down and in how many readings, e.g. `power cap in 3 of 20`; empty: nothing."""
         return ", ".join(f"{words} in {count} of {len(self.mhz)}" for words, count in self.held.most_common())
-
-
-class Energy(Record):
-    """Energy of passes that ran back to back for a second or more.
-
-    Gross: the whole board's, with whatever else ran on it; `idle_w` is the board's power just before, with
-    the process's context, when nothing ran. Net energy per image is energy_j - idle_w * seconds / images.
-    """
-
-    energy_j: float
-    """Per image."""
-    power_w: float
-    """Mean while they ran."""
-    idle_w: float
-    seconds: float
-    """Length of the window."""
-    images: int
-    """Images in the window."""
-    resolution: float
-    """Largest relative error that reading the counter now and then can have made."""
 
 
 def measure_energy(

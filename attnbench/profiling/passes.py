@@ -132,7 +132,7 @@ def _training_step(
 ) -> Callable[[], torch.Tensor]:
     """Forward, backward and a step of AdamW on the objective of the model's kind."""
     model.train()
-    optimizer = _adamw(model)
+    optimizer = _adamw(model, inputs.device)
     learned = workload.config.learned_variance
     objective: DdpmObjective | FlowObjective
     if learned:
@@ -181,7 +181,7 @@ def _part_of_block(workload: Workload, model: DiffusionTransformer, inputs: _Inp
         return Pass(module=part, run=torch.inference_mode()(forward))
     part.train()
     tokens.requires_grad_(True)  # as inside a model, where the blocks before want their gradients
-    optimizer = _adamw(part)
+    optimizer = _adamw(part, inputs.device)
 
     def step() -> torch.Tensor:
         output = forward()
@@ -194,10 +194,17 @@ def _part_of_block(workload: Workload, model: DiffusionTransformer, inputs: _Inp
     return Pass(module=part, run=step)
 
 
-def _adamw(module: nn.Module) -> torch.optim.AdamW:
-    """Return the optimizer of training; a step that changes next to nothing costs the same."""
+def _adamw(module: nn.Module, device: torch.device) -> torch.optim.AdamW:
+    """Return the optimizer of training; a step that changes next to nothing costs the same.
+
+    Capturable: on a GPU its step count lies on the device, where a CUDA graph can count on.
+    """
     return torch.optim.AdamW(
-        [p for p in module.parameters() if p.requires_grad], lr=1e-6, betas=(0.9, 0.999), fused=True
+        [p for p in module.parameters() if p.requires_grad],
+        lr=1e-6,
+        betas=(0.9, 0.999),
+        fused=True,
+        capturable=device.type == "cuda",
     )
 
 

@@ -56,6 +56,7 @@ def _flat(line: dict[str, Any]) -> dict[str, Any]:
     """Move percentiles and conditions up into columns of their own."""
     for name, prefix in (("latency_percentiles_ms", "latency_ms_"), ("conditions", "")):
         line |= {f"{prefix}{key}": value for key, value in line.pop(name).items()}
+    line |= line.pop("energy") or {}
     low, high = line.pop("latency_interval_ms") or (None, None)
     return {**line, "latency_ms_low": low, "latency_ms_high": high}
 

@@ -76,6 +76,30 @@ class Round(Record):
     system does not say."""
     stolen_share: float = 0.0
     """Part of the round that a virtual machine's host gave to others."""
+    clock_mhz: float | None = None
+    """GPU only: the multiprocessors' clock, median."""
+    throttled: str = ""
+    """GPU only: why the device slowed its clocks; empty where it ran freely or says nothing."""
+
+
+class Energy(Record):
+    """Energy of passes that ran back to back for a second or more.
+
+    Gross: the whole board's, with whatever else ran on it; `idle_w` is the board's power just before, with
+    the process's context, when nothing ran. Net energy per image is energy_j - idle_w * seconds / images.
+    """
+
+    energy_j: float
+    """Per image."""
+    power_w: float
+    """Mean while they ran."""
+    idle_w: float
+    seconds: float
+    """Length of the window."""
+    images: int
+    """Images in the window."""
+    resolution: float
+    """Largest relative error that reading the counter now and then can have made."""
 
 
 class Started(Record):
@@ -108,6 +132,8 @@ class Ready(Record):
     compile_s: float | None = None
     kernels: list[str] = Field(default_factory=list)
     """CUDA: the attention kernels that ran."""
+    energy: Energy | None = None
+    energy_reason: str = ""
 
 
 class Samples(Record):

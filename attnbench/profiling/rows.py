@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, computed_field, model_validator
 
 from attnbench.models.resolution import LATENT_FACTOR
-from attnbench.profiling.protocol import Round
+from attnbench.profiling.protocol import Energy, Round
 from attnbench.profiling.statistics import median_interval
 from attnbench.results import Measurement, Record, Status
 from attnbench.specs import CodecSpec, Mode, ModelConfig, Precision, Scope
@@ -117,8 +117,8 @@ class ProfileRow(Record):
     """The roofline's time over the measured one: 1 is as fast as this machine can be."""
     bound: Bound = ""
     """What the roofline says bounds the pass."""
-    energy_j: float | None = None
-    """GPU only: energy per image."""
+    energy: Energy | None = None
+    """GPU only: of an image, gross, with the board's idle power beside it."""
     kernels: list[str] = Field(default_factory=list)
     """GPU only: the attention kernels that ran."""
     status: Status = "ok"

@@ -173,14 +173,10 @@ class _Session:
         if "latency" in self.spec.measure:
             extra = (self.deadline - time.monotonic()) / (2 * groups_left)
             self._take_turns(drafts, extra_until=time.monotonic() + extra)
-        now = Conditions(
-            threads=self.threads,
-            load=load(),
-            governor=governor(),
-            throttled="slowed down for its heat" if (throttle_count() or 0) > (slowed or 0) else "",
-        )
+        heat = "the CPU was slowed down for its heat" if (throttle_count() or 0) > (slowed or 0) else ""
+        now = Conditions(threads=self.threads, load=load(), governor=governor(), throttled=heat)
         for draft in drafts:
-            draft.conditions = now
+            draft.conditions = draft.with_device_clocks(now)
 
     def _count(self, draft: Draft) -> None:
         if not {"macs", "params"} & set(self.spec.measure):

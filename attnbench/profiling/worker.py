@@ -12,10 +12,20 @@ import torch
 
 from attnbench.errors import AttnbenchError, NonFiniteError, UnsupportedError
 from attnbench.processes import ParentProcess
-from attnbench.profiling.latency import CpuTimer, CudaTimer, take_round, warm_up
+from attnbench.profiling.latency import CpuTimer, Timer, take_round, warm_up
 from attnbench.profiling.memory import peak_memory
 from attnbench.profiling.passes import Decode, build_pass
-from attnbench.profiling.protocol import Answer, Job, Measured, Ready, Refusal, Samples, Started, Tried
+from attnbench.profiling.protocol import (
+    Answer,
+    Energy,
+    Job,
+    Measured,
+    Ready,
+    Refusal,
+    Samples,
+    Started,
+    Tried,
+)
 from attnbench.specs import CodecSpec
 
 Run = Callable[[], torch.Tensor]
@@ -99,16 +109,61 @@ def _timed(run: Run, job: Job, device: torch.device, requests: Iterable[str]) ->
         run, compile_s = _compiled(run)
     if not run().isfinite().all():
         raise NonFiniteError("the output holds NaN or infinity, on N(0, 1) inputs; not timed")
-    timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
+    if device.type == "cuda":
+        yield from _timed_on_cuda(run, job, device, requests, compile_s)
+        return
+    timer = CpuTimer()
     pass_ms = warm_up(run, timer, limit_s=job.warm_up_limit_s)
-    timer.rest()
-    yield Ready(pass_ms=pass_ms, compile_s=compile_s)
+    reason = "energy is read on CUDA devices alone" if job.energy else ""
+    yield Ready(pass_ms=pass_ms, compile_s=compile_s, energy_reason=reason)
     for _ in requests:
         yield Samples(round=take_round(run, timer, pass_ms=pass_ms))
-        _fix_threads(job)
+        _check_threads(job)
 
 
-def _fix_threads(job: Job) -> None:
+def _timed_on_cuda(
+    run: Run, job: Job, device: torch.device, requests: Iterable[str], compile_s: float | None
+) -> Iterator[Ready | Samples]:
+    """Time a pass by device events, with what the device says of itself."""
+    from attnbench.profiling.cuda import CudaTimer, attention_kernels, captured
+    from attnbench.profiling.nvml import Clocks
+
+    torch.cuda.set_device(device)
+    kernels = attention_kernels(run)
+    if job.cuda_graphs:
+        run = captured(run, device)
+    clocks = Clocks.of(device)
+    timer: Timer = CudaTimer(device, watch=clocks.read)
+    pass_ms = warm_up(run, timer, limit_s=job.warm_up_limit_s)
+    energy, energy_reason = _energy(run, job, device) if job.energy else (None, "")
+    timer.rest()
+    yield Ready(
+        pass_ms=pass_ms,
+        compile_s=compile_s,
+        kernels=kernels,
+        energy=energy,
+        energy_reason=energy_reason,
+    )
+    for _ in requests:
+        taken = take_round(run, timer, pass_ms=pass_ms)
+        yield Samples(
+            round=taken.model_copy(update={"clock_mhz": clocks.clock_mhz, "throttled": clocks.throttled})
+        )
+
+
+def _energy(run: Run, job: Job, device: torch.device) -> tuple[Energy | None, str]:
+    """Return the energy of an image, or why there is none."""
+    from attnbench.profiling.nvml import NvmlMeter, measure_energy
+
+    try:
+        meter = NvmlMeter(device)
+        images = job.workload.batch_size
+        return measure_energy(run, images, meter, synchronize=lambda: torch.cuda.synchronize(device)), ""
+    except UnsupportedError as error:
+        return None, str(error)
+
+
+def _check_threads(job: Job) -> None:
     """Refuse what a plugin's pass has done to the number of threads: its times would be of another number."""
     if torch.get_num_threads() != job.threads:
         raise UnsupportedError(

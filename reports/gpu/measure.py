@@ -293,7 +293,7 @@ def table(records: Sequence[Record]) -> str:
                 number(sorted(warm)[len(warm) // 2] if warm else None),
                 number(row["peak_memory_mib"]),
                 number(row["planned_memory_mib"]),
-                number(row["energy_j"]),
+                number((row["energy"] or {}).get("energy_j")),
                 ", ".join(row["kernels"]) if row["status"] == "ok" else f"{row['status']}: {row['reason']}",
             )
         )
