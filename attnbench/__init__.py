@@ -13,7 +13,7 @@ if sys.platform == "win32":  # locks, signals and process groups are POSIX's
     raise ImportError("attnbench runs on Linux and macOS; on Windows run it inside WSL2")
 
 if TYPE_CHECKING:
-    from attnbench.api import build_attention, build_model, list_backends, load_model, run_suite
+    from attnbench.api import build_attention, build_model, list_backends, load_model, profile, run_suite
     from attnbench.contract import (
         AttentionBackend,
         AttentionContext,
@@ -31,6 +31,7 @@ _HOME = {
     "build_model": "attnbench.api",
     "list_backends": "attnbench.api",
     "load_model": "attnbench.api",
+    "profile": "attnbench.api",
     "run_suite": "attnbench.api",
     "AttentionBackend": "attnbench.contract",
     "AttentionContext": "attnbench.contract",
@@ -54,6 +55,7 @@ __all__ = [
     "hookimpl",
     "list_backends",
     "load_model",
+    "profile",
     "run_suite",
 ]
 

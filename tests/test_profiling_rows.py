@@ -57,7 +57,7 @@ def test_percentiles_of_all_samples():
 
 
 def test_clean_rounds_are_preferred_and_waiting_samples_do_not_count():
-    """Six clean rounds are ranked without the disturbed one; within a clean one, samples that waited fall out."""
+    """Six clean rounds are ranked without the disturbed ones; samples that waited fall out of a clean one."""
     clean = [timed(1.0, 1.0, 1.0, 50.0, waited=[0.0, 0.0, 0.0, 0.9]) for _ in range(6)]
     busy = timed(40.0, 41.0, 42.0, waited=[0.5, 0.5, 0.5])
     stolen = timed(30.0, 30.0, 30.0, stolen=0.2)

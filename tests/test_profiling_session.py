@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import textwrap
 
 import pytest
 import torch
 
-from attnbench.errors import AttnbenchError, UserInputError
+from attnbench.devices import available_cores
+from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
 from attnbench.plugins import registry
 from attnbench.profiling.child import Child
-from attnbench.profiling.protocol import Job, Refusal, Workload
+from attnbench.profiling.protocol import Job, Refusal, Tried, Workload
 from attnbench.profiling.rows import ProfileRequest, ProfileRow
 from attnbench.profiling.session import profile_models
+from attnbench.profiling.threads import chosen_threads
 from attnbench.profiling.worker import refusal, serve
 from attnbench.specs import AttentionSpec, ModelConfig, ProfileSpec
 
@@ -74,7 +80,13 @@ STRANGERS = '''
         return x
 
 
+    def rethread(x):
+        torch.set_num_threads(1)
+        return x
+
+
     WAYS = {
+        "threads": rethread,
         "dies": die,
         "leaves": leave,
         "hangs": hang,
@@ -270,3 +282,98 @@ def test_on_cuda():
     assert (row.status, row.reason) == ("ok", "")
     assert all(len(r.latency_ms) == len(r.warm_latency_ms) > 0 for r in row.rounds)
     assert row.reserved_memory_mib >= row.peak_memory_mib > row.extra_memory_mib > 0
+
+
+def test_rows_that_do_not_fit_are_left_out():
+    """The session's time is shared out: what a larger size would take is known from the smaller one."""
+    big = config().model_copy(update={"dim": 256, "depth": 2})
+    request = ProfileRequest(label="m", config=big, num_classes=10)
+    spec = ProfileSpec(resolutions=[128, 16], rounds=1)
+    large, small = profile_models([request], spec, within_s=6.0)
+    assert (small.status, large.status) == ("ok", "skipped")
+    assert "it does not fit into the session's time; --within 0 measures every row" in large.reason
+    assert large.macs_full > small.macs_full  # what costs nothing is there
+
+
+def test_finished_rows_are_taken_over_and_handed_on_as_they_finish():
+    """A session that goes on measures only what is missing, and hands each row on at once."""
+    requests = [
+        ProfileRequest(label=name, config=config(name), num_classes=10) for name in ("softmax", "linear")
+    ]
+    spec, heard = ProfileSpec(resolutions=[8, 16], rounds=1, measure=["params"]), []
+    known = ProfileRow(
+        model="softmax", resolution=16, tokens=64, device="cpu", precision="fp32", batch_size=1
+    )
+    rows = profile_models(requests, spec, finished={("softmax", 16): known}, on_row=heard.append)
+    assert rows[1] is known
+    assert [(row.model, row.resolution) for row in heard] == [("softmax", 8), ("linear", 8), ("linear", 16)]
+
+
+def test_an_interrupted_session_hands_over_what_has_an_interval(monkeypatch):
+    """Rows with six rounds are rows; those with fewer are not."""
+    taken = Child.take_round
+    count = itertools.count(1)
+
+    def interrupted(child: Child) -> object:
+        if next(count) > 13:  # of two rows: six rounds each and one more
+            raise KeyboardInterrupt
+        return taken(child)
+
+    monkeypatch.setattr(Child, "take_round", interrupted)
+    requests = [
+        ProfileRequest(label=name, config=config(name), num_classes=10) for name in ("softmax", "linear")
+    ]
+    heard: list[ProfileRow] = []
+    spec = ProfileSpec(resolutions=[8], rounds=9, measure=["latency"])
+    with pytest.raises(KeyboardInterrupt):
+        profile_models(requests, spec, on_row=heard.append)
+    assert sorted(len(row.rounds) for row in heard) == [6, 7]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="waiting for a core is read from Linux's schedstat")
+def test_a_busy_machine_is_seen():
+    """With every core taken twice, long passes cannot be clean: the row says so and what to do."""
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * available_cores())
+    ]
+    try:
+        wide = config().model_copy(update={"dim": 256, "depth": 4})
+        request = ProfileRequest(label="m", config=wide, num_classes=10)
+        spec = ProfileSpec(resolutions=[64], rounds=6, measure=["latency"], threads=1)
+        (row,) = profile_models([request], spec)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert "its threads waited for a core" in row.disturbed
+    assert "end it and profile again" in row.disturbed
+    assert row.latency_ms > 0
+    assert row.stopped == "rounds"
+
+
+def test_a_plugin_that_sets_the_threads_is_refused(strangers):
+    """Times of another number of threads than the others' are no times of this row."""
+    requests = iter(["round"])
+    asked = job("threads").model_copy(update={"threads": 2})
+    with pytest.raises(UnsupportedError, match="from 2 to 1"):
+        list(serve(asked, requests))
+
+
+def test_threads_that_do_not_help_are_not_taken():
+    """More threads are taken while each step of them saves a tenth; the words say what was measured."""
+    assert chosen_threads(Tried(pass_ms={4: 10.0, 2: 18.0, 1: 35.0}), 4) == (4, "")
+    number, why = chosen_threads(Tried(pass_ms={4: 300.0, 2: 33.0, 1: 35.0}), 4)
+    assert number == 1
+    assert "300 ms with 4 CPU threads and 35 ms with one thread" in why
+    assert chosen_threads(Tried(pass_ms={4: 9.5, 2: 10.0, 1: 35.0}), 4)[0] == 2
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs the compiler g++")
+def test_compiled_passes_state_their_compile_time():
+    """Compile time is a quantity of its own, and a compiled pass is timed like any other."""
+    request = ProfileRequest(label="m", config=config(), num_classes=10)
+    spec = ProfileSpec(resolutions=[8], rounds=1, measure=["latency"], compile=True)
+    (row,) = profile_models([request], spec)
+    assert (row.status, row.reason) == ("ok", "")
+    assert row.compile_s > 0.1
+    assert row.latency_ms > 0

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from attnbench import console
 from attnbench.devices import chosen_device
@@ -21,6 +21,8 @@ from attnbench.profiling.profile import (
 )
 from attnbench.profiling.rows import ProfileRequest, ProfileRow
 from attnbench.specs import ProfileSpec
+from attnbench.stages.interrupts import Stopped, on_signal
+from attnbench.stages.profile import CHILD
 
 DEFAULT_MODELS = "dit-s,sana-s,dydi-lit-s"
 WITHIN_S = 150.0
@@ -68,7 +70,7 @@ def profile(options: Options) -> int:
             file.write(rows)
 
     try:
-        with console.progress_bar("profile", quiet=options.quiet) as progress:
+        with on_signal(_stop), console.progress_bar("profile", quiet=options.quiet) as progress:
             measured = profile_batches(
                 requests,
                 spec,
@@ -79,10 +81,11 @@ def profile(options: Options) -> int:
                 on_row=keep,
                 progress=progress,
                 say=console.print_notice,
+                worker=CHILD,
             )
-    except KeyboardInterrupt:
-        _tell_what_is_kept(rows, len(requests) * len(batch_sizes) * len(spec.resolutions or []), file, device)
-        raise
+    except Stopped as stopped:
+        asked = len(requests) * len(batch_sizes) * len(spec.resolutions or [])
+        raise Stopped(stopped.number, _what_is_kept(rows, asked, file, device)) from None
     if file:
         file.write(measured)
     console.print_table(console.profile_table(measured, device))
@@ -90,7 +93,12 @@ def profile(options: Options) -> int:
     return 1 if "failed" in statuses or "ok" not in statuses else 0  # as a run's exit code
 
 
-def _tell_what_is_kept(rows: Sequence[ProfileRow], asked: int, file: ReportFile | None, device: str) -> None:
+def _stop(number: int) -> NoReturn:
+    raise Stopped(number, "")
+
+
+def _what_is_kept(rows: Sequence[ProfileRow], asked: int, file: ReportFile | None, device: str) -> str:
+    """Print the rows of an interrupted session; return what to say of them."""
     if rows:
         console.print_table(console.profile_table(rows, device))
     kept = f"{len(rows)} of {asked} rows are finished"
@@ -98,7 +106,7 @@ def _tell_what_is_kept(rows: Sequence[ProfileRow], asked: int, file: ReportFile 
         step = "with --json FILE they would be kept, and --resume would go on from them"
     else:
         step = f"they are in {file.path}; the same command with --resume goes on from them"
-    console.print_notice(f"interrupted: {kept}; {step}")
+    return f"interrupted: {kept}; {step}"
 
 
 def _report_file(

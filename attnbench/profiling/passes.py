@@ -34,12 +34,14 @@ class Pass:
     run: Callable[[], torch.Tensor]
 
 
-def build_pass(workload: Workload, device: torch.device, decode: Decode | None = None) -> Pass:
+def build_pass(
+    workload: Workload, device: torch.device, decode: Decode | None = None, *, compiled: bool = False
+) -> Pass:
     """Build the model of a workload and return its pass on N(0, 1) inputs.
 
     Weights are in fp32 and bf16 is autocast's, as in training and sampling. Without training,
     re-parameterised parts are fused and no graph is kept. `decode` turns latents into images, for the scope
-    end-to-end. Raises UnsupportedError where mode and scope do not go together.
+    end-to-end; `compiled` compiles the model, or its part, as training does. Raises UnsupportedError where mode and scope do not go together.
     """
     torch.manual_seed(workload.seed)
     model = build_model(
@@ -50,9 +52,10 @@ def build_pass(workload: Workload, device: torch.device, decode: Decode | None =
         model = cast("DiffusionTransformer", fuse_for_inference(model)).requires_grad_(False)
     inputs = _Inputs(workload, device)
     if workload.scope in ("attention", "block"):
-        return _part_of_block(workload, model, inputs)
+        return _part_of_block(workload, model, inputs, compiled)
+    called = torch.compile(model) if compiled else model
     run = {"forward": _forward, "train": _training_step, "sample": _sampler_step}[workload.mode](
-        workload, model, inputs
+        workload, called, inputs
     )
     if workload.scope == "end-to-end":
         return Pass(module=model, run=_then_decoded(workload, run, decode))
@@ -156,7 +159,7 @@ def _training_step(
     return run
 
 
-def _part_of_block(workload: Workload, model: DiffusionTransformer, inputs: _Inputs) -> Pass:
+def _part_of_block(workload: Workload, model: DiffusionTransformer, inputs: _Inputs, compiled: bool) -> Pass:
     """Return the pass of the middle block, or of its attention, on N(0, 1) tokens [B, N, C]."""
     if workload.mode == "sample":
         raise UnsupportedError(f"mode sample runs whole models; scope {workload.scope} does not go with it")
@@ -164,6 +167,7 @@ def _part_of_block(workload: Workload, model: DiffusionTransformer, inputs: _Inp
     layer_idx = config.depth // 2
     block = cast("Block", model.blocks[layer_idx])
     part: nn.Module = block.attn if workload.scope == "attention" else block
+    called = torch.compile(part) if compiled else part
     tokens = torch.randn(workload.batch_size, model.grid[0] * model.grid[1], config.dim).to(inputs.device)
     context = AttentionContext(
         grid=model.grid,
@@ -175,7 +179,7 @@ def _part_of_block(workload: Workload, model: DiffusionTransformer, inputs: _Inp
 
     def forward() -> torch.Tensor:
         with inputs.autocast(workload):
-            return cast("torch.Tensor", part(tokens, context))
+            return cast("torch.Tensor", called(tokens, context))
 
     if workload.mode == "forward":
         return Pass(module=part, run=torch.inference_mode()(forward))

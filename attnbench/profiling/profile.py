@@ -15,6 +15,7 @@ from attnbench.models.recipes import recipe as load_recipe
 from attnbench.models.recipes import resolve
 from attnbench.models.resolution import input_size
 from attnbench.plugins import registry
+from attnbench.profiling.child import WORKER
 from attnbench.profiling.rows import ProfileRequest, ProfileRow
 from attnbench.profiling.session import Say, profile_models
 from attnbench.progress import Progress
@@ -113,6 +114,7 @@ def profile_batches(
     on_row: Callable[[ProfileRow], None] | None = None,
     progress: Progress | None = None,
     say: Say = lambda text: None,
+    worker: str = WORKER,
 ) -> ProfileRows:
     """Profile all requests at every resolution and batch size; see `profile_models`.
 
@@ -134,6 +136,7 @@ def profile_batches(
             finished={(row.model, row.resolution): row for row in finished if _is_answer(row, one, device)},
             on_row=on_row,
             say=say,
+            worker=worker,
         )
     return rows
 

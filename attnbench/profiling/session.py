@@ -30,6 +30,7 @@ from attnbench.profiling.worker import refusal
 from attnbench.progress import Progress
 from attnbench.specs import ProfileSpec
 
+GIVEN_UP = 2  # times the least, where none of them is clean
 MOST_ROUNDS = 4  # times the least: a machine that never settles is not measured for ever
 _WARM_UP_LIMIT_S = 1.5
 _WARM_UP_SHARE = 0.2  # at most, of a row's time limit
@@ -284,6 +285,8 @@ class _Session:
             draft.stopped = "narrow"
         elif child.budget_s < child.longest_s or time.monotonic() > extra_until:
             draft.stopped = "time"
+        elif len(draft.rounds) >= GIVEN_UP * self.spec.rounds and not any(map(is_clean, draft.rounds)):
+            draft.stopped = "rounds"
         return bool(draft.stopped)
 
     def _end(self, draft: Draft, reply: Refusal) -> None:

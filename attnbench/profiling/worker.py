@@ -64,7 +64,7 @@ def serve(
     device = torch.device(job.device)
     codec = job.workload.codec
     decode = decoder_of(codec, device) if codec is not None and decoder_of is not None else None
-    run = build_pass(job.workload, device, decode).run
+    run = build_pass(job.workload, device, decode, compiled=job.compile and job.task == "latency").run
     match job.task:
         case "memory":
             yield _memory(run, device)
@@ -106,7 +106,7 @@ def _seconds_per_pass(run: Run) -> float:
 def _timed(run: Run, job: Job, device: torch.device, requests: Iterable[str]) -> Iterator[Ready | Samples]:
     compile_s = None
     if job.compile:
-        run, compile_s = _compiled(run)
+        compile_s = _compile(run)
     if not run().isfinite().all():
         raise NonFiniteError("the output holds NaN or infinity, on N(0, 1) inputs; not timed")
     if device.type == "cuda":
@@ -172,18 +172,17 @@ def _check_threads(job: Job) -> None:
         )
 
 
-def _compiled(run: Run) -> tuple[Run, float]:
-    """Compile a pass; return it with the time that compiling and the first pass took, s.
+def _compile(run: Run) -> float:
+    """Run a pass whose model is compiled until it is; return the time that this took, s.
 
     From then on a recompilation is an error: it would be timed.
     """
-    compiled = torch.compile(run)
     start = time.perf_counter()
-    compiled()
-    compiled()  # some graphs are compiled a second time, once sizes are known to stay
+    run()
+    run()  # some graphs are compiled a second time, once sizes are known to stay
     seconds = time.perf_counter() - start
     torch._dynamo.config.error_on_recompile = True
-    return compiled, seconds
+    return seconds
 
 
 def refusal(error: BaseException) -> Refusal:
