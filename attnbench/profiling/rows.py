@@ -11,13 +11,12 @@ from pydantic import Field, computed_field
 
 from attnbench.models.resolution import LATENT_FACTOR
 from attnbench.profiling.protocol import Round
-from attnbench.profiling.statistics import median_interval
+from attnbench.profiling.statistics import median_interval, percentiles
 from attnbench.results import Measurement, Record, Status
 from attnbench.specs import Mode, ModelConfig, Precision, Scope
 
 CLEAN_BELOW = 0.02
 """Share of a round that its threads may have waited for a core, for the round to count as undisturbed."""
-PERCENTILES = (10, 50, 90, 99)
 
 Stopped = Literal["", "narrow", "time", "rounds"]
 Bound = Literal["", "arithmetic", "memory"]
@@ -160,16 +159,6 @@ def interval(medians: Sequence[float]) -> tuple[float, float] | None:
     """Return the 95 % interval of the median of rounds' medians (order statistics), or None of too few."""
     found = median_interval(medians) if medians else None
     return (found.low, found.high) if found is not None and found.sufficient else None
-
-
-def percentiles(samples: Sequence[float]) -> dict[str, float]:
-    """Return p10, p50, p90 and p99, interpolated between samples."""
-    if not samples:
-        return {}
-    if len(samples) == 1:
-        return dict.fromkeys((f"p{p}" for p in PERCENTILES), samples[0])
-    cuts = statistics.quantiles(samples, n=100, method="inclusive")
-    return {f"p{p}": cuts[p - 1] for p in PERCENTILES}
 
 
 def to_measurements(row: ProfileRow) -> list[Measurement]:
