@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnbench.profiling.statistics import percentiles
-from attnbench.report.quantities import LATENCY, SIZE, Quantity
+from attnbench.report.quantities import LATENCY, LEFT_OUT, SIZE, Quantity
 from attnbench.report.tables import Cell, Column, FilledColumn, plain, significant
 from attnbench.report.timings import (
     WITHOUT_ROUNDS,
@@ -43,6 +43,12 @@ class ProfiledRow:
         values = [*measured.values, *all_samples(measured)] if measured else []
         return measured if values and all(math.isfinite(value) and value > 0 for value in values) else None
 
+    @property
+    def left_out(self) -> list[float]:
+        """The samples in ms that do not count in the latency."""
+        measured = self.result.measurement(f"{LEFT_OUT}@{self.side}")
+        return measured.values if measured else []
+
 
 def baseline(results: Sequence[Result]) -> Result:
     """Return the case that times are compared with: the first with softmax attention, else the first.
@@ -58,8 +64,8 @@ def latency_columns(rows: Sequence[ProfiledRow], base: Result) -> list[FilledCol
         return []
     against = Column(title=f"Time against {plain(base.label)}", group="Cost")
     return [
-        (Column(title="Rounds", group="Cost"), [_rounds(row.timing) for row in rows]),
-        (Column(title=" / ".join(_SHOWN), unit="ms", group="Cost"), [_percentiles(r.timing) for r in rows]),
+        (Column(title="Rounds", group="Cost"), [_rounds(row) for row in rows]),
+        (Column(title=" / ".join(_SHOWN), unit="ms", group="Cost"), [_percentiles(row) for row in rows]),
         (against, [_ratio(row, base) for row in rows]),
     ]
 
@@ -71,7 +77,8 @@ def latency_notes(rows: Sequence[ProfiledRow], base: Result) -> tuple[str, ...]:
     label = plain(base.label)
     notes = [
         "Latency: median over rounds of each round's median; beside it the 95 % interval over rounds (order "
-        "statistics). Rounds: those behind it, of all that were taken. p10 / p90 / p99: of all samples.",
+        "statistics). Rounds: those behind it, of all that were taken. p10 / p90 / p99: of all samples, "
+        "left out or not.",
         f"Time against {label}: median of ratios, each of two rounds taken side by side; faster or slower "
         "where the 95 % interval of that median leaves out 1.",
     ]
@@ -86,20 +93,24 @@ def _attention(result: Result) -> str:
     return str(attention.get("name", "")) if isinstance(attention, dict) else ""
 
 
-def _rounds(timing: Measurement | None) -> Cell:
+def _rounds(row: ProfiledRow) -> Cell:
+    timing = row.timing
     if timing is None:
         return Cell()
     samples = f"{len(all_samples(timing)):,} samples"
+    if row.left_out:
+        samples += f", {len(row.left_out):,} left out"
     if not timing.rounds:
         return Cell(detail=samples)
     ranked, taken = len(timing.values), len(timing.rounds)
     return Cell(text=f"{taken}" if ranked == taken else f"{ranked} of {taken}", value=ranked, detail=samples)
 
 
-def _percentiles(timing: Measurement | None) -> Cell:
+def _percentiles(row: ProfiledRow) -> Cell:
+    timing = row.timing
     if timing is None:
         return Cell()
-    found = percentiles(all_samples(timing))
+    found = percentiles([*all_samples(timing), *row.left_out])
     return Cell(text=" / ".join(significant(found[name], 3) for name in _SHOWN), value=found[_SHOWN[0]])
 
 

@@ -62,6 +62,8 @@ LATENCY = Quantity(
     definition="Time of one pass: each round's median of its samples, then the median of those over rounds, "
                "with its 95 % interval over rounds. Wall clock on a CPU, device events on a GPU.",
 )  # fmt: skip
+LEFT_OUT = "waited_latency_ms"
+"""Samples of latency that do not count, since a thread waited for a core."""
 LIVE_MEMORY = Quantity(
     name="live_memory_mib", title="Live memory", unit="MiB", better="lower", significant=True, group="Cost",
     definition="The model's memory: what one pass adds at its peak, by the sizes of the tensors alive then.",
@@ -176,7 +178,7 @@ def _is_known(name: str) -> bool:
     if is_quality(base) or base in (ACCURACY.name, REAL_ACCURACY):
         return True
     if RESOLVED.match(name):
-        return unresolved(name) in {q.name for q in (*SIZE, LATENCY, *MEMORY)}
+        return unresolved(name) in {q.name for q in (*SIZE, LATENCY, *MEMORY)} | {LEFT_OUT}
     return name in {"params", *NOTED, *(q.name for q in TRAINING)}
 
 
