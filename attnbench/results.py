@@ -92,7 +92,8 @@ class Measurement(Record):
     """Images, repetitions or whatever stands behind the number."""
     better: Direction = "none"
     interval: tuple[float, float] | None = None
-    """95 % interval of the value, where its uncertainty is known (of a quality metric: over images)."""
+    """95 % interval of the value, where its uncertainty is known (of a quality metric over images, of a
+    timed quantity over rounds)."""
     note: str = ""
     rounds: list[list[float]] = []
     """Of a timed quantity: all raw samples, by the interleaved rounds they were taken in; `values` are the

@@ -27,7 +27,7 @@ from attnbench.report import TerminalTable, comparison_table, write_report
 from attnbench.report.content import gather
 from attnbench.report.costs import cost_table, other_table
 from attnbench.report.figures import hollow_points, tradeoff_figure
-from attnbench.report.quantities import LATENCY, MACS
+from attnbench.report.quantities import LATENCY, MACS, other_names
 from attnbench.report.sections import at_a_glance, definitions
 from attnbench.report.tables import Cell, Table, significant
 from attnbench.results import Measurement, Result, append_result, read_results
@@ -119,6 +119,17 @@ def test_rounds_samples_and_percentiles_stand_beside_the_median() -> None:
     low, middle, high = (float(x) for x in cells(table, "p10 / p90 / p99")[1].text.split(" / "))
     assert min(samples) < low < middle < high < max(samples)
     assert against(results)[1][1].endswith(", slower")  # the pairs that are left are enough
+
+
+def test_samples_that_do_not_count_are_told() -> None:
+    """What a session left out of a row stands in the count and in the percentiles, in no table of its own."""
+    left_out = Measurement(name="waited_latency_ms@8", unit="ms", values=[50.0] * 100)
+    results = [make_result("softmax", 0), with_measurement(make_result("b", 1), left_out)]
+    table = cost_table(results)
+    assert cells(table, "Rounds")[1].detail.endswith(" samples, 100 left out")
+    assert "left out" not in cells(table, "Rounds")[0].detail
+    assert cells(table, "p10 / p90 / p99")[1].text.endswith(" / 50.0")
+    assert "waited_latency_ms@8" not in other_names(results)
 
 
 def test_too_few_rounds_say_so() -> None:

@@ -1,4 +1,4 @@
-"""Intervals and verdicts of latencies hold where rounds drift: the simulation in reports/profile/rounds.py."""
+"""Intervals and verdicts of latencies hold where rounds drift: simulated as in reports/profile."""
 
 import runpy
 from pathlib import Path
