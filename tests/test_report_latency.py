@@ -136,7 +136,7 @@ def test_too_few_rounds_say_so() -> None:
     """Five rounds can carry neither a 95 % interval nor a verdict."""
     rows = [profile_row(i, 8, rounds=_rounds(i)[:5]) for i in range(2)]
     results = [with_profile(make_result(n, i), rows[i]) for i, n in enumerate(("softmax", "b"))]
-    assert cells(cost_table(results), "Latency")[1].detail == "too few rounds for an interval"
+    assert cells(cost_table(results), "Latency")[1].detail == "too few rounds"
     assert against(results)[1][1] == "too few rounds to tell"
 
 
@@ -193,6 +193,17 @@ def test_a_disturbed_row_is_marked_in_every_rendering(tmp_path: Path) -> None:
     figures = {figure.name: figure for figure in gather(tmp_path, results, "t", "").figures}
     assert "Hollow: disturbed, not to be ranked (linear)" in figures["quality-latency"].caption
     assert "Hollow" not in figures["quality-macs"].caption
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_marks_fit_a_narrow_terminal(width: int) -> None:
+    """A disturbed row of too few rounds, the longest mark there is, is whole within the terminal's width."""
+    suite = make_suite()
+    suite[1] = with_profile(suite[1], profile_row(1, 8, rounds=_rounds(1)[:4], disturbed=REASON))
+    out = io.StringIO()
+    Console(file=out, width=width).print(TerminalTable(comparison_table(suite)))
+    assert " too few rounds, disturbed " in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= width
 
 
 def test_only_the_disturbed_point_is_hollow() -> None:

@@ -177,7 +177,9 @@ def _notes(sides: set[int], lines: Sequence[_Line], many_seeds: bool) -> tuple[s
         notes.append("± is half of a 95 % interval over images at this n (METRICS.md), not over seeds.")
     timed = [(line.label, line.measured(LATENCY)) for line in lines]
     if any(measured and measured.rounds for _, measured in timed):
-        notes.append("Beside a latency stands the 95 % interval of its median over rounds (METRICS.md).")
+        notes.append(
+            "Beside a latency: the 95 % interval of its median over rounds, six or more (METRICS.md)."
+        )
     if any(without_rounds(measured) for _, measured in timed):
         notes.append(WITHOUT_ROUNDS)
     return (*notes, *disturbed_notes(timed))

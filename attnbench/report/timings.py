@@ -42,7 +42,7 @@ def measured_entry(measured: Measurement | None) -> Entry:
         return Entry(note=measured.note)
     interval = rounds_interval(measured)
     too_few = bool(measured.rounds) and interval is None
-    said = ["too few rounds for an interval"] * too_few + [DISTURBED] * bool(measured.disturbed)
+    said = ["too few rounds"] * too_few + [DISTURBED] * bool(measured.disturbed)
     return Entry(
         value=measured.value, interval=interval, note=", ".join(said), disturbed=bool(measured.disturbed)
     )
