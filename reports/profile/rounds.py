@@ -46,16 +46,22 @@ def after(count: int) -> Stop:
     return lambda rounds: len(rounds) == count
 
 
-def when_narrow(rounds: list[Round]) -> bool:
-    """Stop as a session does by default: once the interval of six clean rounds or more is 5 % wide."""
-    medians = round_medians(ranked(rounds))
-    found = interval(medians) if _num_clean(rounds) >= LEAST_ROUNDS else None
-    narrow = found is not None and found[1] - found[0] <= 0.05 * statistics.median(medians)
-    return narrow or len(rounds) == MOST_ROUNDS
+def when_narrow(least: int) -> Stop:
+    """Return a session's rule: until the interval of so many clean rounds or more is at most 5 % wide."""
+
+    def stop(rounds: list[Round]) -> bool:
+        medians = round_medians(ranked(rounds))
+        found = interval(medians) if _num_clean(rounds) >= least else None
+        narrow = found is not None and found[1] - found[0] <= 0.05 * statistics.median(medians)
+        return narrow or len(rounds) == MOST_ROUNDS
+
+    return stop
 
 
-RULES: dict[str, Stop] = {f"{count} rounds": after(count) for count in (6, 9, 12, 24)}
-RULES["until 5 % wide"] = when_narrow
+RULES: dict[str, Stop] = {
+    **{f"{count} rounds": after(count) for count in (6, 9, 12, 24)},
+    **{f"until 5 % wide, {least} clean": when_narrow(least) for least in (LEAST_ROUNDS, 8)},
+}
 
 
 def timed(seed: int, machine: int, level: float, stop: Stop) -> Measurement:
