@@ -17,9 +17,10 @@ from attnbench.models.resolution import input_size
 from attnbench.models.skeleton import DiffusionTransformer
 from attnbench.models.skeleton import build_model as build_from_config
 from attnbench.plugins import registry
-from attnbench.specs import AttentionSpec
+from attnbench.specs import AttentionSpec, Measure, Mode, Precision, Scope
 
 if TYPE_CHECKING:
+    from attnbench.profiling.profile import ProfileRows
     from attnbench.running.runner import SuiteRun
 
 
@@ -86,6 +87,62 @@ def load_model(
 def list_backends() -> list[AttentionBackend]:
     """Return all attention backends, built-in and installed, in the order they registered."""
     return [provided.record for provided in registry().backends.values()]
+
+
+def profile(
+    models: Sequence[str] = (),
+    resolutions: Sequence[int] = (256,),
+    *,
+    backends: Sequence[str] = (),
+    recipe: str = "dit-s",
+    mode: Mode = "forward",
+    scope: Scope = "model",
+    batch_sizes: Sequence[int] = (1,),
+    precision: Precision | None = None,
+    measure: Sequence[Measure] = ("macs", "params", "latency", "memory"),
+    rounds: int = 6,
+    interval: float = 0.05,
+    threads: int | None = None,
+    compile: bool = False,
+    cuda_graphs: bool = False,
+    within_s: float | None = None,
+    timeout_s: float = 120.0,
+    device: str = "auto",
+    num_classes: int = 1000,
+    quiet: bool = True,
+) -> ProfileRows:
+    """Return what models, and attention backends in the shell of `recipe`, cost: one row per size of each.
+
+    Resolutions are in pixels of the decoded image. Latencies are ms, memory MiB, of `batch_sizes` images per
+    pass; `mode`, `scope` and `precision` as in `attnbench profile`. The rows are a list with
+    `to_dataframe()`.
+    Raises UserInputError on what cannot be asked; what cannot be measured is a row with status and reason.
+    """
+    from attnbench.devices import chosen_device
+    from attnbench.profiling.profile import default_precision, profile_batches, requests_for, spec_of
+
+    chosen = chosen_device(device)
+    settings = {
+        "resolutions": list(resolutions),
+        "measure": list(measure),
+        "mode": mode,
+        "scope": scope,
+        "rounds": rounds,
+        "interval": interval,
+        "precision": precision or default_precision(chosen),
+        "threads": threads,
+        "compile": compile,
+        "cuda_graphs": cuda_graphs,
+        "timeout_s": timeout_s,
+    }
+    return profile_batches(
+        requests_for(models, backends, recipe, num_classes),
+        spec_of(settings),
+        batch_sizes,
+        device=chosen,
+        within_s=within_s,
+        say=(lambda text: None) if quiet else print,
+    )
 
 
 def run_suite(path: str | Path, overrides: Sequence[str] = (), *, runs: str | Path = "runs") -> SuiteRun:

@@ -464,9 +464,9 @@ class ProfileSpec(Spec):
     resolutions: list[PositiveInt] | None = None
     """Sides in pixels of the decoded image; null: the data's."""
     measure: list[Measure] = ["macs", "params", "latency", "memory"]
-    """Quantities; `memory-plan` is the memory that fake tensors take, with nothing run, `energy` is CUDA's."""
+    """Quantities; `memory-plan` is the memory that fake tensors take, nothing run; `energy` is CUDA's."""
     mode: Mode = "forward"
-    """What is timed: a forward pass, a training step (forward, backward, AdamW), or a guided sampler step."""
+    """What is timed: a forward pass, a training step (with backward and AdamW), a guided sampler step."""
     scope: Scope = "model"
     """Of what: the attention or the whole of the middle block, the model, or the model with its decoder."""
     batch_size: PositiveInt = 1

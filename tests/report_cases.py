@@ -135,7 +135,11 @@ def disturbed_rounds(rounds: Sequence[Round], which: Iterable[int]) -> list[Roun
     """Return the rounds, those given having waited for a core and taken half as long again."""
     which = set(which)
     return [
-        Round(latency_ms=[1.5 * t for t in r.latency_ms], cpu_time_ms=r.cpu_time_ms, waited_share=0.3)
+        Round(
+            latency_ms=[1.5 * t for t in r.latency_ms],
+            cpu_time_ms=r.cpu_time_ms,
+            waited_share=[0.3] * len(r.latency_ms),
+        )
         if i in which
         else r
         for i, r in enumerate(rounds)

@@ -8,6 +8,7 @@ import pytest
 
 from attnbench.profiling import latency
 from attnbench.profiling.latency import CpuTimer, Sample, take_round, warm_up
+from attnbench.profiling.rows import is_clean
 
 
 class Scripted:
@@ -21,7 +22,8 @@ class Scripted:
         latency_ms = next(self.samples_ms)
         self.repeats.append(repeats)
         self.now_s += latency_ms * repeats / 1e3
-        return Sample(latency_ms=latency_ms, cpu_time_ms=2 * latency_ms, clean=latency_ms < 15)
+        waited = 0.0 if latency_ms < 15 else 0.5
+        return Sample(latency_ms=latency_ms, cpu_time_ms=2 * latency_ms, waited_share=waited)
 
     def rest(self) -> None:
         self.rests += 1
@@ -52,26 +54,34 @@ def test_warm_up_ends_at_its_limit(monkeypatch):
 def test_short_passes_are_repeated(monkeypatch):
     """A sample lasts at least 2 ms."""
     timer = Scripted(monkeypatch, itertools.repeat(0.3, 10_000))
-    taken = take_round(lambda: None, timer, forward_ms=0.3)
+    taken = take_round(lambda: None, timer, pass_ms=0.3)
     assert set(timer.repeats) == {7}  # 7 x 0.3 ms = 2.1 ms
     assert len(taken.latency_ms) == len(timer.repeats)
 
 
 def test_every_sample_is_kept(monkeypatch):
-    """Outliers stay where they fell, marked as not clean."""
-    timer = Scripted(monkeypatch, [10.0, 500.0, 11.0])
-    taken = take_round(lambda: None, timer, forward_ms=10)
-    assert taken.latency_ms == [10.0, 500.0, 11.0]
-    assert taken.cpu_time_ms == [20.0, 1000.0, 22.0]
-    assert taken.clean == [True, False, True]
+    """Samples whose threads waited stay where they fell, with their share of waiting; three must be clean."""
+    timer = Scripted(monkeypatch, [10.0, 300.0, 11.0, 12.0, 13.0])
+    taken = take_round(lambda: None, timer, pass_ms=10)
+    assert taken.latency_ms == [10.0, 300.0, 11.0, 12.0]  # 0.1 s are over, and the third clean one ends it
+    assert taken.cpu_time_ms == [20.0, 600.0, 22.0, 24.0]
+    assert taken.waited_share == [0.0, 0.5, 0.0, 0.0]
     assert timer.rests == 1
 
 
-@pytest.mark.parametrize(("forward_ms", "samples", "passes_before"), [(900.0, 3, 1), (5000.0, 1, 0)])
-def test_long_passes_take_few_samples(monkeypatch, forward_ms, samples, passes_before):
+def test_a_round_that_never_gets_clean_ends(monkeypatch):
+    """On a machine that is busy all the time a round ends after five times its length."""
+    timer = Scripted(monkeypatch, itertools.repeat(30.0))
+    taken = take_round(lambda: None, timer, pass_ms=30)
+    assert timer.now_s == pytest.approx(0.51)  # the first sample that ends after 0.5 s
+    assert not is_clean(taken)
+
+
+@pytest.mark.parametrize(("pass_ms", "samples", "passes_before"), [(499.0, 3, 1), (501.0, 1, 0)])
+def test_long_passes_take_few_samples(monkeypatch, pass_ms, samples, passes_before):
     """A round is three samples after one unmeasured pass; one sample alone when a pass takes seconds."""
-    timer, unmeasured = Scripted(monkeypatch, itertools.repeat(forward_ms)), []
-    taken = take_round(lambda: unmeasured.append(1), timer, forward_ms=forward_ms)
+    timer, unmeasured = Scripted(monkeypatch, itertools.repeat(pass_ms)), []
+    taken = take_round(lambda: unmeasured.append(1), timer, pass_ms=pass_ms)
     assert (len(taken.latency_ms), len(unmeasured)) == (samples, passes_before)
 
 

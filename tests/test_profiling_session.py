@@ -12,7 +12,7 @@ import torch
 from attnbench.errors import AttnbenchError, UserInputError
 from attnbench.plugins import registry
 from attnbench.profiling.child import Child
-from attnbench.profiling.protocol import Job, Refusal
+from attnbench.profiling.protocol import Job, Refusal, Workload
 from attnbench.profiling.rows import ProfileRequest, ProfileRow
 from attnbench.profiling.session import profile_models
 from attnbench.profiling.worker import refusal, serve
@@ -158,9 +158,10 @@ def test_the_others_finish(rows, name):
     assert row.params > 0
     assert row.macs_full > 0
     assert row.macs_paper > 0
-    assert len(row.latency_ms_values) >= 2 * 3  # two rounds of at least three samples
-    assert len(row.cpu_time_ms_values) == len(row.latency_ms_values)
-    assert 0 <= row.clean_share <= 1
+    assert len(row.rounds) >= 2
+    assert all(len(r.latency_ms) >= 3 and len(r.cpu_time_ms) == len(r.latency_ms) for r in row.rounds)
+    assert row.session
+    assert row.conditions.threads == 1  # 16 tokens of width 16: no second thread helps
     assert row.peak_memory_mib > row.extra_memory_mib >= 0
 
 
@@ -184,18 +185,8 @@ def test_a_broken_row_says_why(rows, name, status, reason):
 
 
 def job(attention: str) -> Job:
-    return Job(
-        config=config(attention),
-        input_size=8,
-        num_classes=10,
-        batch_size=1,
-        precision="fp32",
-        device="cpu",
-        threads=1,
-        memory=False,
-        latency=True,
-        warm_up_limit_s=0.1,
-    )
+    workload = Workload(config=config(attention), input_size=8, num_classes=10)
+    return Job(workload=workload, device="cpu", task="latency", threads=1, warm_up_limit_s=0.1)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +209,6 @@ def test_a_child_refuses(strangers, name, status, reason):
 def test_time_out(strangers):
     """A pass that never ends is cut off at the limit and skipped with that reason."""
     with Child(budget_s=1.0) as child:
-        child.wait_until_started()
         reply = child.set_up(job("hangs"))
     assert reply == Refusal(status="skipped", reason="did not finish within 1 s (timeout_s)")
 
@@ -226,7 +216,6 @@ def test_time_out(strangers):
 def test_killed_between_rounds():
     """A child killed from outside while it waits is a failed row that names the signal."""
     with Child(budget_s=60.0) as child:
-        child.wait_until_started()
         assert child.set_up(job("softmax")).event == "ready"
         os.kill(child.pid, signal.SIGTERM)
         reply = child.take_round()
@@ -279,5 +268,5 @@ def test_on_cuda():
     request = ProfileRequest(label="m", config=config("dydila"), num_classes=10)
     (row,) = profile_models([request], ProfileSpec(resolutions=[16], precision="bf16"), device="cuda")
     assert (row.status, row.reason) == ("ok", "")
-    assert len(row.latency_ms_values) == len(row.warm_latency_ms_values) > 0
+    assert all(len(r.latency_ms) == len(r.warm_latency_ms) > 0 for r in row.rounds)
     assert row.reserved_memory_mib >= row.peak_memory_mib > row.extra_memory_mib > 0

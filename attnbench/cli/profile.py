@@ -9,53 +9,113 @@ import typer
 
 from attnbench.cli.app import Device, Quiet, app
 
+RESOLUTIONS = "256,512,1024,2048"
+
 
 @app.command()
 def profile(
     res: Annotated[
         str, typer.Option(metavar="PX,PX", help="Sides in pixels of the decoded image.")
-    ] = "256,512,1024,2048",
+    ] = RESOLUTIONS,
     models: Annotated[
         str,
         typer.Option(
             metavar="NAME,NAME",
-            help="Model recipes; table1 to table8: those of a table of arXiv:2601.13683.",
+            help="Model recipes, dit-s,sana-s,dydi-lit-s where nothing is named; table1 to table8: those of "
+            "a table of arXiv:2601.13683.",
         ),
-    ] = "dit-s,sana-s,dydi-lit-s",
+    ] = "",
+    backends: Annotated[
+        str, typer.Option(metavar="NAME,NAME", help="Attention backends, each put into --recipe.")
+    ] = "",
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="The model that --backends are put into.")] = (
+        "dit-s"
+    ),
+    only: Annotated[
+        str, typer.Option(metavar="PATTERN", help="Of all these, those whose name matches, e.g. 'dydi*'.")
+    ] = "",
     measure: Annotated[
-        str, typer.Option(metavar="NAME,NAME", help="Quantities.")
+        str,
+        typer.Option(
+            metavar="NAME,NAME", help="Quantities: macs, params, latency, memory, memory-plan, energy."
+        ),
     ] = "macs,params,latency,memory",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here, too.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds of the latency measurement.")] = 5,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    mode: Annotated[
+        str,
+        typer.Option(help="forward; train (forward, backward, AdamW); sample (one guided sampler step)."),
+    ] = "forward",
+    scope: Annotated[
+        str, typer.Option(help="attention or block (of the middle block), model, end-to-end.")
+    ] = "model",
+    batch: Annotated[
+        str, typer.Option("--batch", "--batch-size", metavar="N,N", help="Images per pass.")
+    ] = "1",
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds of the latency, at least.")] = 6,
+    interval: Annotated[
+        float,
+        typer.Option(help="More rounds until the 95 % interval is this share of the median wide."),
+    ] = 0.05,
+    precision: Annotated[
+        str, typer.Option(help="fp32 or bf16 (by autocast); where not given, fp32 on a CPU, bf16 on a GPU.")
+    ] = "",
+    threads: Annotated[
+        int, typer.Option(help="CPU threads of a pass; 0: as many as help it here and now.")
+    ] = 0,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile each pass; compile time is a column.")
+    ] = False,
+    cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="Replay captured CUDA graphs.")] = False,
+    within: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="Time of it all; rows that do not fit are left out. 0: any."),
+    ] = 150.0,
     timeout_s: Annotated[
         float, typer.Option(help="Seconds a row may take; beyond them it is skipped.")
     ] = 120.0,
     num_classes: Annotated[int, typer.Option(min=1, help="Classes of the label embedding.")] = 1000,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows here, each as soon as it is finished.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take over the finished rows of the file of --json.")
+    ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Measure multiply-adds, latency and memory of model recipes.
+    """Measure multiply-adds, latency and memory of model recipes, and of attention backends in one of them.
 
     A resolution is in pixels of the decoded image: 256 means a 32x32 latent for latent models, an eighth, as
-    Stable Diffusion's autoencoders make it; `run` takes the suite's own. A row that runs out of its time is
-    skipped; its reason stands below the table.
+    Stable Diffusion's autoencoders make it; `run` takes the suite's own. A row that runs out of its time, or
+    would not fit into --within, is skipped; its reason stands below the table.
 
     Exit code 1 when a row failed, or when none could be measured whole; 0 otherwise.
     """
-    from attnbench.commands import profile as profile_command
+    from attnbench.commands import profile as command
 
-    spec = profile_command.spec_from(
+    options = command.Options(
         res=res,
-        measure=measure,
-        batch_size=batch_size,
-        rounds=rounds,
-        precision=precision,
-        timeout_s=timeout_s,
+        models=models,
+        backends=backends,
+        recipe=recipe,
+        only=only,
+        batch=batch,
+        num_classes=num_classes,
+        device=device,
+        within_s=within,
+        json_file=json_file,
+        resume=resume,
+        quiet=quiet,
+        settings={
+            "measure": measure,
+            "mode": mode,
+            "scope": scope,
+            "rounds": rounds,
+            "interval": interval,
+            "precision": precision,
+            "threads": threads or None,
+            "compile": compile,
+            "cuda_graphs": cuda_graphs,
+            "timeout_s": timeout_s,
+        },
     )
-    raise typer.Exit(
-        profile_command.profile(
-            models, spec, num_classes=num_classes, json_file=json_file, device=device, quiet=quiet
-        )
-    )
+    raise typer.Exit(command.profile(options))

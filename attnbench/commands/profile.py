@@ -1,76 +1,166 @@
-"""What `attnbench profile` does: read its options, measure the recipes, print and keep the rows."""
+"""What `attnbench profile` does: read its options, measure, print and keep the rows."""
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
+from typing import Any
 
 from attnbench import console
 from attnbench.devices import chosen_device
 from attnbench.errors import UserInputError
-from attnbench.models.published import expand
-from attnbench.models.recipes import recipe
-from attnbench.models.resolution import input_size
-from attnbench.profiling.rows import ProfileRequest
-from attnbench.profiling.session import profile_models
+from attnbench.profiling.profile import (
+    ProfileRows,
+    ReportFile,
+    default_precision,
+    profile_batches,
+    requests_for,
+    spec_of,
+)
+from attnbench.profiling.rows import ProfileRequest, ProfileRow
 from attnbench.specs import ProfileSpec
 
+DEFAULT_MODELS = "dit-s,sana-s,dydi-lit-s"
+WITHIN_S = 150.0
 
-def profile(
-    models: str, spec: ProfileSpec, *, num_classes: int, json_file: Path | None, device: str, quiet: bool
-) -> int:
-    """Measure the recipes that `models` names; return the exit code."""
-    configs = [recipe(name) for name in expand(_words(models))]
-    if not configs:
-        raise UserInputError("--models names no model; see attnbench list models")
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserInputError(
-            f"--json: the folder {json_file.absolute().parent} does not exist; create it first"
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of the command, as they were typed."""
+
+    res: str
+    models: str
+    backends: str
+    recipe: str
+    only: str
+    batch: str
+    num_classes: int
+    device: str
+    within_s: float
+    json_file: Path | None
+    resume: bool
+    quiet: bool
+    settings: dict[str, Any]
+    """Those that are called as in a suite's `profile`."""
+
+
+def profile(options: Options) -> int:
+    """Measure what the options name; return the exit code.
+
+    An interrupted session prints what is finished, and keeps it where --json names a file.
+    """
+    device = chosen_device(options.device)
+    spec, batch_sizes = _spec(options, device), _numbers(options.batch, "--batch", "images", "1,8,32")
+    requests = _requests(options)
+    file = _report_file(options, spec, batch_sizes, device)
+    rows = ProfileRows(file.read() if file and options.resume else [])
+    earlier = list(rows)
+    if not options.quiet:
+        console.print_notice(
+            console.profile_announcement(len(requests) * len(batch_sizes), spec, device, options.within_s)
         )
-    for config in configs:
-        for side in spec.resolutions or []:
-            input_size(config, side)  # one clear error before anything is measured
-    requests = [ProfileRequest(label=c.name, config=c, num_classes=num_classes) for c in configs]
-    chosen = chosen_device(device)
-    if not quiet:
-        console.print_notice(console.profile_announcement(len(requests), spec, chosen))
-    with console.progress_bar("profile", quiet=quiet) as progress:
-        rows = profile_models(requests, spec, device=chosen, progress=progress)
-    console.print_table(console.profile_table(rows, chosen))
-    if json_file is not None:
-        console.write_json(json_file, [row.model_dump(mode="json") for row in rows])
-    statuses = {row.status for row in rows}
+
+    def keep(row: ProfileRow) -> None:
+        rows.append(row)
+        if file:
+            file.write(rows)
+
+    try:
+        with console.progress_bar("profile", quiet=options.quiet) as progress:
+            measured = profile_batches(
+                requests,
+                spec,
+                batch_sizes,
+                device=device,
+                within_s=options.within_s or None,
+                finished=earlier,
+                on_row=keep,
+                progress=progress,
+                say=console.print_notice,
+            )
+    except KeyboardInterrupt:
+        _tell_what_is_kept(rows, len(requests) * len(batch_sizes) * len(spec.resolutions or []), file, device)
+        raise
+    if file:
+        file.write(measured)
+    console.print_table(console.profile_table(measured, device))
+    statuses = {row.status for row in measured}
     return 1 if "failed" in statuses or "ok" not in statuses else 0  # as a run's exit code
 
 
-def spec_from(
-    *, res: str, measure: str, batch_size: int, rounds: int, precision: str, timeout_s: float
-) -> ProfileSpec:
+def _tell_what_is_kept(rows: Sequence[ProfileRow], asked: int, file: ReportFile | None, device: str) -> None:
+    if rows:
+        console.print_table(console.profile_table(rows, device))
+    kept = f"{len(rows)} of {asked} rows are finished"
+    if file is None:
+        step = "with --json FILE they would be kept, and --resume would go on from them"
+    else:
+        step = f"they are in {file.path}; the same command with --resume goes on from them"
+    console.print_notice(f"interrupted: {kept}; {step}")
+
+
+def _report_file(
+    options: Options, spec: ProfileSpec, batch_sizes: Sequence[int], device: str
+) -> ReportFile | None:
+    """Return the file of --json; that it can be written is known before anything is measured."""
+    path = options.json_file
+    if path is None:
+        if options.resume:
+            raise UserInputError("--resume goes on from the rows of a file; name it with --json FILE")
+        return None
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UserInputError(
+            f"--json: {path} is a folder; name a file in it"
+            if path.is_dir()
+            else f"--json: the folder {path.absolute().parent} does not exist; create it first"
+        )
+    file = ReportFile(path, spec, batch_sizes, device)
+    file.write(file.read() if options.resume else [])
+    return file
+
+
+def _requests(options: Options) -> list[ProfileRequest]:
+    models, backends = words(options.models), words(options.backends)
+    if not models and not backends:
+        models = words(DEFAULT_MODELS)
+    requests = requests_for(models, backends, options.recipe, options.num_classes)
+    if not options.only:
+        return requests
+    chosen = [request for request in requests if fnmatch.fnmatchcase(request.label, options.only)]
+    if not chosen:
+        names = ", ".join(request.label for request in requests)
+        raise UserInputError(f"--only {options.only!r} matches none of {names}")
+    return chosen
+
+
+def _spec(options: Options, device: str) -> ProfileSpec:
     """Return the settings that the command line gives; raises UserInputError naming the option."""
+    settings = dict(options.settings)
+    settings["resolutions"] = _numbers(options.res, "--res", "pixels", "256,512")
+    settings["measure"] = words(settings["measure"])
+    if not settings["measure"]:
+        raise UserInputError("--measure names nothing; e.g. --measure macs,latency")
+    settings["precision"] = settings["precision"] or default_precision(device)
     try:
-        resolutions = list(dict.fromkeys(int(word) for word in _words(res)))
+        return spec_of(settings)
+    except UserInputError as error:
+        raise UserInputError(f"--{str(error).replace('_', '-', 1)}") from error
+
+
+def _numbers(text: str, option: str, what: str, example: str) -> list[int]:
+    try:
+        numbers = list(dict.fromkeys(int(word) for word in words(text)))
     except ValueError:
-        raise UserInputError(f"--res takes whole numbers of pixels, got {res!r}; e.g. 256,512") from None
-    if not resolutions or not _words(measure):
-        raise UserInputError("--res and --measure need a value each, e.g. --res 256 --measure macs")
-    try:
-        return ProfileSpec.model_validate(
-            {
-                "resolutions": resolutions,
-                "measure": _words(measure),
-                "batch_size": batch_size,
-                "rounds": rounds,
-                "precision": precision,
-                "timeout_s": timeout_s,
-            }
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UserInputError(
+            f"{option} takes whole, positive numbers of {what}, got {text!r}; e.g. {option} {example}"
         )
-    except ValidationError as error:
-        problems = (
-            f"--{'.'.join(map(str, e['loc'][:1]))}: {e['msg']}, got {e['input']!r}" for e in error.errors()
-        )
-        raise UserInputError("; ".join(problems)) from error
+    return numbers
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """Split a list of names at its commas."""
     return [word.strip() for word in text.split(",") if word.strip()]

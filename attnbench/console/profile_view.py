@@ -15,22 +15,23 @@ if TYPE_CHECKING:
 MACS, COST = "Parameters and multiply-adds", "Latency and memory"
 
 
-def profile_announcement(num_models: int, spec: ProfileSpec, device: str) -> str:
-    """Return what is going to be measured and the longest it may take, as one sentence.
-
-    Every row has `spec.timeout_s` seconds of its own from when its process has started; counting and starting
-    are not limited.
-    """
+def profile_announcement(num_models: int, spec: ProfileSpec, device: str, within_s: float = 0.0) -> str:
+    """Return what is going to be measured and the longest it may take, as one sentence."""
     resolutions = spec.resolutions or []
     num_rows = num_models * len(resolutions)
     sides = ", ".join(map(str, resolutions))
     rows = f"{_count(num_rows, 'row')} ({_count(num_models, 'model')} at {sides} px) on {device}"
     if not {"latency", "memory"} & set(spec.measure):
         return f"profile: {rows}; counted only, seconds per row, nothing is timed"
-    bound = duration(num_rows * spec.timeout_s)
+    bound = num_rows * spec.timeout_s
+    if within_s and within_s < bound:
+        return (
+            f"profile: {rows}; about {duration(within_s)} at most (--within): rows that do not fit into it "
+            "are left out, the slowest first"
+        )
     return (
-        f"profile: {rows}; at most {bound} of measuring ({spec.timeout_s:g} s a row, --timeout-s), besides "
-        "some seconds a row to count and to start its process"
+        f"profile: {rows}; at most {duration(bound)} of measuring ({spec.timeout_s:g} s a row, --timeout-s), "
+        "besides some seconds a row to count and to start its process"
     )
 
 

@@ -37,19 +37,28 @@ def macs_by_part(config: ModelConfig, input_size: int) -> ModelMacs:
     n, c = grid[0] * grid[1], config.dim
     patch = config.patch_size**2 * config.in_channels
     out = patch * (2 if config.learned_variance else 1)
-    attention, rest = MacCount(), MacCount()
+    attention, blocks = MacCount(), MacCount()
     for layer_idx in range(config.depth):
-        backend, options = resolve_attention(config.attention_at(layer_idx))
-        site = AttentionSite(
-            dim=c, num_heads=config.num_heads, grid=grid, layer_idx=layer_idx, depth=config.depth
-        )
-        attention += backend.macs(site, options)
-        rest += ffn_macs(config.ffn, c, n)
-        rest += MacCount(linear=6 * c * c, norm=2 * 2 * n * c)  # AdaLN, two LayerNorms
-        rest += MacCount(linear=9 * n * c if config.stream_conv else 0)
+        of_block = block_macs(config, input_size, layer_idx)
+        attention += of_block.attention
+        blocks += of_block.blocks
     ends = MacCount(
         linear=n * c * patch + FREQUENCY_DIM * c + c * c + 2 * c * c + n * c * out,
         norm=2 * n * c,
     )
-    blocks = attention + rest
     return ModelMacs(total=blocks + ends, blocks=blocks, attention=attention)
+
+
+def block_macs(config: ModelConfig, input_size: int, layer_idx: int) -> ModelMacs:
+    """Count one transformer block; its total is its own."""
+    grid = token_grid(config, input_size)
+    n, c = grid[0] * grid[1], config.dim
+    backend, options = resolve_attention(config.attention_at(layer_idx))
+    site = AttentionSite(
+        dim=c, num_heads=config.num_heads, grid=grid, layer_idx=layer_idx, depth=config.depth
+    )
+    attention = backend.macs(site, options)
+    block = attention + ffn_macs(config.ffn, c, n)
+    block += MacCount(linear=6 * c * c, norm=2 * 2 * n * c)  # AdaLN, two LayerNorms
+    block += MacCount(linear=9 * n * c if config.stream_conv else 0)
+    return ModelMacs(total=block, blocks=block, attention=attention)

@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import TypeVar
 
-from attnbench.processes import ChildProcess, UnreadableReplyError
-from attnbench.profiling.protocol import REPLY, ROUND, Job, Ready, Refusal, Samples, Started
+from attnbench.processes import ChildProcess, ChildStartError, Nursery, UnreadableReplyError
+from attnbench.profiling.protocol import (
+    REPLY,
+    ROUND,
+    Answer,
+    Job,
+    Measured,
+    Ready,
+    Refusal,
+    Round,
+    Samples,
+    Started,
+    Tried,
+)
 
+WORKER = "attnbench.profiling.worker"
 START_LIMIT_S = 300.0  # importing torch from a cold, slow disk
+Kind = TypeVar("Kind", Started, Measured, Tried, Ready, Samples)
 
 
 class Child:
-    """One fresh process that measures one row; `budget_s` is the time it may use after its start.
+    """A process of its own for one job; `budget_s` is the time it may use after its start.
 
     Every answer is a reply of the protocol; a child that dies or runs out of time answers `Refusal`.
     """
 
-    def __init__(self, budget_s: float) -> None:
+    def __init__(self, budget_s: float, nursery: Nursery | None = None) -> None:
         self.limit_s = self.budget_s = budget_s
-        self._process = ChildProcess("attnbench.profiling.worker", "the measuring process")
+        self.longest_s = 0.0
+        """Of its rounds."""
+        self._process: ChildProcess | None = None
+        self._not_started = ""
+        try:
+            self._process = ChildProcess(WORKER, "the measuring process", nursery=nursery)
+        except ChildStartError as error:
+            self._not_started = str(error)
 
     def __enter__(self) -> Child:
         return self
@@ -32,35 +54,50 @@ class Child:
     @property
     def pid(self) -> int:
         """Process id."""
+        assert self._process is not None
         return self._process.pid
 
-    def wait_until_started(self) -> Started | Refusal:
-        """Wait for the child's imports, which do not count against its budget."""
-        reply = self._reply(START_LIMIT_S, f"did not start within {START_LIMIT_S:g} s")
-        return reply if isinstance(reply, Started) else _as_refusal(reply)
+    def measure_memory(self, job: Job) -> Measured | Refusal:
+        """Have the model built and the memory of a pass measured."""
+        return self._first_answer(job, Measured)
+
+    def try_threads(self, job: Job) -> Tried | Refusal:
+        """Have a pass timed with several numbers of threads."""
+        return self._first_answer(job, Tried)
 
     def set_up(self, job: Job) -> Ready | Refusal:
-        """Have the model built, its memory measured, and warmed up."""
-        reply = self._ask(job.model_dump_json())
-        return reply if isinstance(reply, Ready) else _as_refusal(reply)
+        """Have the model built and warmed up."""
+        return self._first_answer(job, Ready)
 
-    def take_round(self) -> Samples | Refusal:
+    def take_round(self) -> Round | Refusal:
         """Have one round of timings taken."""
-        reply = self._ask(ROUND)
-        return reply if isinstance(reply, Samples) else _as_refusal(reply)
+        start = time.monotonic()
+        reply = _expected(self._ask(ROUND), Samples)
+        self.longest_s = max(self.longest_s, time.monotonic() - start)
+        return reply.round if isinstance(reply, Samples) else reply
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
-        self._process.end()
+        if self._process is not None:
+            self._process.end()
 
-    def _ask(self, line: str) -> Started | Ready | Samples | Refusal:
+    def _first_answer(self, job: Job, kind: type[Kind]) -> Kind | Refusal:
+        """Wait for the child's imports, which do not count against its budget, then for its answer."""
+        if self._process is None:
+            return Refusal(status="failed", reason=self._not_started)
+        started = _expected(self._reply(START_LIMIT_S, f"did not start within {START_LIMIT_S:g} s"), Started)
+        return started if isinstance(started, Refusal) else _expected(self._ask(job.model_dump_json()), kind)
+
+    def _ask(self, line: str) -> Answer:
+        assert self._process is not None
         start = time.monotonic()
         self._process.send(line)
         reply = self._reply(self.budget_s, f"did not finish within {self.limit_s:g} s (timeout_s)")
         self.budget_s -= time.monotonic() - start
         return reply
 
-    def _reply(self, timeout_s: float, too_late: str) -> Started | Ready | Samples | Refusal:
+    def _reply(self, timeout_s: float, too_late: str) -> Answer:
+        assert self._process is not None
         try:
             reply = self._process.receive(REPLY, max(0.0, timeout_s))
         except TimeoutError:
@@ -72,7 +109,7 @@ class Child:
         return reply or Refusal(status="failed", reason=self._process.how_it_ended())
 
 
-def _as_refusal(reply: Started | Ready | Samples | Refusal) -> Refusal:
-    if isinstance(reply, Refusal):
+def _expected(reply: Answer, kind: type[Kind]) -> Kind | Refusal:
+    if isinstance(reply, kind | Refusal):
         return reply
     return Refusal(status="failed", reason=f"the measuring process answered out of turn: {reply.event}")

@@ -20,6 +20,7 @@ from attnbench.models import build_model, fuse_for_inference
 from attnbench.models.skeleton import Block, DiffusionTransformer
 from attnbench.profiling.protocol import Workload
 
+Decode = Callable[[torch.Tensor], object]
 GUIDANCE_SCALE = 1.5  # any but 1 doubles the batch; the value itself costs nothing
 STEPS = 50  # of the sampler whose first step is taken; the number itself costs nothing
 
@@ -33,11 +34,12 @@ class Pass:
     run: Callable[[], torch.Tensor]
 
 
-def build_pass(workload: Workload, device: torch.device) -> Pass:
+def build_pass(workload: Workload, device: torch.device, decode: Decode | None = None) -> Pass:
     """Build the model of a workload and return its pass on N(0, 1) inputs.
 
-    Weights are in fp32 and bf16 is autocast's, as in training and sampling. Without training, re-parameterised
-    parts are fused and no graph is kept. Raises UnsupportedError where mode and scope do not go together.
+    Weights are in fp32 and bf16 is autocast's, as in training and sampling. Without training,
+    re-parameterised parts are fused and no graph is kept. `decode` turns latents into images, for the scope
+    end-to-end. Raises UnsupportedError where mode and scope do not go together.
     """
     torch.manual_seed(workload.seed)
     model = build_model(
@@ -49,10 +51,31 @@ def build_pass(workload: Workload, device: torch.device) -> Pass:
     inputs = _Inputs(workload, device)
     if workload.scope in ("attention", "block"):
         return _part_of_block(workload, model, inputs)
+    run = {"forward": _forward, "train": _training_step, "sample": _sampler_step}[workload.mode](
+        workload, model, inputs
+    )
     if workload.scope == "end-to-end":
-        raise UnsupportedError("scope end-to-end needs an autoencoder, which this profile has not")
-    run = {"forward": _forward, "train": _training_step, "sample": _sampler_step}[workload.mode]
-    return Pass(module=model, run=run(workload, model, inputs))
+        return Pass(module=model, run=_then_decoded(workload, run, decode))
+    return Pass(module=model, run=run)
+
+
+def _then_decoded(
+    workload: Workload, run: Callable[[], torch.Tensor], decode: Decode | None
+) -> Callable[[], torch.Tensor]:
+    if workload.mode == "train":
+        raise UnsupportedError("mode train decodes no images; scope end-to-end goes with forward and sample")
+    if decode is None:
+        raise UnsupportedError(
+            "scope end-to-end needs the model's autoencoder, which is not named; name it (--autoencoder, "
+            "data.codec), or take scope model for a model on pixels"
+        )
+
+    def decoded() -> torch.Tensor:
+        latents = run()[:, : workload.config.in_channels]  # a learned variance stands behind the mean
+        decode(latents)
+        return latents
+
+    return decoded
 
 
 class _Inputs:
@@ -70,9 +93,7 @@ class _Inputs:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=workload.precision == "bf16")
 
 
-def _forward(
-    workload: Workload, model: DiffusionTransformer, inputs: _Inputs
-) -> Callable[[], torch.Tensor]:
+def _forward(workload: Workload, model: DiffusionTransformer, inputs: _Inputs) -> Callable[[], torch.Tensor]:
     @torch.inference_mode()
     def run() -> torch.Tensor:
         with inputs.autocast(workload):
@@ -111,7 +132,7 @@ def _training_step(
 ) -> Callable[[], torch.Tensor]:
     """Forward, backward and a step of AdamW on the objective of the model's kind."""
     model.train()
-    optimizer = _adamw(model)
+    optimizer = _adamw(model, inputs.device)
     learned = workload.config.learned_variance
     objective: DdpmObjective | FlowObjective
     if learned:
@@ -160,7 +181,7 @@ def _part_of_block(workload: Workload, model: DiffusionTransformer, inputs: _Inp
         return Pass(module=part, run=torch.inference_mode()(forward))
     part.train()
     tokens.requires_grad_(True)  # as inside a model, where the blocks before want their gradients
-    optimizer = _adamw(part)
+    optimizer = _adamw(part, inputs.device)
 
     def step() -> torch.Tensor:
         output = forward()
@@ -173,10 +194,17 @@ def _part_of_block(workload: Workload, model: DiffusionTransformer, inputs: _Inp
     return Pass(module=part, run=step)
 
 
-def _adamw(module: nn.Module) -> torch.optim.AdamW:
-    """Return the optimizer of training; a step that changes next to nothing costs the same."""
+def _adamw(module: nn.Module, device: torch.device) -> torch.optim.AdamW:
+    """Return the optimizer of training; a step that changes next to nothing costs the same.
+
+    Capturable: on a GPU its step count lies on the device, where a CUDA graph can count on.
+    """
     return torch.optim.AdamW(
-        [p for p in module.parameters() if p.requires_grad], lr=1e-6, betas=(0.9, 0.999), fused=True
+        [p for p in module.parameters() if p.requires_grad],
+        lr=1e-6,
+        betas=(0.9, 0.999),
+        fused=True,
+        capturable=device.type == "cuda",
     )
 
 

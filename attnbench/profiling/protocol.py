@@ -1,8 +1,8 @@
 """What a measuring child and its parent say to each other: one JSON object a line.
 
-The child says `Started` when its imports are done. The parent sends a `Job`; the child answers
-`Ready` (or `Refusal`). Each further line of the parent's asks for one round, answered by `Samples`.
-The child ends when its input does.
+The child says `Started` when it is there. The parent sends a `Job`; the child answers `Measured`, `Tried` or
+`Ready`, by the job's task (or `Refusal`). When it is ready, each further line of the parent's asks for one
+round, answered by `Samples`. The child ends when its input does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from attnbench.results import Record
-from attnbench.specs import Mode, ModelConfig, Precision, Scope
+from attnbench.specs import CodecSpec, Mode, ModelConfig, Precision, Scope
 
 ROUND = '{"ask": "round"}'
 
@@ -28,8 +28,8 @@ class Workload(Record):
     mode: Mode = "forward"
     scope: Scope = "model"
     precision: Precision = "fp32"
-    autoencoder: str = ""
-    """Folder of the decoder, for scope end-to-end."""
+    codec: CodecSpec | None = None
+    """Of the decoder, for scope end-to-end."""
     seed: int = 0
 
 
@@ -38,9 +38,10 @@ class Job(Record):
 
     workload: Workload
     device: str
+    task: Literal["memory", "latency", "threads"]
+    """Each in a process of its own: the memory's holds its allocator still, which a timed pass must not."""
     threads: int
-    memory: bool
-    latency: bool
+    """Of a pass; with the task `threads`, the most that are tried."""
     compile: bool = False
     cuda_graphs: bool = False
     energy: bool = False
@@ -62,7 +63,7 @@ class Memory(Record):
 
 
 class Round(Record):
-    """One round of timings of the same pass, in the order they were taken."""
+    """One round of timings of the same pass, in the order taken; one entry of each list a sample."""
 
     latency_ms: list[float]
     """Wall clock on a CPU; device events with a flushed L2 cache on a GPU."""
@@ -70,8 +71,35 @@ class Round(Record):
     """GPU only: device events, the pass repeated without a flush."""
     cpu_time_ms: list[float]
     """CPU time of the whole process, all threads."""
-    waited_share: float = 0.0
-    """Time that threads which could run waited for a core, over wall time and threads (Linux's schedstat)."""
+    waited_share: list[float] = Field(default_factory=list)
+    """Time that its threads waited for a core, although they could have run, over wall time; empty where the
+    system does not say."""
+    stolen_share: float = 0.0
+    """Part of the round that a virtual machine's host gave to others."""
+    clock_mhz: float | None = None
+    """GPU only: the multiprocessors' clock, median."""
+    throttled: str = ""
+    """GPU only: why the device slowed its clocks; empty where it ran freely or says nothing."""
+
+
+class Energy(Record):
+    """Energy of passes that ran back to back for a second or more.
+
+    Gross: the whole board's, with whatever else ran on it; `idle_w` is the board's power just before, with
+    the process's context, when nothing ran. Net energy per image is energy_j - idle_w * seconds / images.
+    """
+
+    energy_j: float
+    """Per image."""
+    power_w: float
+    """Mean while they ran."""
+    idle_w: float
+    seconds: float
+    """Length of the window."""
+    images: int
+    """Images in the window."""
+    resolution: float
+    """Largest relative error that reading the counter now and then can have made."""
 
 
 class Started(Record):
@@ -80,18 +108,32 @@ class Started(Record):
     event: Literal["started"] = "started"
 
 
+class Measured(Record):
+    """The memory of one pass, or why there is none."""
+
+    event: Literal["measured"] = "measured"
+    memory: Memory | None = None
+    reason: str = ""
+
+
+class Tried(Record):
+    """What a pass took with each number of threads, ms."""
+
+    event: Literal["tried"] = "tried"
+    pass_ms: dict[int, float]
+
+
 class Ready(Record):
-    """The model is built, its memory measured, and it is warm."""
+    """The model is built and warm."""
 
     event: Literal["ready"] = "ready"
-    memory: Memory | None = None
-    memory_reason: str = ""
-    """Why there is no memory, where it was asked for."""
-    forward_ms: float | None = None
+    pass_ms: float
     """Time of a pass at the end of the warm-up."""
     compile_s: float | None = None
     kernels: list[str] = Field(default_factory=list)
     """CUDA: the attention kernels that ran."""
+    energy: Energy | None = None
+    energy_reason: str = ""
 
 
 class Samples(Record):
@@ -109,5 +151,5 @@ class Refusal(Record):
     reason: str
 
 
-Reply = Annotated[Started | Ready | Samples | Refusal, Field(discriminator="event")]
-REPLY: TypeAdapter[Started | Ready | Samples | Refusal] = TypeAdapter(Reply)
+Answer = Started | Measured | Tried | Ready | Samples | Refusal
+REPLY: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="event")])

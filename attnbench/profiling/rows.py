@@ -5,18 +5,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, computed_field
+from pydantic import Field, computed_field, model_validator
 
 from attnbench.models.resolution import LATENT_FACTOR
-from attnbench.profiling.protocol import Round
+from attnbench.profiling.protocol import Energy, Round
 from attnbench.profiling.statistics import median_interval, percentiles
 from attnbench.results import Measurement, Record, Status
-from attnbench.specs import Mode, ModelConfig, Precision, Scope
+from attnbench.specs import CodecSpec, Mode, ModelConfig, Precision, Scope
 
 CLEAN_BELOW = 0.02
-"""Share of a round that its threads may have waited for a core, for the round to count as undisturbed."""
+"""Share of its time that a clean sample's threads may have waited for a core."""
+LEAST_SAMPLES = 3
+LEAST_ROUNDS = 6
+"""The fewest values whose range is a 95 % interval of their median: 1 - 2 / 2^6 = 0.97."""
 
 Stopped = Literal["", "narrow", "time", "rounds"]
 Bound = Literal["", "arithmetic", "memory"]
@@ -29,6 +32,10 @@ class ProfileRequest:
     label: str
     config: ModelConfig
     num_classes: int
+    title: str = ""
+    """How a person calls it; empty: as the rows do."""
+    codec: CodecSpec | None = None
+    """The autoencoder of its latents, for the scope end-to-end."""
     latent_factor: int = LATENT_FACTOR
     """Side of a decoded image over side of its latents; does not matter to a model on pixels."""
 
@@ -109,12 +116,20 @@ class ProfileRow(Record):
     """The roofline's time over the measured one: 1 is as fast as this machine can be."""
     bound: Bound = ""
     """What the roofline says bounds the pass."""
-    energy_j: float | None = None
-    """GPU only: energy per image."""
+    energy: Energy | None = None
+    """GPU only: of an image, gross, with the board's idle power beside it."""
     kernels: list[str] = Field(default_factory=list)
     """GPU only: the attention kernels that ran."""
     status: Status = "ok"
     reason: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_computed(cls, data: Any) -> Any:
+        """Take a row as it was written: what is computed from the rounds is computed again."""
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if key not in cls.model_computed_fields}
 
     @property
     def ranked_rounds(self) -> list[Round]:
@@ -141,18 +156,33 @@ class ProfileRow(Record):
         return percentiles([value for r in self.rounds for value in r.latency_ms])
 
 
-LEAST_ROUNDS = 6  # the fewest values whose range is a 95 % interval of their median: 1 - 2 / 2^6
+def is_clean(timed: Round) -> bool:
+    """Whether the machine left enough of a round alone: three samples, or all where it has fewer."""
+    return timed.stolen_share <= CLEAN_BELOW and len(_clean(timed)) >= min(
+        LEAST_SAMPLES, len(timed.latency_ms)
+    )
+
+
+def _clean(timed: Round) -> list[float]:
+    """Return the latencies during which no thread waited for a core."""
+    waited = timed.waited_share or [0.0] * len(timed.latency_ms)
+    return [ms for ms, share in zip(timed.latency_ms, waited, strict=True) if share <= CLEAN_BELOW]
 
 
 def ranked(rounds: Sequence[Round]) -> list[Round]:
-    """Return the undisturbed rounds where there are enough of them for an interval, else all."""
-    clean = [r for r in rounds if r.waited_share <= CLEAN_BELOW]
+    """Return the clean rounds where there are enough of them for an interval, else all."""
+    clean = [r for r in rounds if is_clean(r)]
     return clean if len(clean) >= LEAST_ROUNDS else list(rounds)
+
+
+def counted(timed: Round) -> list[float]:
+    """Return the latencies of a round that count: the clean ones of a clean round, else all."""
+    return _clean(timed) if is_clean(timed) else timed.latency_ms
 
 
 def round_medians(rounds: Sequence[Round]) -> list[float]:
     """Return each round's median latency, ms."""
-    return [statistics.median(r.latency_ms) for r in rounds]
+    return [statistics.median(counted(r)) for r in rounds]
 
 
 def interval(medians: Sequence[float]) -> tuple[float, float] | None:
@@ -183,14 +213,32 @@ def to_measurements(row: ProfileRow) -> list[Measurement]:
             Measurement(name=f"latency_ms{at}", unit="ms", values=[], note=f"{row.status}: {row.reason}")
         )
     note = f"batch {row.batch_size}, {row.precision}, {row.device}, {row.conditions.threads} threads"
+    clean = [is_clean(r) for r in row.rounds]
     series = [
-        (f"latency_ms{at}", [r.latency_ms for r in row.rounds]),
+        (f"latency_ms{at}", [counted(r) for r in row.rounds]),
         (f"warm_latency_ms{at}", [r.warm_latency_ms for r in row.rounds]),
         (f"cpu_time_ms{at}", [r.cpu_time_ms for r in row.rounds]),
     ]
-    clean = [r.waited_share <= CLEAN_BELOW for r in row.rounds]
     found += [_of_rounds(name, rounds, clean, row, note) for name, rounds in series if any(rounds)]
+    left_out = [ms for r in row.rounds for ms in _left_out(r)]
+    if left_out:
+        found.append(
+            Measurement(
+                name=f"waited_latency_ms{at}",
+                unit="ms",
+                values=left_out,
+                n=len(left_out),
+                note="samples that do not count: a thread waited for a core that something else held",
+            )
+        )
     return found
+
+
+def _left_out(timed: Round) -> list[float]:
+    """Return the latencies of a clean round that do not count."""
+    if not is_clean(timed) or not timed.waited_share:
+        return []
+    return [ms for ms, share in zip(timed.latency_ms, timed.waited_share, strict=True) if share > CLEAN_BELOW]
 
 
 def _of_rounds(

@@ -1,30 +1,42 @@
-"""One profiling session: multiply-adds on paper, latency and memory of child processes in turn."""
+"""One profiling session: multiply-adds on paper, memory of one process each, latency of processes in turn."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
-from collections.abc import Iterator, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-
-from attnbench.devices import check_device
-from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
-from attnbench.models import build_model, fuse_for_inference
-from attnbench.models.macs import macs_by_part
-from attnbench.models.published import published_gflops
+from attnbench.devices import available_cores, check_device
+from attnbench.errors import UserInputError
 from attnbench.models.resolution import input_size
-from attnbench.profiling.child import Child
-from attnbench.profiling.counters import check_agreement, count_with_fvcore, count_with_torch
-from attnbench.profiling.protocol import Job, Ready, Refusal, Samples
-from attnbench.profiling.rows import ProfileRequest, ProfileRow
+from attnbench.processes import Nursery
+from attnbench.profiling.child import WORKER, Child
+from attnbench.profiling.conditions import governor, load, throttle_count
+from attnbench.profiling.counting import counts
+from attnbench.profiling.draft import Draft
+from attnbench.profiling.protocol import Job, Measured, Ready, Refusal, Round
+from attnbench.profiling.rows import (
+    LEAST_ROUNDS,
+    Conditions,
+    ProfileRequest,
+    ProfileRow,
+)
+from attnbench.profiling.threads import chosen_threads
+from attnbench.profiling.worker import refusal
 from attnbench.progress import Progress
 from attnbench.specs import ProfileSpec
 
-_WARM_UP_LIMIT_S = 3.0
+MOST_ROUNDS = 4  # times the least: a machine that never settles is not measured for ever
+_WARM_UP_LIMIT_S = 1.5
 _WARM_UP_SHARE = 0.2  # at most, of a row's time limit
+_PASSES = 10  # of a row whose pass is long: 2 for the memory, 2 before the rounds, 6 rounds
+_SET_UP_S = 2.0  # about, of a row's processes beside its passes
+
+Say = Callable[[str], None]
 
 
 def profile_models(
@@ -33,37 +45,82 @@ def profile_models(
     *,
     device: str = "cpu",
     progress: Progress | None = None,
+    within_s: float | None = None,
+    finished: Mapping[tuple[str, int], ProfileRow] | None = None,
+    on_row: Callable[[ProfileRow], None] | None = None,
+    say: Say = lambda text: None,
+    worker: str = WORKER,
 ) -> list[ProfileRow]:
     """Measure every request at every resolution of `spec`; rows in that order.
 
-    Each row's latency and memory come from a fresh process of its own. The processes of one
-    resolution live side by side and are timed in turn, in an order shuffled each round, so that a
-    machine that slows down slows all of them. A row that cannot be had carries its status and reason.
+    Each row's memory and latency come from a process of its own each. The processes of one resolution live
+    side by side and are timed in turn, in an order shuffled each round, so that a machine that slows down
+    slows all of them. A row that cannot be had carries its status and reason. `within_s` is the time of the
+    session: rows that would not fit into it are skipped. Those in `finished`, by label and resolution, are
+    taken over.
+    `on_row` hears each row when it is finished, also when the session is interrupted: then of those that
+    have an interval; `say` hears what a reader of the rows must know. `worker` is the children's module.
     Raises UserInputError on a resolution, model, option or device that cannot be; nothing ran then.
     """
     if not spec.resolutions:
         raise UserInputError("nothing to profile: give at least one resolution in pixels, e.g. 256")
     check_device(device)
-    sizes = {
-        (i, r): input_size(q.config, r, q.latent_factor)
-        for i, q in enumerate(requests)
-        for r in spec.resolutions
-    }
-    timed = "latency" in spec.measure
-    steps = _Steps(total=len(sizes) * (2 + (spec.rounds if timed else 0)), progress=progress)
-    rows: dict[tuple[int, int], ProfileRow] = {}
-    for resolution in spec.resolutions:
-        drafts = [
-            _Draft(request=request, resolution=resolution, size=sizes[i, resolution])
-            for i, request in enumerate(requests)
+    known = dict(finished or {})
+    missing = {
+        resolution: [
+            Draft(request=request, resolution=resolution, size=size)
+            for request, size in (
+                (request, input_size(request.config, resolution, request.latent_factor))
+                for request in requests
+            )
+            if (request.label, resolution) not in known
         ]
-        for draft in drafts:
-            steps.next(f"{draft.name}: multiply-adds")
-            _count(draft, spec)
-        _run_children(drafts, spec, device, steps)
-        rows |= {(i, resolution): draft.row(spec, device) for i, draft in enumerate(drafts)}
+        for resolution in spec.resolutions
+    }
+    num_missing = sum(map(len, missing.values()))
+    steps = _Steps(total=num_missing * (3 + spec.rounds), progress=progress)
+    with contextlib.ExitStack() as stack:
+        session = _Session(
+            spec=spec,
+            device=device,
+            steps=steps,
+            deadline=float("inf") if within_s is None else time.monotonic() + within_s,
+            within_s=within_s or 0.0,
+            say=say,
+        )
+        if num_missing and {"latency", "memory"} & set(spec.measure):
+            session.nursery = stack.enter_context(Nursery(worker, _environment()))
+        for resolution in sorted(missing):  # smaller ones say how long the larger ones will take
+            drafts = missing[resolution]
+            later = sum(1 for side, of_side in missing.items() if side > resolution and of_side)
+            try:
+                session.measure(drafts, groups_left=1 + later)
+            except BaseException:
+                for draft in drafts:
+                    if draft.refusal is not None or len(draft.rounds) >= LEAST_ROUNDS:
+                        _hand_over(draft.row(spec, device), known, on_row)
+                raise
+            for draft in drafts:
+                _hand_over(draft.row(spec, device), known, on_row)
     steps.finish()
-    return [rows[i, r] for i in range(len(requests)) for r in spec.resolutions]
+    return [known[request.label, side] for request in requests for side in spec.resolutions]
+
+
+def _hand_over(
+    row: ProfileRow, known: dict[tuple[str, int], ProfileRow], on_row: Callable[[ProfileRow], None] | None
+) -> None:
+    known[row.model, row.resolution] = row
+    if on_row is not None:
+        on_row(row)
+
+
+def _environment() -> dict[str, str]:
+    """Return the children's environment: threads that wait for each other sleep instead of spinning.
+
+    A thread that spins for another one, which waits for the same core, keeps that core until the scheduler
+    takes it away: passes of 1.3 ms took 300 ms beside other work.
+    """
+    return {"OMP_WAIT_POLICY": "passive", **os.environ}
 
 
 @dataclass(kw_only=True)
@@ -76,7 +133,7 @@ class _Steps:
 
     def next(self, note: str) -> None:
         if self.progress is not None:
-            self.progress(self.done, self.total, note)
+            self.progress(min(self.done, self.total), self.total, note)
         self.done += 1
 
     def finish(self) -> None:
@@ -85,143 +142,175 @@ class _Steps:
 
 
 @dataclass(kw_only=True)
-class _Draft:
-    """A row in the making."""
+class _Session:
+    """What all rows share: settings, device, threads, time and the process that starts the children."""
 
-    request: ProfileRequest
-    resolution: int
-    size: int
-    counts: dict[str, int] = field(default_factory=dict)
-    ready: Ready = field(default_factory=Ready)
-    rounds: list[Samples] = field(default_factory=list)
-    refusal: Refusal | None = None
+    spec: ProfileSpec
+    device: str
+    steps: _Steps
+    deadline: float
+    within_s: float
+    say: Say
+    nursery: Nursery | None = None
+    threads: int = 0
+    seconds_per_mac: dict[str, float] = field(default_factory=dict)
+    """Of each label, as its last resolution took them."""
 
-    @property
-    def name(self) -> str:
-        return f"{self.request.label} at {self.resolution} px"
-
-    def _published(self) -> int | None:
-        printed = published_gflops(self.request.config, self.resolution)
-        return None if printed is None else round(printed * 1e9)
-
-    def row(self, spec: ProfileSpec, device: str) -> ProfileRow:
-        """Put the row together; an unfinished series of rounds is no latency."""
-        rounds = self.rounds if self.refusal is None else []
-        clean = [flag for r in rounds for flag in r.clean]
-        memory = self.ready.memory
-        return ProfileRow(
-            model=self.request.label,
-            size=self.request.config.size,
-            macs_published=self._published() if "macs" in spec.measure else None,
-            resolution=self.resolution,
-            tokens=(self.size // self.request.config.patch_size) ** 2,
-            device=device,
-            precision=spec.precision,
-            batch_size=spec.batch_size,
-            **self.counts,
-            latency_ms_values=[v for r in rounds for v in r.latency_ms],
-            warm_latency_ms_values=[v for r in rounds for v in r.warm_latency_ms],
-            cpu_time_ms_values=[v for r in rounds for v in r.cpu_time_ms],
-            clean_share=sum(clean) / len(clean) if clean else None,
-            peak_memory_mib=memory.peak_mib if memory else None,
-            extra_memory_mib=memory.extra_mib if memory else None,
-            reserved_memory_mib=memory.reserved_mib if memory else None,
-            status=self.refusal.status if self.refusal else "ok",
-            reason=self.refusal.reason if self.refusal else self.ready.memory_reason,
-        )
-
-
-def _count(draft: _Draft, spec: ProfileSpec) -> None:
-    """Fill in parameters and multiply-adds, on the meta device: nothing is allocated or computed."""
-    if not {"macs", "params"} & set(spec.measure):
-        return
-    config, classes = draft.request.config, draft.request.num_classes
-    try:
-        model = build_model(config, draft.size, classes, device="meta").to("meta")
-        if "params" in spec.measure:
-            draft.counts["params"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if "macs" in spec.measure:
-            draft.counts |= _agreed_macs(draft, fuse_for_inference(model))
-    except UserInputError:
-        raise
-    except UnsupportedError as error:
-        draft.refusal = Refusal(status="skipped", reason=str(error))
-    except AttnbenchError as error:
-        draft.refusal = Refusal(status="failed", reason=str(error))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's module may raise anything
-        draft.refusal = Refusal(status="failed", reason=f"{type(error).__name__}: {error}")
-
-
-def _agreed_macs(draft: _Draft, model: torch.nn.Module) -> dict[str, int]:
-    """Return both counts of the closed form, once both counters have confirmed the full one."""
-    config = draft.request.config
-    with torch.device("meta"):
-        inputs = (
-            torch.empty(1, config.in_channels, draft.size, draft.size),
-            torch.empty(1),
-            torch.empty(1, dtype=torch.int64),
-        )
-    counted = macs_by_part(config, draft.size)
-    by_fvcore, by_torch = count_with_fvcore(model, inputs), count_with_torch(model, inputs)
-    check_agreement(counted.total.full, by_fvcore.macs, by_torch.macs)
-    return {
-        "macs_paper": counted.total.paper,
-        "macs_full": counted.total.full,
-        "attention_macs": counted.attention.full,
-        "block_macs": counted.blocks.full,
-    }
-
-
-def _run_children(drafts: Sequence[_Draft], spec: ProfileSpec, device: str, steps: _Steps) -> None:
-    """Measure one resolution: start all, set up one after the other, then time them in turn."""
-    if not {"latency", "memory"} & set(spec.measure):
-        return
-    with contextlib.ExitStack() as stack:
-        alive = [
-            (draft, stack.enter_context(Child(spec.timeout_s))) for draft in drafts if draft.refusal is None
-        ]
-        for draft, child in alive:
-            _take(draft, child, child.wait_until_started())
-        for draft, child in _still(alive):
-            steps.next(f"{draft.name}: setting up")
-            reply = child.set_up(_job(draft, spec, device))
-            if isinstance(reply, Ready):
-                draft.ready = reply
-            _take(draft, child, reply)
-        if "latency" not in spec.measure:
+    def measure(self, drafts: Sequence[Draft], groups_left: int) -> None:
+        """Fill in the drafts of one resolution."""
+        for draft in drafts:
+            self.steps.next(f"{draft.name}: multiply-adds")
+            self._count(draft)
+        self._leave_out(drafts)
+        if self.nursery is None or not any(draft.refusal is None for draft in drafts):
             return
-        for number in range(spec.rounds):
-            order = list(_still(alive))
-            random.Random(number).shuffle(order)
-            for draft, child in order:
-                steps.next(f"{draft.name}: round {number + 1} of {spec.rounds}")
-                samples = child.take_round()
-                if isinstance(samples, Samples):
-                    draft.rounds.append(samples)
-                _take(draft, child, samples)
+        if not self.threads:
+            self._choose_threads(next(draft for draft in drafts if draft.refusal is None))
+        slowed = throttle_count()
+        if "memory" in self.spec.measure:
+            for draft in _alive(drafts):
+                self._measure_memory(draft)
+        if "latency" in self.spec.measure:
+            extra = (self.deadline - time.monotonic()) / (2 * groups_left)
+            self._take_turns(drafts, extra_until=time.monotonic() + extra)
+        heat = "the CPU was slowed down for its heat" if (throttle_count() or 0) > (slowed or 0) else ""
+        now = Conditions(threads=self.threads, load=load(), governor=governor(), throttled=heat)
+        for draft in drafts:
+            draft.conditions = draft.with_device_clocks(now)
+
+    def _count(self, draft: Draft) -> None:
+        if not {"macs", "params"} & set(self.spec.measure):
+            return
+        request = draft.request
+        try:
+            for found in counts(
+                request.config, draft.size, request.num_classes, self.spec.scope, self.spec.measure
+            ):
+                draft.counts |= found
+        except UserInputError:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's module may raise anything
+            draft.refusal = refusal(error)
+
+    def _leave_out(self, drafts: Sequence[Draft]) -> None:
+        """Skip rows that would not fit into the session's time, the slowest first."""
+        expected = {id(d): self._expected_s(d) for d in _alive(drafts)}
+        remaining = self.deadline - time.monotonic()
+        for draft in sorted(_alive(drafts), key=lambda d: -expected[id(d)]):
+            total = sum(expected[id(d)] for d in _alive(drafts))
+            if total <= remaining or expected[id(draft)] <= _SET_UP_S:
+                return
+            a_pass = (expected[id(draft)] - _SET_UP_S) / _PASSES
+            draft.refusal = Refusal(
+                status="skipped",
+                reason=f"left out: at about {a_pass:.2g} s a pass, {expected[id(draft)]:.0f} s in all, it "
+                "does not fit into the session's time; --within 0 measures every row",
+            )
+
+    def _expected_s(self, draft: Draft) -> float:
+        """Return about how long a row will take by its model's last resolution, if there was one."""
+        per_mac = self.seconds_per_mac.get(draft.request.label, 0.0)
+        return _SET_UP_S + _PASSES * per_mac * draft.counts.get("macs_full", 0)
+
+    def _choose_threads(self, draft: Draft) -> None:
+        """Take as many threads as help a pass of the first row; say so where that is fewer than there are."""
+        self.threads = self.spec.threads or available_cores()
+        if self.spec.threads or self.device != "cpu" or "latency" not in self.spec.measure:
+            return
+        if self.threads > 1:
+            with self._child() as child:
+                self.threads, why = chosen_threads(
+                    child.try_threads(self._job(draft, "threads")), self.threads
+                )
+            if why:
+                self.say(f"{draft.name}: {why}")
+
+    def _measure_memory(self, draft: Draft) -> None:
+        self.steps.next(f"{draft.name}: memory")
+        with self._child() as child:
+            reply = child.measure_memory(self._job(draft, "memory"))
+        if isinstance(reply, Measured):
+            draft.memory, draft.reason = reply.memory, reply.reason
+        else:
+            draft.refusal = reply
+
+    def _take_turns(self, drafts: Sequence[Draft], extra_until: float) -> None:
+        """Time rows in turns until each has its rounds and a narrow interval, or its time is out."""
+        name = uuid.uuid4().hex[:12]
+        with contextlib.ExitStack() as stack:
+            children: list[tuple[Draft, Child]] = []
+            for draft in _alive(drafts):
+                self.steps.next(f"{draft.name}: setting up")
+                draft.session = name
+                child = stack.enter_context(self._child())
+                reply = child.set_up(self._job(draft, "latency"))
+                if isinstance(reply, Ready):
+                    draft.ready = reply
+                    children.append((draft, child))
+                    macs = draft.counts.get("macs_full", 0) * self.spec.batch_size
+                    if macs:
+                        self.seconds_per_mac[draft.request.label] = 1e-3 * reply.pass_ms / macs
+                else:
+                    draft.refusal = reply
+                    child.close()
+            for number in range(MOST_ROUNDS * self.spec.rounds):
+                order = [
+                    (draft, child)
+                    for draft, child in children
+                    if not self._is_over(draft, child, extra_until)
+                ]
+                if not order:
+                    break
+                random.Random(number).shuffle(order)
+                for draft, child in order:
+                    if number < self.spec.rounds:
+                        self.steps.next(f"{draft.name}: round {number + 1}")
+                    taken = child.take_round()
+                    if isinstance(taken, Round):
+                        draft.rounds.append(taken)
+                    else:
+                        self._end(draft, taken)
+                        child.close()
+            for draft, _ in children:
+                draft.stopped = draft.stopped or "rounds"
+
+    def _is_over(self, draft: Draft, child: Child, extra_until: float) -> bool:
+        """Whether a row takes no more rounds."""
+        if draft.refusal is not None or draft.stopped:
+            return True
+        if len(draft.rounds) < self.spec.rounds:
+            return False
+        if draft.is_narrow(self.spec.interval):
+            draft.stopped = "narrow"
+        elif child.budget_s < child.longest_s or time.monotonic() > extra_until:
+            draft.stopped = "time"
+        return bool(draft.stopped)
+
+    def _end(self, draft: Draft, reply: Refusal) -> None:
+        """A row that has an interval already keeps it where only its time is out."""
+        if reply.status == "skipped" and len(draft.rounds) >= max(LEAST_ROUNDS, self.spec.rounds):
+            draft.stopped = "time"
+        else:
+            draft.refusal = reply
+
+    def _child(self) -> Child:
+        return Child(self.spec.timeout_s, self.nursery)
+
+    def _job(self, draft: Draft, task: str) -> Job:
+        spec = self.spec
+        return Job.model_validate(
+            {
+                "workload": draft.workload(spec),
+                "device": self.device,
+                "task": task,
+                "threads": self.threads,
+                "compile": spec.compile,
+                "cuda_graphs": spec.cuda_graphs,
+                "energy": "energy" in spec.measure,
+                "warm_up_limit_s": min(_WARM_UP_LIMIT_S, _WARM_UP_SHARE * spec.timeout_s),
+            }
+        )
 
 
-def _still(alive: Sequence[tuple[_Draft, Child]]) -> Iterator[tuple[_Draft, Child]]:
-    return ((draft, child) for draft, child in alive if draft.refusal is None)
-
-
-def _take(draft: _Draft, child: Child, reply: Any) -> None:
-    """Keep a refusal as the row's end, and free what its process holds."""
-    if isinstance(reply, Refusal):
-        draft.refusal = reply
-        child.close()
-
-
-def _job(draft: _Draft, spec: ProfileSpec, device: str) -> Job:
-    return Job(
-        config=draft.request.config,
-        input_size=draft.size,
-        num_classes=draft.request.num_classes,
-        batch_size=spec.batch_size,
-        precision=spec.precision,
-        device=device,
-        threads=torch.get_num_threads(),
-        memory="memory" in spec.measure,
-        latency="latency" in spec.measure,
-        warm_up_limit_s=min(_WARM_UP_LIMIT_S, _WARM_UP_SHARE * spec.timeout_s),
-    )
+def _alive(drafts: Iterable[Draft]) -> Iterator[Draft]:
+    return (draft for draft in drafts if draft.refusal is None)

@@ -1,93 +1,189 @@
-"""The child process of one row: build one model, measure it when asked (`python -m` this module)."""
+"""The child process of one row: build one pass, measure it when asked (`python -m` this module)."""
 
 from __future__ import annotations
 
 import contextlib
+import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from attnbench.errors import AttnbenchError, NonFiniteError, UnsupportedError
-from attnbench.models import build_model, fuse_for_inference
 from attnbench.processes import ParentProcess
-from attnbench.profiling.latency import CpuTimer, CudaTimer, take_round, warm_up
+from attnbench.profiling.latency import CpuTimer, Timer, take_round, warm_up
 from attnbench.profiling.memory import peak_memory
-from attnbench.profiling.protocol import Job, Ready, Refusal, Samples, Started
+from attnbench.profiling.passes import Decode, build_pass
+from attnbench.profiling.protocol import (
+    Answer,
+    Energy,
+    Job,
+    Measured,
+    Ready,
+    Refusal,
+    Samples,
+    Started,
+    Tried,
+)
+from attnbench.specs import CodecSpec
+
+Run = Callable[[], torch.Tensor]
+DecoderOf = Callable[[CodecSpec, torch.device], Decode]
 
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+_TRIAL_S = 0.1
+_TRIALS = 3
 
 
-def main() -> None:
-    """Serve one job, and then rounds of it, until the parent closes the talk."""
+def main(decoder_of: DecoderOf | None = None) -> None:
+    """Serve one job, and then rounds of it, until the parent closes the talk.
+
+    `decoder_of` loads the autoencoder that a workload of scope end-to-end names.
+    """
     parent = ParentProcess()
 
-    def say(reply: Started | Ready | Samples | Refusal) -> None:
+    def say(reply: Answer) -> None:
         parent.reply(reply.model_dump(mode="json"))
 
     with contextlib.suppress(OSError):  # if memory runs out, the system shall end this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     say(Started())
     try:
-        for reply in serve(Job.model_validate_json(parent.request()), parent.requests()):
+        for reply in serve(Job.model_validate_json(parent.request()), parent.requests(), decoder_of):
             say(reply)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's model may raise anything
         say(refusal(error))
 
 
-def serve(job: Job, requests: Iterable[str]) -> Iterator[Ready | Samples]:
-    """Build the model, measure its memory, warm it up; then one round for each line of `requests`."""
+def serve(
+    job: Job, requests: Iterable[str], decoder_of: DecoderOf | None = None
+) -> Iterator[Measured | Tried | Ready | Samples]:
+    """Do a job; one that times takes one round for each line of `requests`."""
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
-    with torch.inference_mode():
-        forward = _forward(job, device)
-        memory, reason = None, ""
-        if job.memory:
-            try:
-                memory = peak_memory(forward, device)
-            except UnsupportedError as error:
-                reason = str(error)
-        if not job.latency:
-            yield Ready(memory=memory, memory_reason=reason)
-            return
-        if not forward().isfinite().all():
-            raise NonFiniteError("the model's output holds NaN or infinity, on N(0, 1) inputs; not timed")
-        timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
-        forward_ms = warm_up(forward, timer, limit_s=job.warm_up_limit_s)
-        timer.rest()
-        yield Ready(memory=memory, memory_reason=reason)
-        for _ in requests:
-            yield take_round(forward, timer, forward_ms=forward_ms)
+    codec = job.workload.codec
+    decode = decoder_of(codec, device) if codec is not None and decoder_of is not None else None
+    run = build_pass(job.workload, device, decode).run
+    match job.task:
+        case "memory":
+            yield _memory(run, device)
+        case "threads":
+            yield _tried(run, job.threads)
+        case "latency":
+            yield from _timed(run, job, device, requests)
 
 
-def _forward(job: Job, device: torch.device) -> Callable[[], torch.Tensor]:
-    """Return the pass to measure: the model in inference form on N(0, 1) inputs."""
-    torch.manual_seed(job.seed)
-    dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
-    model: nn.Module = build_model(
-        job.config, job.input_size, job.num_classes, seed=job.seed, dtype=dtype, device=device
+def _memory(run: Run, device: torch.device) -> Measured:
+    try:
+        return Measured(memory=peak_memory(run, device))
+    except UnsupportedError as error:
+        return Measured(reason=str(error))
+
+
+def _tried(run: Run, most: int) -> Tried:
+    """Time a pass with all threads, half of them and so on down to one, in turns."""
+    numbers = [most]
+    while numbers[-1] > 1:
+        numbers.append(numbers[-1] // 2)
+    taken: dict[int, list[float]] = {number: [] for number in numbers}
+    for _ in range(_TRIALS):
+        for number in numbers:
+            torch.set_num_threads(number)
+            run()
+            taken[number].append(_seconds_per_pass(run))
+    return Tried(pass_ms={number: 1e3 * statistics.median(times) for number, times in taken.items()})
+
+
+def _seconds_per_pass(run: Run) -> float:
+    start, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - start < _TRIAL_S:
+        run()
+        count += 1
+    return (time.perf_counter() - start) / count
+
+
+def _timed(run: Run, job: Job, device: torch.device, requests: Iterable[str]) -> Iterator[Ready | Samples]:
+    compile_s = None
+    if job.compile:
+        run, compile_s = _compiled(run)
+    if not run().isfinite().all():
+        raise NonFiniteError("the output holds NaN or infinity, on N(0, 1) inputs; not timed")
+    if device.type == "cuda":
+        yield from _timed_on_cuda(run, job, device, requests, compile_s)
+        return
+    timer = CpuTimer()
+    pass_ms = warm_up(run, timer, limit_s=job.warm_up_limit_s)
+    reason = "energy is read on CUDA devices alone" if job.energy else ""
+    yield Ready(pass_ms=pass_ms, compile_s=compile_s, energy_reason=reason)
+    for _ in requests:
+        yield Samples(round=take_round(run, timer, pass_ms=pass_ms))
+        _check_threads(job)
+
+
+def _timed_on_cuda(
+    run: Run, job: Job, device: torch.device, requests: Iterable[str], compile_s: float | None
+) -> Iterator[Ready | Samples]:
+    """Time a pass by device events, with what the device says of itself."""
+    from attnbench.profiling.cuda import CudaTimer, attention_kernels, captured
+    from attnbench.profiling.nvml import Clocks
+
+    torch.cuda.set_device(device)
+    kernels = attention_kernels(run)
+    if job.cuda_graphs:
+        run = captured(run, device)
+    clocks = Clocks.of(device)
+    timer: Timer = CudaTimer(device, watch=clocks.read)
+    pass_ms = warm_up(run, timer, limit_s=job.warm_up_limit_s)
+    energy, energy_reason = _energy(run, job, device) if job.energy else (None, "")
+    timer.rest()
+    yield Ready(
+        pass_ms=pass_ms,
+        compile_s=compile_s,
+        kernels=kernels,
+        energy=energy,
+        energy_reason=energy_reason,
     )
-    _fill_zero_parameters(model)
-    model = fuse_for_inference(model)
-    x = torch.randn(job.batch_size, job.config.in_channels, job.input_size, job.input_size)
-    x = x.to(device, dtype)
-    # one timestep for all images, as in sampling; the last one, where attentions that follow it cost most
-    t = torch.ones(job.batch_size, device=device)
-    y = (torch.arange(job.batch_size) % job.num_classes).to(device)
-
-    def forward() -> torch.Tensor:
-        output: torch.Tensor = model(x, t, y)
-        return output
-
-    return forward
+    for _ in requests:
+        taken = take_round(run, timer, pass_ms=pass_ms)
+        yield Samples(
+            round=taken.model_copy(update={"clock_mhz": clocks.clock_mhz, "throttled": clocks.throttled})
+        )
 
 
-def _fill_zero_parameters(model: nn.Module) -> None:
-    """Zero-initialised layers (AdaLN-Zero) would time products with zeros, which run faster."""
-    for parameter in model.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
+def _energy(run: Run, job: Job, device: torch.device) -> tuple[Energy | None, str]:
+    """Return the energy of an image, or why there is none."""
+    from attnbench.profiling.nvml import NvmlMeter, measure_energy
+
+    try:
+        meter = NvmlMeter(device)
+        images = job.workload.batch_size
+        return measure_energy(run, images, meter, synchronize=lambda: torch.cuda.synchronize(device)), ""
+    except UnsupportedError as error:
+        return None, str(error)
+
+
+def _check_threads(job: Job) -> None:
+    """Refuse what a plugin's pass has done to the number of threads: its times would be of another number."""
+    if torch.get_num_threads() != job.threads:
+        raise UnsupportedError(
+            f"a pass set the number of CPU threads from {job.threads} to {torch.get_num_threads()} "
+            "(torch.set_num_threads): its times are not those of the others; take that call out"
+        )
+
+
+def _compiled(run: Run) -> tuple[Run, float]:
+    """Compile a pass; return it with the time that compiling and the first pass took, s.
+
+    From then on a recompilation is an error: it would be timed.
+    """
+    compiled = torch.compile(run)
+    start = time.perf_counter()
+    compiled()
+    compiled()  # some graphs are compiled a second time, once sizes are known to stay
+    seconds = time.perf_counter() - start
+    torch._dynamo.config.error_on_recompile = True
+    return compiled, seconds
 
 
 def refusal(error: BaseException) -> Refusal:

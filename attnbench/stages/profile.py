@@ -7,6 +7,7 @@ take turns. Its key is the content of all its cases and the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,34 @@ from pydantic import Field
 
 from attnbench.data import class_names
 from attnbench.data.mapped import map_array
-from attnbench.devices import device_name
+from attnbench.devices import available_cores, device_name
 from attnbench.models.resolution import LATENT_FACTOR
-from attnbench.profiling.rows import ProfileRequest, to_measurements
+from attnbench.profiling.rows import ProfileRequest, ProfileRow, to_measurements
 from attnbench.profiling.session import profile_models
 from attnbench.progress import Progress
 from attnbench.results import Measurement, Record, environment
-from attnbench.specs import FORMAT, Case, ProfileSpec, content_hash
+from attnbench.specs import FORMAT, Case, Precision, ProfileSpec, content_hash
 from attnbench.stages.latents.model_space import latent_factor
 from attnbench.storage.atomic import storage_errors
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import PROFILE, SESSION, latent_shard
 from attnbench.storage.records import read_record, write_record
 
+CHILD = "attnbench.stages.profile_child"
+
+
+class ProfileSession(Record):
+    """The finished rows of one session, its file rewritten after each: `model` is the content profiled."""
+
+    rows: list[ProfileRow] = Field(default_factory=list)
+
 
 class SessionOutput(Record):
-    """What one profiling session found: by case id, in its file by the content that was profiled."""
+    """What is known of the costs of cases, by case id."""
 
     costs: dict[str, list[Measurement]] = Field(default_factory=dict)
     failures: dict[str, str] = Field(default_factory=dict)
     """Reasons of those with a failed row."""
-
-    def of_cases(self, contents: dict[str, str]) -> SessionOutput:
-        """Return the same by case id, given the content of each: cases of several suites share a session."""
-        return SessionOutput(
-            costs={case_id: self.costs[key] for case_id, key in contents.items()},
-            failures={
-                case_id: self.failures[key] for case_id, key in contents.items() if key in self.failures
-            },
-        )
 
 
 def profile_cases(
@@ -53,7 +53,7 @@ def profile_cases(
     progress: Progress,
     notice: Callable[[str], None] = lambda text: None,
 ) -> SessionOutput:
-    """Measure every distinct model of the cases, interleaved; a finished session is read.
+    """Measure every distinct model of the cases, interleaved; finished rows are read, not measured again.
 
     One session at a time works in a store, since two would measure each other: `notice` hears for whom this
     one waits.
@@ -64,17 +64,36 @@ def profile_cases(
     contents = {case.id: _content(case, factors[case.id]) for case in cases}
     folder = store / PROFILE / content_hash([FORMAT, sorted(set(contents.values())), _machine(device)])
     path = folder / SESSION
-    found = read_record(path, SessionOutput)
-    if found is None:
+    parts = _parts(cases, contents, factors)
+    found = read_record(path, ProfileSession)
+    note = ""
+    if found is None or not _is_complete(found, parts):
         with alone_in(store / PROFILE, notice):
             lost: list[Path] = []
-            found = read_record(path, SessionOutput, lost.append)  # of the one that was waited for
-            if found is None:
-                note = f"{path.relative_to(store)} was damaged: all costs are measured again" if lost else ""
-                if note:
-                    notice(note)
-                found = _measure(cases, contents, factors, path, device, progress, note)
-    return found.of_cases(contents)
+            found = read_record(path, ProfileSession, lost.append)  # of the one that was waited for
+            if lost:
+                note = f"{path.relative_to(store)} was damaged: all costs are measured again"
+                notice(note)
+            found = _measure(parts, found or ProfileSession(), path, device, progress, notice)
+    return _output(cases, contents, found, note)
+
+
+def _output(
+    cases: Sequence[Case], contents: dict[str, str], session: ProfileSession, note: str
+) -> SessionOutput:
+    """Return the session by case id: cases of several suites share a row."""
+    costs: dict[str, list[Measurement]] = {}
+    failures: dict[str, str] = {}
+    for case in cases:
+        rows = [row for row in session.rows if row.model == contents[case.id]]
+        measured = [measurement for row in rows for measurement in to_measurements(row)]
+        if note:
+            measured.append(Measurement(name="profile_warnings", values=[1], note=note))
+        costs[case.id] = _once(measured)
+        for row in rows:
+            if row.status == "failed":
+                failures[case.id] = f"profile at {row.resolution} px: {row.reason}"
+    return SessionOutput(costs=costs, failures=failures)
 
 
 def _content(case: Case, factor: int) -> str:
@@ -95,55 +114,95 @@ def _latent_factor(case: Case, store: Path) -> int:
     return latent_factor(case)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """The models that are profiled with the same settings."""
+
+    spec: ProfileSpec
+    requests: list[ProfileRequest]
+
+
+def _parts(cases: Sequence[Case], contents: dict[str, str], factors: dict[str, int]) -> list[_Part]:
+    """Sort distinct models by the settings of their profile; contents and latent factors are by case id."""
+    distinct = {contents[case.id]: case for case in reversed(cases)}  # guidance scales share a model
+    parts: dict[str, _Part] = {}
+    for key, case in distinct.items():
+        settings = {
+            "resolutions": case.profile.resolutions or [case.data.image_size],
+            "precision": profile_precision(case),
+        }
+        spec = case.profile.model_copy(update=settings)
+        part = parts.setdefault(content_hash(spec.model_dump(mode="json")), _Part(spec=spec, requests=[]))
+        part.requests.append(
+            ProfileRequest(
+                label=key,
+                title=case.label,
+                config=case.model,
+                num_classes=len(class_names(case.data)),
+                latent_factor=factors[case.id],
+                codec=getattr(case.data, "codec", None),
+            )
+        )
+    return list(parts.values())
+
+
+def profile_precision(case: Case) -> Precision:
+    """Return the precision of a case's profile: what it says, or what its training or sampling runs in."""
+    stage = case.train if case.profile.mode == "train" else case.sample
+    return case.profile.precision or stage.precision
+
+
+def _is_complete(session: ProfileSession, parts: Sequence[_Part]) -> bool:
+    kept = {(row.model, row.resolution) for row in session.rows if row.status == "ok"}
+    return all(
+        (request.label, side) in kept
+        for part in parts
+        for request in part.requests
+        for side in part.spec.resolutions or []
+    )
+
+
 def _measure(
-    cases: Sequence[Case],
-    contents: dict[str, str],
-    factors: dict[str, int],
+    parts: Sequence[_Part],
+    kept: ProfileSession,
     path: Path,
     device: str,
     progress: Progress,
-    note: str,
-) -> SessionOutput:
-    """Measure the models of cases, whose contents and latent factors are given by case id; keep it at `path`.
+    notice: Callable[[str], None],
+) -> ProfileSession:
+    """Measure the rows that are not kept, and keep each at `path` when it is finished.
 
-    A session with a row that failed is not kept. `note` is what a reader of all its costs must know.
+    What failed, or took too long this time, is measured again next time: then beside none of the others,
+    which its row says by its session.
     """
-    distinct = {contents[case.id]: case for case in reversed(cases)}  # guidance scales share a model
-    sessions: dict[str, tuple[ProfileSpec, list[ProfileRequest]]] = {}
-    for key, case in distinct.items():
-        resolutions = case.profile.resolutions or [case.data.image_size]
-        spec = case.profile.model_copy(update={"resolutions": resolutions})
-        _, requests = sessions.setdefault(content_hash(spec.model_dump(mode="json")), (spec, []))
-        num_classes = len(class_names(case.data))
-        requests.append(
-            ProfileRequest(
-                label=key, config=case.model, num_classes=num_classes, latent_factor=factors[case.id]
-            )
+    rows = [row for row in kept.rows if row.status == "ok"]
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(row: ProfileRow) -> None:
+        rows.append(row)
+        write_record(path, ProfileSession(rows=rows))
+
+    for part in parts:
+        finished = {(row.model, row.resolution): row for row in rows}
+        threads = next((row.conditions.threads for row in rows if row.rounds), part.spec.threads)
+        profile_models(
+            part.requests,
+            part.spec.model_copy(update={"threads": threads}),
+            device=device,
+            progress=progress,
+            finished=finished,
+            on_row=keep,
+            say=notice,
+            worker=CHILD,
         )
-    found: dict[str, list[Measurement]] = {}
-    failed: dict[str, str] = {}
-    complete = True
-    for spec, requests in sessions.values():
-        for row in profile_models(requests, spec, device=device, progress=progress):
-            found.setdefault(row.model, []).extend(to_measurements(row))
-            complete = complete and row.status == "ok"
-            if row.status == "failed":
-                failed[row.model] = f"profile at {row.resolution} px: {row.reason}"
-    if note:
-        warning = Measurement(name="profile_warnings", values=[1], note=note)
-        found = {key: [*rows, warning] for key, rows in found.items()}
-    output = SessionOutput(costs={key: _once(rows) for key, rows in found.items()}, failures=failed)
-    if complete:  # what failed, or took too long this time, is measured again next time
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_record(path, output)
-    return output
+    return ProfileSession(rows=rows)
 
 
 def _machine(device: str) -> list[Any]:
     """Return what a latency depends on beside the model."""
     where = environment(device)
-    return [where.cpu, device_name(torch.device(device)), torch.get_num_threads(), where.packages["torch"]]
+    return [where.cpu, device_name(torch.device(device)), available_cores(), where.packages["torch"]]
 
 
 def _once(measurements: list[Measurement]) -> list[Measurement]:

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from attnbench.profiling.protocol import Round
 from attnbench.profiling.rows import (
-    CLEAN_BELOW,
     LEAST_ROUNDS,
     ProfileRow,
     interval,
+    is_clean,
     ranked,
     round_medians,
     to_measurements,
@@ -85,11 +85,11 @@ def timed(seed: int, machine: int, level: float, stop: Stop) -> Measurement:
 
 
 def _round(samples: list[float], waited: float) -> Round:
-    return Round(latency_ms=samples, cpu_time_ms=samples, waited_share=waited)
+    return Round(latency_ms=samples, cpu_time_ms=samples, waited_share=[waited] * len(samples))
 
 
 def _num_clean(rounds: list[Round]) -> int:
-    return sum(r.waited_share <= CLEAN_BELOW for r in rounds)
+    return sum(map(is_clean, rounds))
 
 
 def compared(seed: int, factor: float, stop: Stop) -> Ratio:
