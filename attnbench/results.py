@@ -1,6 +1,6 @@
 """Measurements, environments and results, and the append-only JSON lines they live in.
 
-Format history: 1 (first).
+Format history: 1 (first); 2 (timed quantities keep their rounds, `Measurement.rounds`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from attnbench.devices import available_cores
 from attnbench.errors import StorageError, UserInputError, cannot_write
 
 FORMAT = 2
-"""1: latencies as one list of samples. 2: timed quantities keep their rounds (`Measurement.rounds`)."""
 READ_FORMATS = (1, FORMAT)
 Status = Literal["ok", "skipped", "failed"]
 Direction = Literal["lower", "higher", "none"]
@@ -93,7 +92,8 @@ class Measurement(Record):
     """Images, repetitions or whatever stands behind the number."""
     better: Direction = "none"
     interval: tuple[float, float] | None = None
-    """95 % interval of the value, where its uncertainty is known (of a quality metric: over images)."""
+    """95 % interval of the value, where its uncertainty is known (of a quality metric over images, of a
+    timed quantity over rounds)."""
     note: str = ""
     rounds: list[list[float]] = []
     """Of a timed quantity: all raw samples, by the interleaved rounds they were taken in; `values` are the
@@ -104,6 +104,12 @@ class Measurement(Record):
     """Rounds of one session are pairs: round i of one case and round i of another were taken side by side."""
     disturbed: str = ""
     """Why this value is not to be ranked; empty where it may be."""
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> Measurement:
+        if len(self.clean_rounds) != len(self.rounds):
+            raise ValueError(f"{len(self.clean_rounds)} clean_rounds for {len(self.rounds)} rounds")
+        return self
 
     @property
     def value(self) -> float:

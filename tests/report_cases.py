@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from attnbench.profiling.protocol import Round
+from attnbench.profiling.rows import Conditions, ProfileRow, to_measurements
 from attnbench.results import Environment, Measurement, Result
 
 HOSTILE = "x|y $x$ <script>alert(1)</script> [red]r[/red] `c` *b*"
@@ -63,6 +66,29 @@ def make_suite(run_dir: Path | None = None) -> list[Result]:
     return [*results, failed]
 
 
+def with_measurement(result: Result, *changed: Measurement) -> Result:
+    """Return a result with some measurements replaced."""
+    names = {m.name for m in changed}
+    kept = [m for m in result.measurements if m.name not in names]
+    return result.model_copy(update={"measurements": [*kept, *changed]})
+
+
+def with_profile(result: Result, row: ProfileRow) -> Result:
+    """Return a result whose cost is that of the row."""
+    return with_measurement(result, *to_measurements(row))
+
+
+def without_rounds(result: Result) -> Result:
+    """Return a result as version 1 of the format had it: latencies as one list of samples, no live memory."""
+    kept = [m for m in result.measurements if not m.name.startswith("live_memory_mib")]
+    fields = {"rounds": [], "clean_rounds": [], "session": "", "interval": None}
+    old = [
+        m.model_copy(update={**fields, "values": [t for r in m.rounds for t in r]}) if m.rounds else m
+        for m in kept
+    ]
+    return result.model_copy(update={"format": 1, "measurements": old})
+
+
 def write_grid(path: Path, seed: int) -> None:
     """Write ten rows of eight noisy 8x8 squares as a PNG."""
     noise = np.random.default_rng(seed).integers(0, 255, (80, 64), dtype=np.uint8)
@@ -70,10 +96,58 @@ def write_grid(path: Path, seed: int) -> None:
     Image.fromarray(noise).save(path)
 
 
+def profile_row(index: int, side: int, **changes: object) -> ProfileRow:
+    """Return what a profiling session leaves of one case: rounds end by the clock and rows by their interval.
+
+    So no two rounds need have the same number of samples, nor two rows of rounds. Samples of one round share
+    the machine's mood of that round (the same for all cases of a session) and one of their own.
+    """
+    rng, machine = random.Random(index), random.Random(f"machine at {side}")
+    rounds = []
+    for _ in range(9 + 2 * index % 5):
+        mood = machine.gauss(1, 0.02) * rng.gauss(1, 0.005)
+        level = (2.4 + 0.35 * index) * mood
+        latency = [level * rng.gauss(1, 0.01) for _ in range(rng.randint(18, 31))]
+        latency[rng.randrange(len(latency))] *= 3
+        rounds.append(Round(latency_ms=latency, cpu_time_ms=[1.9 * t for t in latency]))
+    fields: dict[str, object] = {
+        "model": f"model {index}",
+        "resolution": side,
+        "tokens": side**2 // 4,
+        "device": "cpu",
+        "precision": "fp32",
+        "batch_size": 1,
+        "session": f"session at {side}",
+        "conditions": Conditions(threads=2),
+        "params": 612_345 + 10_240 * index,
+        "macs_paper": 7_400_000 + 200_000 * index,
+        "macs_full": 7_900_000 + 400_000 * index,
+        "rounds": rounds,
+        "stopped": "narrow",
+        "peak_memory_mib": 412.5 + 3 * index,
+        "extra_memory_mib": 5.25 + 0.5 * index,
+        "live_memory_mib": 4.125 + 0.25 * index,
+    }
+    return ProfileRow.model_validate(fields | changes)
+
+
+def disturbed_rounds(rounds: Sequence[Round], which: Iterable[int]) -> list[Round]:
+    """Return the rounds, those given having waited for a core and taken half as long again."""
+    which = set(which)
+    return [
+        Round(
+            latency_ms=[1.5 * t for t in r.latency_ms],
+            cpu_time_ms=r.cpu_time_ms,
+            waited_share=[0.3] * len(r.latency_ms),
+        )
+        if i in which
+        else r
+        for i, r in enumerate(rounds)
+    ]
+
+
 def _measurements(index: int, side: int) -> list[Measurement]:
     rng = random.Random(index)
-    latency = [2.4 + 0.35 * index + rng.gauss(0, 0.04) for _ in range(25)]
-    latency[7] += 3
     steps = [55.0 + 12 * index + rng.gauss(0, 1) for _ in range(40)]
     quality = {
         "FD-digits": 8.4 + 1.3 * index,
@@ -84,11 +158,7 @@ def _measurements(index: int, side: int) -> list[Measurement]:
     }
     floor = {"FD-digits": 2.13, "KD-digits": -0.0004, "IS-digits": 9.62, "P-digits": 0.902, "R-digits": 0.897}
     return [
-        Measurement(name="params", values=[612_345 + 10_240 * index], better="lower"),
-        Measurement(name=f"macs_paper@{side}", unit="MAC", values=[7.4e6 + 2e5 * index]),
-        Measurement(name=f"macs_full@{side}", unit="MAC", values=[7.9e6 + 4e5 * index]),
-        Measurement(name=f"latency_ms@{side}", unit="ms", values=latency, better="lower", n=25),
-        Measurement(name=f"peak_memory_mib@{side}", unit="MiB", values=[412.5 + 3 * index], better="lower"),
+        *to_measurements(profile_row(index, side)),
         Measurement(name="steps", values=[400.0]),
         Measurement(name="train_time_s", unit="s", values=[22.0 + 5 * index]),
         Measurement(name="step_time_ms", unit="ms", values=steps, better="lower"),
@@ -121,5 +191,5 @@ def _case(label: str, index: int) -> dict[str, object]:
         "data": {"name": "digits"},
         "train": {"objective": "flow", "steps": 400, "lr": 2e-3, "ema_decay": 0.99, "grad_clip": None},
         "sample": {"sampler": "euler", "num_steps": 50, "guidance_scale": 1.0},
-        "profile": {"resolutions": None, "rounds": 5},
+        "profile": {"resolutions": None, "rounds": 6},
     }

@@ -1,4 +1,4 @@
-"""Medians, exact intervals, paired comparisons and outlier flags."""
+"""Medians, exact intervals, paired comparisons, percentiles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attnbench.profiling.statistics import (
     compare_paired,
     median,
     median_interval,
-    outliers,
+    percentiles,
     rank_correlation,
 )
 
@@ -126,25 +126,14 @@ def test_verdict_says_no_more_than_the_interval() -> None:
     assert compare_paired(slow[:5], fast[:5]).verdict == "too few pairs"
 
 
-def test_outliers_are_flagged_and_kept() -> None:
-    """One slow sample among many is named by position and still counts in the interval."""
-    values = [1.0, 1.1, 0.9, 1.05, 0.95, 8.0, 1.02]
-    assert outliers(values) == (5,)
-    assert median_interval(values).high == 8.0
-
-
-def test_outliers_among_equal_values() -> None:
-    """Where most values are equal the mean deviation takes the MAD's place; all equal: none."""
-    assert outliers([2.0] * 20 + [9.0]) == (20,)
-    assert outliers([2.0] * 20) == ()
-
-
-def test_outliers_follow_the_published_rule() -> None:
-    """The flag is Iglewicz and Hoaglin's: 0.6745 |x - median| / MAD above 3.5."""
-    values = [0.0, 1.0, 2.0, 3.0, 4.0, 2.0 + 3.5 / 0.6745 * 1.5 + 0.01]
-    assert median([abs(v - median(values)) for v in values]) == 1.5
-    assert outliers(values) == ()  # the median moved to 2.5: z = 3.23
-    assert outliers(values, threshold=3.2) == (5,)
+@given(TIMES)
+def test_percentiles_agree_with_numpy(values: list[float]) -> None:
+    """The percentiles are numpy's, linear between samples; of one sample all are that sample."""
+    found = percentiles(values)
+    expected = np.percentile(values, [10, 50, 90, 99])
+    assert list(found) == ["p10", "p50", "p90", "p99"]
+    # both interpolate between two samples: a few roundings of the larger one
+    assert list(found.values()) == pytest.approx(expected, rel=8 * 2**-52)
 
 
 @given(
@@ -186,7 +175,7 @@ def test_rank_correlation_takes_infinities() -> None:
 def test_reports_need_no_torch_and_the_help_no_scipy() -> None:
     """All of this module works without torch; what starts at every command loads no scipy."""
     every = (
-        "from attnbench.report import statistics as s; import sys; s.median_interval([1.0, 2.0]); "
+        "from attnbench.profiling import statistics as s; import sys; s.median_interval([1.0, 2.0]); "
         "s.rank_correlation([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]); assert 'torch' not in sys.modules"
     )
     start = "import attnbench.cli, sys; assert 'scipy' not in sys.modules"

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from attnbench.errors import StorageError, UserInputError
 from attnbench.report import ReportPaths, TerminalTable, comparison_table, write_report
-from attnbench.report.figures import LATENCY, loss_figure, tradeoff_figure
+from attnbench.report.figures import loss_figure, tradeoff_figure
 from attnbench.report.markdown import escape
-from attnbench.report.quantities import other_names
+from attnbench.report.quantities import LATENCY, other_names
 from attnbench.report.sections import at_a_glance, definitions, warnings
 from attnbench.report.tables import plain
 from attnbench.results import Measurement

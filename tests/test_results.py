@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -48,3 +49,50 @@ def test_a_bad_line_in_the_middle_names_itself(tmp_path):
 def test_nothing_measured_is_nan():
     """A measurement without values has no median."""
     assert math.isnan(Measurement(name="x", values=[]).value)
+
+
+def test_the_first_format_is_read(tmp_path):
+    """A line of format 1, which knows no rounds, is read as such; new lines behind it have format 2."""
+    path = tmp_path / "results.jsonl"
+    timed = Measurement(name="latency_ms@8", unit="ms", values=[2.0, 2.5, 2.25], n=3)
+    old = json.loads(result("a", measurements=[timed]).model_dump_json()) | {"format": 1}
+    for name in ("rounds", "clean_rounds", "session", "disturbed"):
+        del old["measurements"][0][name]
+    path.write_text(json.dumps(old) + "\n")
+    append_result(path, result("b"))
+    first, second = read_results(path)
+    assert (first.format, second.format) == (1, 2)
+    assert (first.measurements[0].values, first.measurements[0].rounds) == ([2.0, 2.5, 2.25], [])
+
+
+@pytest.mark.parametrize("unknown", [3, 0, "2", None])
+def test_another_format_is_refused_with_those_that_are_read(tmp_path, unknown):
+    """The message has the place, the format found, the formats read, and what to do."""
+    path = tmp_path / "results.jsonl"
+    line = json.loads(result("a").model_dump_json()) | {"format": unknown}
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(UserInputError) as error:
+        read_results(path)
+    assert str(error.value) == (
+        f"{path}:1: format {unknown!r}, this attnbench reads 1 and 2; use the version that wrote it, or "
+        "remove the line"
+    )
+
+
+def test_rounds_survive_and_each_says_whether_it_was_clean(tmp_path):
+    """Rounds of unequal length are read back as they were; a round without its flag is a damaged line."""
+    path = tmp_path / "results.jsonl"
+    timed = Measurement(
+        name="latency_ms@8",
+        values=[2.25],
+        rounds=[[2.0, 2.5], [9.0]],
+        clean_rounds=[True, False],
+        session="s",
+    )
+    append_result(path, result("a", measurements=[timed]))
+    assert read_results(path)[0].measurements == [timed]
+    lost = json.loads(result("b", measurements=[timed]).model_dump_json())
+    lost["measurements"][0]["clean_rounds"] = [True]
+    path.write_text(json.dumps(lost) + "\n")
+    with pytest.raises(UserInputError, match="1 clean_rounds for 2 rounds"):
+        read_results(path)

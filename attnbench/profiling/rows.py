@@ -11,7 +11,7 @@ from pydantic import Field, computed_field, model_validator
 
 from attnbench.models.resolution import LATENT_FACTOR
 from attnbench.profiling.protocol import Energy, Round
-from attnbench.profiling.statistics import median_interval
+from attnbench.profiling.statistics import median_interval, percentiles
 from attnbench.results import Measurement, Record, Status
 from attnbench.specs import CodecSpec, Mode, ModelConfig, Precision, Scope
 
@@ -20,7 +20,6 @@ CLEAN_BELOW = 0.02
 LEAST_SAMPLES = 3
 LEAST_ROUNDS = 6
 """The fewest values whose range is a 95 % interval of their median: 1 - 2 / 2^6 = 0.97."""
-PERCENTILES = (10, 50, 90, 99)
 
 Stopped = Literal["", "narrow", "time", "rounds"]
 Bound = Literal["", "arithmetic", "memory"]
@@ -190,16 +189,6 @@ def interval(medians: Sequence[float]) -> tuple[float, float] | None:
     """Return the 95 % interval of the median of rounds' medians (order statistics), or None of too few."""
     found = median_interval(medians) if medians else None
     return (found.low, found.high) if found is not None and found.sufficient else None
-
-
-def percentiles(samples: Sequence[float]) -> dict[str, float]:
-    """Return p10, p50, p90 and p99, interpolated between samples."""
-    if not samples:
-        return {}
-    if len(samples) == 1:
-        return dict.fromkeys((f"p{p}" for p in PERCENTILES), samples[0])
-    cuts = statistics.quantiles(samples, n=100, method="inclusive")
-    return {f"p{p}": cuts[p - 1] for p in PERCENTILES}
 
 
 def to_measurements(row: ProfileRow) -> list[Measurement]:

@@ -1,4 +1,4 @@
-"""Medians, exact intervals, paired comparisons and outlier flags of raw samples."""
+"""Medians, their intervals, paired comparisons and percentiles."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Literal
 
 Verdict = Literal["lower", "higher", "not distinguishable", "too few pairs"]
 
-NORMAL_PER_MAD = 0.6745  # a normal's MAD in standard deviations
-NORMAL_PER_MEAN_DEVIATION = 0.7979  # a normal's mean absolute deviation in standard deviations
+PERCENTILES = (10, 50, 90, 99)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,23 +91,18 @@ def compare_paired(a: Sequence[float], b: Sequence[float], confidence: float = 0
     return Comparison(ratio=median(ratios), interval=interval, n=len(ratios), verdict=_verdict(interval))
 
 
-def outliers(values: Sequence[float], threshold: float = 3.5) -> tuple[int, ...]:
-    """Return the positions of values whose modified z-score exceeds `threshold`; nothing is dropped.
+def percentiles(samples: Sequence[float]) -> dict[str, float]:
+    """Return p10, p50, p90 and p99, interpolated between samples; nothing of an empty sample.
 
-    Where more than half of the values are equal (MAD 0), the mean absolute deviation takes its place.
-    Source: Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers.
-
-    >>> outliers([1.0, 1.1, 0.9, 1.0, 1.05, 9.0])
-    (5,)
+    >>> percentiles([1.0, 2.0, 3.0])
+    {'p10': 1.2, 'p50': 2.0, 'p90': 2.8, 'p99': 2.98}
     """
-    centre = median(values)
-    deviations = [abs(value - centre) for value in values]
-    scale = median(deviations) / NORMAL_PER_MAD
-    if scale == 0:
-        scale = sum(deviations) / len(deviations) / NORMAL_PER_MEAN_DEVIATION
-    if scale == 0:
-        return ()
-    return tuple(i for i, deviation in enumerate(deviations) if deviation > threshold * scale)
+    if not samples:
+        return {}
+    if len(samples) == 1:
+        return dict.fromkeys((f"p{p}" for p in PERCENTILES), samples[0])
+    cuts = statistics.quantiles(samples, n=100, method="inclusive")
+    return {f"p{p}": cuts[p - 1] for p in PERCENTILES}
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnbench.profiling.statistics import median, median_interval
 from attnbench.report.quantities import (
     ACCURACY,
     FLOOR,
     FLOORS,
+    LATENCY,
+    MEMORY,
     REAL_ACCURACY,
     SIZE,
-    SPEED,
     SPREAD,
-    STEP_TIME,
     Quantity,
+    comparison_costs,
+    is_quality,
     main_resolution,
     quality_quantities,
 )
@@ -35,6 +35,7 @@ from attnbench.report.tables import (
     quantity_column,
     text_cell,
 )
+from attnbench.report.timings import WITHOUT_ROUNDS, disturbed_notes, measured_entry, without_rounds
 from attnbench.results import Measurement, Result
 
 
@@ -49,14 +50,18 @@ class _Line:
     resolution: int | None = None
     series: int | None = None
 
+    def measured(self, quantity: Quantity) -> Measurement | None:
+        """Return this row's measurement of one quantity."""
+        return self.found.get(
+            f"{quantity.name}@{self.resolution}" if _is_profiled(quantity) else quantity.name
+        )
+
     def entry(self, quantity: Quantity) -> Entry:
         """Return this row's raw value of one quantity."""
-        name = f"{quantity.name}@{self.resolution}" if _is_profiled(quantity) else quantity.name
-        measured = self.found.get(name)
-        if measured is None or not measured.values:
-            return Entry(note=measured.note if measured else "")
-        if quantity in SPEED:
-            return _timed_entry(measured)
+        measured = self.measured(quantity)
+        if measured is None or not measured.values or quantity.group == "Cost":
+            return measured_entry(measured)
+        name = quantity.name
         real = self.found.get(REAL_ACCURACY)
         beside = ("real", real.value) if name == ACCURACY.name and real and real.values else None
         return Entry(
@@ -104,7 +109,7 @@ def comparison_table(results: Sequence[Result]) -> Table:
     if len(sides) > 1:
         shown = [Cell(text=str(line.resolution or MISSING)) for line in lines]
         columns.append((Column(title="Side", unit="px"), shown))
-    for quantity in (*SIZE, *quality_quantities(results), ACCURACY, *SPEED, STEP_TIME):
+    for quantity in (*SIZE, *quality_quantities(results), ACCURACY, *comparison_costs(results)):
         entries = [line.entry(quantity) for line in lines]
         if any(entry.value is not None or entry.note for entry in entries):
             shown = quantity_cells(quantity, entries, competing)
@@ -124,16 +129,8 @@ def shown_axes(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _timed_entry(measured: Measurement) -> Entry:
-    """Return the median of raw timings, with its interval where there are several."""
-    if len(measured.values) < 2 or any(math.isnan(value) for value in measured.values):
-        return Entry(value=measured.value)
-    interval = median_interval(measured.values)
-    return Entry(value=median(measured.values), interval=(interval.low, interval.high))
-
-
 def _is_profiled(quantity: Quantity) -> bool:
-    return quantity in (*SIZE[1:], *SPEED)
+    return quantity in (*SIZE[1:], LATENCY, *MEMORY)
 
 
 def _floors(results: Sequence[Result], axes: int) -> list[_Line]:
@@ -173,9 +170,16 @@ def _notes(sides: set[int], lines: Sequence[_Line], many_seeds: bool) -> tuple[s
         bold = "Bold marks the best printed value, not significance."
     notes = [f"↓ lower is better, ↑ higher is better. {bold}"]
     if len(sides) == 1:
-        notes.append(f"MACs, latency and memory: one forward pass at {sides.pop()} px.")
+        notes.append(f"MACs, latency and memory: one pass at {sides.pop()} px.")
     if any(line.status == "floor" for line in lines):
         notes.append("Floor: real images scored in place of samples.")
-    if any(m.interval for line in lines for m in line.found.values()):
+    if any(m.interval and is_quality(m.name) for line in lines for m in line.found.values()):
         notes.append("± is half of a 95 % interval over images at this n (METRICS.md), not over seeds.")
-    return tuple(notes)
+    timed = [(line.label, line.measured(LATENCY)) for line in lines]
+    if any(measured and measured.rounds for _, measured in timed):
+        notes.append(
+            "Beside a latency: the 95 % interval of its median over rounds, six or more (METRICS.md)."
+        )
+    if any(without_rounds(measured) for _, measured in timed):
+        notes.append(WITHOUT_ROUNDS)
+    return (*notes, *disturbed_notes(timed))

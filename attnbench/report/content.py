@@ -9,8 +9,9 @@ from pathlib import Path
 from attnbench.report import sections as facts
 from attnbench.report.comparison import comparison_table
 from attnbench.report.costs import cost_table, other_table, problems_table, training_table
-from attnbench.report.figures import LATENCY, MACS, loss_figure, tradeoff_figure
+from attnbench.report.figures import hollow_points, loss_figure, tradeoff_figure
 from attnbench.report.grids import Grid, read_grids
+from attnbench.report.quantities import LATENCY, MACS
 from attnbench.report.tables import Table, plain
 from attnbench.results import Result
 
@@ -90,10 +91,16 @@ def _figures(results: Sequence[Result]) -> list[Figure]:
             _held_out_figure(results),
             "Denoising loss of the averages on held-out images.",
         ),
-        ("quality-latency", tradeoff_figure(results, LATENCY), "Quality against the latency of one pass."),
+        ("quality-latency", tradeoff_figure(results, LATENCY), _latency_caption(results)),
         ("quality-macs", tradeoff_figure(results, MACS), "Quality against multiply-adds of one pass."),
     )
     return [Figure(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]
+
+
+def _latency_caption(results: Sequence[Result]) -> str:
+    hollow = hollow_points(results, LATENCY)
+    remark = f" Hollow: disturbed, not to be ranked ({', '.join(hollow)})." if hollow else ""
+    return f"Quality against the latency of one pass.{remark}"
 
 
 def _held_out_figure(results: Sequence[Result]) -> str | None:

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from attnbench.report.latency import ProfiledRow, latency_columns, latency_notes
-from attnbench.report.quantities import SIZE, SPEED, TRAINING, Quantity, other_names, resolutions
+from attnbench.report.latency import ProfiledRow, baseline, latency_columns, latency_notes
+from attnbench.report.quantities import (
+    LATENCY,
+    MEMORY,
+    SIZE,
+    TRAINING,
+    Quantity,
+    other_names,
+    resolutions,
+)
 from attnbench.report.tables import (
     Cell,
     Column,
@@ -19,9 +27,8 @@ from attnbench.report.tables import (
     quantity_column,
     text_cell,
 )
-from attnbench.results import Measurement, Result
-
-LATENCY, MEMORY = SPEED
+from attnbench.report.timings import disturbed_notes, measured_entry
+from attnbench.results import Result
 
 
 def cost_table(results: Sequence[Result]) -> Table | None:
@@ -39,13 +46,14 @@ def cost_table(results: Sequence[Result]) -> Table | None:
         (Column(title="Case", numeric=False), [text_cell(row.result.label) for row in rows]),
         (Column(title="Side", unit="px"), [Cell(text=str(row.side), value=row.side) for row in rows]),
     ]
-    for quantity in (*SIZE, MEMORY, LATENCY):
-        entries = [_measured(row.measurement(quantity)) for row in rows]
+    for quantity in (*SIZE, *MEMORY, LATENCY):
+        entries = [measured_entry(row.measurement(quantity)) for row in rows]
         if any(entry.value is not None or entry.note for entry in entries):
             columns.append((quantity_column(quantity, entries), _best_by_side(quantity, entries, rows)))
-    columns += latency_columns(rows, results[0])
+    base = baseline(results)
+    columns += latency_columns(rows, base)
     heads = [RowHead(status=row.result.status, series=row.series) for row in rows]
-    return assemble("Cost", columns, heads, latency_notes(results[0]))
+    return assemble("Cost", columns, heads, latency_notes(rows, base))
 
 
 def training_table(results: Sequence[Result]) -> Table | None:
@@ -84,19 +92,15 @@ def _plain_table(title: str, quantities: Sequence[Quantity], results: Sequence[R
         (Column(title="Case", numeric=False), [text_cell(r.label) for r in results])
     ]
     for quantity in quantities:
-        entries = [_measured(result.measurement(quantity.name)) for result in results]
+        entries = [measured_entry(result.measurement(quantity.name)) for result in results]
         if any(entry.value is not None for entry in entries):
             column = replace(quantity_column(quantity, entries), group="")
             columns.append((column, quantity_cells(quantity, entries, [r.status == "ok" for r in results])))
     if len(columns) == 1:
         return None
-    return assemble(title, columns, [RowHead(status=r.status, series=i) for i, r in enumerate(results)])
-
-
-def _measured(measured: Measurement | None) -> Entry:
-    if measured is None:
-        return Entry()
-    return Entry(value=measured.value) if measured.values else Entry(note=measured.note)
+    heads = [RowHead(status=r.status, series=i) for i, r in enumerate(results)]
+    found = ((r.label, r.measurement(quantity.name)) for r in results for quantity in quantities)
+    return assemble(title, columns, heads, disturbed_notes(found))
 
 
 def _best_by_side(quantity: Quantity, entries: Sequence[Entry], rows: Sequence[ProfiledRow]) -> list[Cell]:

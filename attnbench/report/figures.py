@@ -51,7 +51,10 @@ def loss_figure(results: Sequence[Result], curve: str = "loss", name: str = "tra
 
 
 def tradeoff_figure(results: Sequence[Result], cost: Quantity) -> str | None:
-    """Return the first quality metric against one cost in one SVG, or None where two cases lack both."""
+    """Return the first quality metric against one cost in one SVG, or None where two cases lack both.
+
+    A point whose cost is disturbed is hollow; `hollow_points` names their cases.
+    """
     quality = next(iter(quality_quantities(results)), None)
     points = _points(results, cost, quality) if quality else {}
     if quality is None or len(points) < 2:
@@ -60,7 +63,8 @@ def tradeoff_figure(results: Sequence[Result], cost: Quantity) -> str | None:
     with _drawing():
         figure, axes = _figure()
         for i, (x, y) in points.items():
-            axes.plot([x], [y], MARKERS[i % len(MARKERS)], color=_colour(i), markersize=7)
+            fill = "none" if _is_disturbed(results[i], cost) else "full"
+            axes.plot([x], [y], MARKERS[i % len(MARKERS)], color=_colour(i), markersize=7, fillstyle=fill)
         if _wide([x for x, _ in points.values()]):
             axes.set_xscale("log")
             _plain_ticks(axes.xaxis)
@@ -71,15 +75,27 @@ def tradeoff_figure(results: Sequence[Result], cost: Quantity) -> str | None:
         return _svg(figure, f"quality-{cost.name}", f"{plain(quality.title)} against {cost.title}")
 
 
-MACS = Quantity(name="macs_full", title="MACs, full count", unit="G", scale=1e-9)
-LATENCY = Quantity(name="latency_ms", title="Latency", unit="ms")
+def hollow_points(results: Sequence[Result], cost: Quantity) -> list[str]:
+    """Return the labels of the cases whose cost is disturbed, of those that `tradeoff_figure` draws."""
+    quality = quality_quantities(results)
+    points = _points(results, cost, quality[0]) if quality else {}
+    return [plain(results[i].label) for i in points if _is_disturbed(results[i], cost)]
+
+
+def _is_disturbed(result: Result, cost: Quantity) -> bool:
+    measured = _cost(result, cost)
+    return measured is not None and bool(measured.disturbed)
+
+
+def _cost(result: Result, cost: Quantity) -> Measurement | None:
+    return result.measurement(f"{cost.name}@{main_resolution(result)}")
 
 
 def _points(results: Sequence[Result], cost: Quantity, quality: Quantity) -> dict[int, tuple[float, float]]:
     """Return (cost, quality) of every finished case that has both, by its position."""
     points = {}
     for i, result in enumerate(results):
-        x = _value(result.measurement(f"{cost.name}@{main_resolution(result)}"))
+        x = _value(_cost(result, cost))
         y = _value(result.measurement(quality.name))
         if result.status == "ok" and x is not None and y is not None:
             points[i] = (x * cost.scale, y)

@@ -1,4 +1,4 @@
-"""What the cost table says of raw latencies: interval, count, flagged samples, ratio to the first case."""
+"""What the cost table says of latencies beside their median: rounds, percentiles, time against a baseline."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnbench.profiling.statistics import Verdict, compare_paired, median_interval, outliers
-from attnbench.report.quantities import SIZE, SPEED, Quantity
+from attnbench.profiling.statistics import percentiles
+from attnbench.report.quantities import LATENCY, LEFT_OUT, SIZE, Quantity
 from attnbench.report.tables import Cell, Column, FilledColumn, plain, significant
+from attnbench.report.timings import (
+    WITHOUT_ROUNDS,
+    all_samples,
+    disturbed_notes,
+    time_ratio,
+    without_rounds,
+)
 from attnbench.results import Measurement, Result
 
-LATENCY = SPEED[0]
 PARAMS = SIZE[0]
-_WORDS: dict[Verdict, str] = {
-    "lower": "faster",
-    "higher": "slower",
-    "not distinguishable": "not distinguishable",
-    "too few pairs": "too few pairs to tell",
-}
+_SHOWN = ("p10", "p90", "p99")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,63 +37,98 @@ class ProfiledRow:
         return self.result.measurement(name)
 
     @property
-    def timings(self) -> list[float]:
-        """Raw latencies in ms; none where one of them is no positive number."""
+    def timing(self) -> Measurement | None:
+        """The latency in ms; None where there is none, or where one of its times is no positive number."""
         measured = self.measurement(LATENCY)
-        values = measured.values if measured else []
-        return values if all(math.isfinite(value) and value > 0 for value in values) else []
+        values = [*measured.values, *all_samples(measured)] if measured else []
+        return measured if values and all(math.isfinite(value) and value > 0 for value in values) else None
+
+    @property
+    def left_out(self) -> list[float]:
+        """The samples in ms that do not count in the latency."""
+        measured = self.result.measurement(f"{LEFT_OUT}@{self.side}")
+        return measured.values if measured else []
 
 
-def latency_columns(rows: Sequence[ProfiledRow], first: Result) -> list[FilledColumn]:
+def baseline(results: Sequence[Result]) -> Result:
+    """Return the case that times are compared with: the first with softmax attention, else the first.
+
+    A case of several attentions is none with softmax.
+    """
+    return next((result for result in results if _attention(result) == "softmax"), results[0])
+
+
+def latency_columns(rows: Sequence[ProfiledRow], base: Result) -> list[FilledColumn]:
     """Return the columns that stand behind the median latency; none where nothing was timed."""
-    if not any(row.timings for row in rows):
+    if not any(row.timing for row in rows):
         return []
-    against = Column(title=f"Time against {plain(first.label)}", group="Cost")
+    against = Column(title=f"Time against {plain(base.label)}", group="Cost")
     return [
-        (Column(title="95 % interval of the median", unit="ms", group="Cost"), [_interval(r) for r in rows]),
-        (Column(title="Samples", group="Cost"), [_count(row.timings, len(row.timings)) for row in rows]),
-        (Column(title="Flagged", group="Cost"), [_flagged(row) for row in rows]),
-        (against, [_ratio(row, first) for row in rows]),
+        (Column(title="Rounds", group="Cost"), [_rounds(row) for row in rows]),
+        (Column(title=" / ".join(_SHOWN), unit="ms", group="Cost"), [_percentiles(row) for row in rows]),
+        (against, [_ratio(row, base) for row in rows]),
     ]
 
 
-def latency_notes(first: Result) -> tuple[str, ...]:
-    """Return how to read those columns."""
-    return (
-        "Latency: median of all raw samples; the interval is the exact order-statistic one (sign test).",
-        "Flagged: samples whose modified z-score exceeds 3.5; they are kept in the median and the interval.",
-        f"Time against {plain(first.label)}: median of paired ratios, sample by sample; "
-        "'not distinguishable' where the 95 % interval holds 1.",
-    )
+def latency_notes(rows: Sequence[ProfiledRow], base: Result) -> tuple[str, ...]:
+    """Return how to read those columns, and what weakens single rows; nothing where nothing was timed."""
+    if not any(row.timing for row in rows):
+        return ()
+    label = plain(base.label)
+    notes = [
+        "Latency: median over rounds of each round's median; beside it the 95 % interval over rounds (order "
+        "statistics). Rounds: those behind it, of all that were taken. p10 / p90 / p99: of all samples, "
+        "left out or not.",
+        f"Time against {label}: median of ratios, each of two rounds taken side by side; faster or slower "
+        "where the 95 % interval of that median leaves out 1.",
+    ]
+    if any(without_rounds(row.timing) for row in rows):
+        notes.append(WITHOUT_ROUNDS)
+    return (*notes, *disturbed_notes((f"{row.result.label} at {row.side} px", row.timing) for row in rows))
 
 
-def _count(timings: Sequence[float], count: int) -> Cell:
-    return Cell(text=f"{count:,}", value=count) if timings else Cell()
+def _attention(result: Result) -> str:
+    model = result.case.get("model")
+    attention = model.get("attention") if isinstance(model, dict) else None
+    return str(attention.get("name", "")) if isinstance(attention, dict) else ""
 
 
-def _flagged(row: ProfiledRow) -> Cell:
-    return _count(row.timings, len(outliers(row.timings))) if row.timings else Cell()
-
-
-def _interval(row: ProfiledRow) -> Cell:
-    if len(row.timings) < 2:
+def _rounds(row: ProfiledRow) -> Cell:
+    timing = row.timing
+    if timing is None:
         return Cell()
-    interval = median_interval(row.timings)
-    detail = "" if interval.sufficient else f"{100 * interval.coverage:.3g} %: too few samples for 95 %"
-    return Cell(text=f"{significant(interval.low)} to {significant(interval.high)}", detail=detail)
+    samples = f"{len(all_samples(timing)):,} samples"
+    if row.left_out:
+        samples += f", {len(row.left_out):,} left out"
+    if not timing.rounds:
+        return Cell(detail=samples)
+    ranked, taken = len(timing.values), len(timing.rounds)
+    return Cell(text=f"{taken}" if ranked == taken else f"{ranked} of {taken}", value=ranked, detail=samples)
 
 
-def _ratio(row: ProfiledRow, first: Result) -> Cell:
-    """Compare only timings taken in the same environment, sample by sample."""
-    if row.result is first or row.result.environment != first.environment:
+def _percentiles(row: ProfiledRow) -> Cell:
+    timing = row.timing
+    if timing is None:
         return Cell()
-    ours, theirs = row.timings, ProfiledRow(result=first, side=row.side, series=0).timings
-    if not ours or len(ours) != len(theirs):
-        return Cell()
-    compared = compare_paired(ours, theirs)
-    low, high = significant(compared.interval.low, 3), significant(compared.interval.high, 3)
+    found = percentiles([*all_samples(timing), *row.left_out])
+    return Cell(text=" / ".join(significant(found[name], 3) for name in _SHOWN), value=found[_SHOWN[0]])
+
+
+def _ratio(row: ProfiledRow, base: Result) -> Cell:
+    """Compare one row with the baseline at the same resolution; where that cannot be, say why."""
+    ours = row.timing
+    if row.result is base or ours is None:
+        return Cell(detail="the baseline" if ours else "")
+    theirs = ProfiledRow(result=base, side=row.side, series=0).timing
+    if theirs is None:
+        return Cell(detail=f"{plain(base.label)} has no latency here")
+    ratio = time_ratio(ours, theirs, same_environment=row.result.environment == base.environment)
+    if ratio.value is None:
+        return Cell(detail=ratio.words)
+    bounds = "" if ratio.interval is None else " to ".join(significant(x, 3) for x in ratio.interval) + ", "
     return Cell(
-        text=f"× {significant(compared.ratio, 3)}",
-        value=compared.ratio,
-        detail=f"{low} to {high}, {_WORDS[compared.verdict]}",
+        text=f"× {significant(ratio.value, 3)}",
+        value=ratio.value,
+        detail=bounds + ratio.words,
+        disturbed=bool(ours.disturbed or theirs.disturbed),
     )

@@ -56,12 +56,31 @@ SIZE = (
              definition="Multiply-adds (10^9) of the same pass with every product counted, those inside "
                         "attention too. One multiply-add is one MAC; twice that many FLOPs."),
 )  # fmt: skip
-SPEED = (
-    Quantity(name="latency_ms", title="Latency", unit="ms", better="lower", significant=True, group="Cost",
-             definition="Wall-clock time of one forward pass: median of all raw samples, with its interval."),
-    Quantity(name="peak_memory_mib", title="Peak memory", unit="MiB", better="lower", significant=True,
-             group="Cost", definition="Highest memory of one forward pass: allocated on a GPU; on a CPU the "
-                                      "resident-set high-water mark of the case's own process."),
+MACS = SIZE[2]
+LATENCY = Quantity(
+    name="latency_ms", title="Latency", unit="ms", better="lower", significant=True, group="Cost",
+    definition="Time of one pass: each round's median of its samples, then the median of those over rounds, "
+               "with its 95 % interval over rounds. Wall clock on a CPU, device events on a GPU.",
+)  # fmt: skip
+LEFT_OUT = "waited_latency_ms"
+"""Samples of latency that do not count, since a thread waited for a core."""
+LIVE_MEMORY = Quantity(
+    name="live_memory_mib", title="Live memory", unit="MiB", better="lower", significant=True, group="Cost",
+    definition="The model's memory: what one pass adds at its peak, by the sizes of the tensors alive then.",
+)  # fmt: skip
+PEAK_MEMORY = Quantity(
+    name="peak_memory_mib", title="Peak memory", unit="MiB", better="lower", significant=True, group="Cost",
+    definition="Highest memory during one pass, whatever holds it: allocated on a GPU; on a CPU the "
+               "resident-set high-water mark of the case's own process.",
+)  # fmt: skip
+MEMORY = (
+    LIVE_MEMORY,
+    Quantity(name="extra_memory_mib", title="Extra memory", unit="MiB", better="lower", significant=True,
+             group="Cost", definition="What one pass adds to the process's resident set (CPU) or to what the "
+                                      "allocator has handed out (GPU): live memory and what holds it."),
+    PEAK_MEMORY,
+    Quantity(name="reserved_memory_mib", title="Reserved memory", unit="MiB", better="lower",
+             significant=True, group="Cost", definition="What a GPU's allocator held at its peak."),
 )  # fmt: skip
 STEP_TIME = Quantity(
     name="step_time_ms", title="Train step", unit="ms", better="lower", significant=True, group="Cost",
@@ -130,6 +149,13 @@ def quality_quantities(results: Iterable[Result]) -> list[Quantity]:
     return sorted((_quality(name, better) for name, better in names.items()), key=_quality_order)
 
 
+def comparison_costs(results: Iterable[Result]) -> list[Quantity]:
+    """Return the costs that the comparison shows: of the memories the live one, of older results the peak."""
+    names = [{unresolved(m.name) for m in r.measurements} for r in results]
+    older = any(PEAK_MEMORY.name in found and LIVE_MEMORY.name not in found for found in names)
+    return [LATENCY, LIVE_MEMORY, *([PEAK_MEMORY] if older else []), STEP_TIME]
+
+
 def is_quality(name: str) -> bool:
     """Tell whether a measurement is a quality metric (not its spread, not its floor)."""
     return bool(QUALITY.match(name)) and not name.endswith(SPREAD) and not RESOLVED.match(name)
@@ -152,7 +178,7 @@ def _is_known(name: str) -> bool:
     if is_quality(base) or base in (ACCURACY.name, REAL_ACCURACY):
         return True
     if RESOLVED.match(name):
-        return unresolved(name) in {q.name for q in (*SIZE, *SPEED)}
+        return unresolved(name) in {q.name for q in (*SIZE, LATENCY, *MEMORY)} | {LEFT_OUT}
     return name in {"params", *NOTED, *(q.name for q in TRAINING)}
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from attnbench.profiling.statistics import rank_correlation
 from attnbench.report.quantities import (
     ACCURACY,
+    LATENCY,
+    MEMORY,
     NOTED,
     SIZE,
-    SPEED,
     STEP_TIME,
     TRAINING,
     is_quality,
@@ -57,8 +58,9 @@ def _loss_agreement(results: Sequence[Result]) -> tuple[str, str] | None:
     pairs = []
     for result in results:
         loss, other = result.measurement("held_out_loss"), result.measurement(distance or "")
-        if loss and other and math.isfinite(loss.value) and math.isfinite(other.value):
+        if loss and other and not (loss.disturbed or other.disturbed):
             pairs.append((loss.value, other.value))
+    pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
     if distance is None or len(pairs) < 3:
         return None
     rho = rank_correlation(*zip(*pairs, strict=True))
@@ -128,7 +130,9 @@ def _settings_warned_of(results: Sequence[Result]) -> dict[str, list[str]]:
 def definitions(results: Sequence[Result]) -> list[tuple[str, str]]:
     """Return how each shown quantity is defined and what the stages noted about it."""
     names = {unresolved(m.name) for r in results for m in r.measurements}
-    quantities = dict.fromkeys((*SIZE, *quality_quantities(results), ACCURACY, *SPEED, STEP_TIME, *TRAINING))
+    quantities = dict.fromkeys(
+        (*SIZE, *quality_quantities(results), ACCURACY, LATENCY, *MEMORY, STEP_TIME, *TRAINING)
+    )
     known = [(q.title, q.definition) for q in quantities if q.name in names and q.definition]
     return [(plain(name), plain(text)) for name, text in (*known, *_stage_notes(results))]
 

@@ -53,6 +53,8 @@ class Cell:
     """What stands beside it: a spread, an interval, a reference value."""
     n: int | None = None
     best: bool = False
+    disturbed: bool = False
+    """Shown, but not to be ranked; `detail` says so and a note says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,8 @@ class Entry:
     """A word and the value to show behind it."""
     note: str = ""
     n: int | None = None
+    disturbed: bool = False
+    """Never the best, whatever its value."""
 
 
 def plain(text: str) -> str:
@@ -169,6 +173,7 @@ def quantity_cells(quantity: Quantity, entries: Sequence[Entry], competing: Sequ
             value=value,
             detail=_detail(entry, quantity.scale, show),
             n=entry.n,
+            disturbed=entry.disturbed,
         )
         for value, entry in zip(scaled, entries, strict=True)
     ]
@@ -180,7 +185,7 @@ def _mark_best(cells: list[Cell], competing: Sequence[bool], better: Direction) 
     values = {
         i: cell.value
         for i, cell in enumerate(cells)
-        if competing[i] and cell.value is not None and math.isfinite(cell.value)
+        if competing[i] and not cell.disturbed and cell.value is not None and math.isfinite(cell.value)
     }
     if better == "none" or len({cells[i].text for i in values}) < 2:
         return cells

@@ -95,7 +95,7 @@ def _texts(row: Row) -> list[Text]:
 
 
 def _text(cell: Cell) -> Text:
-    text = Text(cell.text, style="bold green" if cell.best else "")
+    text = Text(cell.text, style="bold green" if cell.best else "yellow" if cell.disturbed else "")
     if cell.detail:
         text.append(f"\n{cell.detail}", style="dim not bold")
     return text
