@@ -68,11 +68,15 @@ def by_setting(rows: Iterable[ProfileRow]) -> dict[str, list[ProfileRow]]:
             f"batch {row.batch_size}",
             row.precision,
             row.device,
-            f"{row.conditions.threads} threads" if row.device == "cpu" else "",
+            _threads(row.conditions.threads) if row.device == "cpu" else "",
             "compiled" if row.compile_s is not None else "",
         ]
         found.setdefault(", ".join(filter(None, parts)), []).append(row)
     return found
+
+
+def _threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"
 
 
 def by_model(rows: Iterable[ProfileRow]) -> dict[str, list[ProfileRow]]:
