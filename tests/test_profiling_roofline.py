@@ -111,6 +111,10 @@ def test_shared_and_sliced_weights_count_once_and_only_their_part():
         twice, x = Twice(), torch.empty(10, 6)
     found = count_traffic(twice, lambda: twice(x))
     assert found == Traffic(weights=4 * 36, activations=4 * (4 * 60 + 60 + 30))
+    with torch.device("meta"):
+        mixing, batch = torch.empty(1, 4, 10).expand(2, 4, 10), torch.empty(2, 10, 6)
+    mixed = count_traffic(twice, lambda: torch.bmm(mixing, batch))
+    assert mixed.activations == 4 * (40 + 120 + 48)  # one matrix for both images is read once
     part = count_traffic(twice, lambda: x @ twice.layer.weight[:3].T)
     assert part == Traffic(weights=4 * 18, activations=4 * (60 + 30))
 

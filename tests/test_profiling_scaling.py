@@ -176,6 +176,22 @@ def test_pairs_take_the_machines_moods_out():
     assert math.log(apart_high / apart_low) > 5 * math.log(high / low)
 
 
+def test_rounds_disturbed_on_either_side_pair_with_nothing():
+    """Where six pairs are clean the others say nothing, as in the rows' own latencies."""
+    busy = [0.0] * 7 + [0.5] * 7
+    rows = []
+    for model, spoilt in (("m", 40.0), ("softmax", 1.0)):
+        for side in SIDES[:2]:
+            clean = make_row(model, side, [2.0 if model == "m" else 4.0] * 7 + [spoilt] * 7)
+            rounds = [
+                r.model_copy(update={"waited_share": w}) for r, w in zip(clean.rounds, busy, strict=True)
+            ]
+            rows.append(clean.model_copy(update={"rounds": rounds}))
+    found = crossing(rows)
+    assert (found.ratios, found.verdict) == (pytest.approx([0.5, 0.5]), "always")
+    assert found.resolution_interval == (None, None)
+
+
 def test_draws_are_the_sign_tests():
     """How many values lie below a draw is Bin(6, 1/2), and 95 % lie within the sign test's interval."""
     rng = np.random.default_rng(2)

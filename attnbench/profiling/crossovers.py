@@ -49,7 +49,8 @@ class Crossover(Record):
     resolution: float | None = None
     """Side of the decoded image, pixels."""
     tokens_interval: Ends | None = None
-    """95 %; an end outside the measured range is None. Memory has no interval: it is measured once."""
+    """95 %; an end outside the measured range is None: both, where the verdict is
+    sure and no crossover lies within. Memory has no interval: it is measured once."""
     resolution_interval: Ends | None = None
     crossings: list[float] = Field(default_factory=list)
     """Every resolution at which the ratio of medians crosses 1."""
