@@ -225,6 +225,7 @@ def _draw_bars(axes: Axes, bars: Sequence[Sequence[Segment]], title: str) -> Non
     """Draw one stacked bar for each list of (length, fill, stripes); shares are of the bar's own length."""
     axes.set_axisbelow(True)
     axes.grid(visible=False, axis="y")
+    axes.margins(y=0.02)
     axes.set_xlabel(title)
     longest = max((sum(length for length, *_ in bar) for bar in bars), default=0.0)
     for y, bar in enumerate(bars):

@@ -4,9 +4,9 @@
 
 A session has two models at 256, 1024, 4096 and 16384 tokens, t = 0.1 n ms and t = 1e-4 n^2 ms, which cross at
 1000 tokens. A round multiplies both by the machine's mood (5 %, shared) and each by noise of its own (3 %) of
-median 1: log-normal, one-sided (exponential, as interruptions are) or heavy-tailed (Student's t of 3
-degrees of freedom). Prints the share of sessions whose 95 % interval holds the linear model's exponent (1), its exponent
-between the two largest sizes (1) and the crossover.
+median 1: log-normal, one-sided (exponential, as interruptions are) or heavy-tailed (Student's t of 3 degrees
+of freedom). Prints the share of sessions whose 95 % interval holds the linear model's exponent (1), its
+exponent between the two largest sizes (1) and the crossover.
 """
 
 from __future__ import annotations
