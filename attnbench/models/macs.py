@@ -23,6 +23,23 @@ class ModelMacs:
     """All attention modules with their projections."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BlockMacs:
+    """Multiply-adds of one transformer block at batch 1, by what they are for."""
+
+    attention: MacCount
+    """The attention module with its projections."""
+    feed_forward: MacCount
+    modulation: MacCount
+    """AdaLN's layer, and the two LayerNorms, which only the paper counts."""
+    stream_conv: MacCount
+
+    @property
+    def total(self) -> MacCount:
+        """The whole block."""
+        return self.attention + self.feed_forward + self.modulation + self.stream_conv
+
+
 def closed_form_macs(config: ModelConfig, input_size: int) -> MacCount:
     """Count one forward pass at batch 1, without guidance, autoencoder or embedding look-ups.
 
@@ -39,9 +56,9 @@ def macs_by_part(config: ModelConfig, input_size: int) -> ModelMacs:
     out = patch * (2 if config.learned_variance else 1)
     attention, blocks = MacCount(), MacCount()
     for layer_idx in range(config.depth):
-        of_block = block_macs(config, input_size, layer_idx)
-        attention += of_block.attention
-        blocks += of_block.blocks
+        block = block_macs(config, input_size, layer_idx)
+        attention += block.attention
+        blocks += block.total
     ends = MacCount(
         linear=n * c * patch + FREQUENCY_DIM * c + c * c + 2 * c * c + n * c * out,
         norm=2 * n * c,
@@ -49,16 +66,17 @@ def macs_by_part(config: ModelConfig, input_size: int) -> ModelMacs:
     return ModelMacs(total=blocks + ends, blocks=blocks, attention=attention)
 
 
-def block_macs(config: ModelConfig, input_size: int, layer_idx: int) -> ModelMacs:
-    """Count one transformer block; its total is its own."""
+def block_macs(config: ModelConfig, input_size: int, layer_idx: int) -> BlockMacs:
+    """Count one block as `closed_form_macs` does."""
     grid = token_grid(config, input_size)
     n, c = grid[0] * grid[1], config.dim
     backend, options = resolve_attention(config.attention_at(layer_idx))
     site = AttentionSite(
         dim=c, num_heads=config.num_heads, grid=grid, layer_idx=layer_idx, depth=config.depth
     )
-    attention = backend.macs(site, options)
-    block = attention + ffn_macs(config.ffn, c, n)
-    block += MacCount(linear=6 * c * c, norm=2 * 2 * n * c)  # AdaLN, two LayerNorms
-    block += MacCount(linear=9 * n * c if config.stream_conv else 0)
-    return ModelMacs(total=block, blocks=block, attention=attention)
+    return BlockMacs(
+        attention=backend.macs(site, options),
+        feed_forward=ffn_macs(config.ffn, c, n),
+        modulation=MacCount(linear=6 * c * c, norm=2 * 2 * n * c),
+        stream_conv=MacCount(linear=9 * n * c if config.stream_conv else 0),
+    )

@@ -25,13 +25,20 @@ def counts(
         yield {"params": sum(p.numel() for p in model.parameters() if p.requires_grad)}
     if "macs" in measure:
         whole = _agreed(config, input_size, fuse_for_inference(model))
-        middle = block_macs(config, input_size, config.depth // 2)
-        of_scope = {"attention": middle.attention, "block": middle.total}.get(scope, whole.total)
+        if scope in ("attention", "block"):
+            block = block_macs(config, input_size, config.depth // 2)
+            total, attention, blocks = (
+                block.attention if scope == "attention" else block.total,
+                block.attention,
+                block.total,
+            )
+        else:
+            total, attention, blocks = whole.total, whole.attention, whole.blocks
         yield {
-            "macs_paper": of_scope.paper,
-            "macs_full": of_scope.full,
-            "attention_macs": (whole if scope in ("model", "end-to-end") else middle).attention.full,
-            "block_macs": (whole if scope in ("model", "end-to-end") else middle).blocks.full,
+            "macs_paper": total.paper,
+            "macs_full": total.full,
+            "attention_macs": attention.full,
+            "block_macs": blocks.full,
         }
 
 

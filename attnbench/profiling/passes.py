@@ -41,7 +41,8 @@ def build_pass(
 
     Weights are in fp32 and bf16 is autocast's, as in training and sampling. Without training,
     re-parameterised parts are fused and no graph is kept. `decode` turns latents into images, for the scope
-    end-to-end; `compiled` compiles the model, or its part, as training does. Raises UnsupportedError where mode and scope do not go together.
+    end-to-end; `compiled` compiles the model, or its part, as training does. Raises UnsupportedError where
+    mode and scope do not go together.
     """
     torch.manual_seed(workload.seed)
     model = build_model(
@@ -53,7 +54,7 @@ def build_pass(
     inputs = _Inputs(workload, device)
     if workload.scope in ("attention", "block"):
         return _part_of_block(workload, model, inputs, compiled)
-    called = torch.compile(model) if compiled else model
+    called = cast("DiffusionTransformer", torch.compile(model) if compiled else model)
     run = {"forward": _forward, "train": _training_step, "sample": _sampler_step}[workload.mode](
         workload, called, inputs
     )

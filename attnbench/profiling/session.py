@@ -24,6 +24,7 @@ from attnbench.profiling.rows import (
     Conditions,
     ProfileRequest,
     ProfileRow,
+    is_clean,
 )
 from attnbench.profiling.threads import chosen_threads
 from attnbench.profiling.worker import refusal

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from attnbench.report.drawing import colour, dash, drawing, marker, plain_ticks, shortened, svg
 from attnbench.report.placement import spread_out
 from attnbench.report.quantities import Quantity, main_resolution, quality_quantities
 from attnbench.report.tables import plain
@@ -19,13 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colour-blind-safe palette without its yellow (too pale on white) and its black (the ink),
-# then two of Paul Tol's "muted".
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INK, FAINT = "#1c2024", "#c9ced6"  # text and axes; grid lines
-_LABEL_LETTERS = 34
 _WIDE_RANGE = 8.0  # a ratio of largest to smallest value that a linear axis shows badly
 
 
@@ -35,19 +25,19 @@ def loss_figure(results: Sequence[Result], curve: str = "loss", name: str = "tra
     curves = {i: points for i, points in curves.items() if points}
     if not curves:
         return None
-    with _drawing():
+    with drawing():
         figure, axes = _figure(len(curves))
         for i, points in curves.items():
             x, y = zip(*points, strict=True)
-            marker = MARKERS[i % len(MARKERS)] if len(points) == 1 else None
-            axes.plot(x, y, color=_colour(i), linestyle=_dash(i), linewidth=1.8, marker=marker)
+            alone = marker(i) if len(points) == 1 else None
+            axes.plot(x, y, color=colour(i), linestyle=dash(i), linewidth=1.8, marker=alone)
         if _wide([y for points in curves.values() for _, y in points]):
             axes.set_yscale("log")
-            _plain_ticks(axes.yaxis)
+            plain_ticks(axes.yaxis)
         axes.set_xlabel("optimizer steps")
         axes.set_ylabel(name)
         _label_ends(figure, axes, {i: points[-1] for i, points in curves.items()}, results)
-        return _svg(figure, curve, f"{name.capitalize()} of every case against optimizer steps")
+        return svg(figure, curve, f"{name.capitalize()} of every case against optimizer steps")
 
 
 def tradeoff_figure(results: Sequence[Result], cost: Quantity) -> str | None:
@@ -60,19 +50,19 @@ def tradeoff_figure(results: Sequence[Result], cost: Quantity) -> str | None:
     if quality is None or len(points) < 2:
         return None
     direction = {"lower": ", lower is better", "higher": ", higher is better", "none": ""}
-    with _drawing():
+    with drawing():
         figure, axes = _figure()
         for i, (x, y) in points.items():
             fill = "none" if _is_disturbed(results[i], cost) else "full"
-            axes.plot([x], [y], MARKERS[i % len(MARKERS)], color=_colour(i), markersize=7, fillstyle=fill)
+            axes.plot([x], [y], marker(i), color=colour(i), markersize=7, fillstyle=fill)
         if _wide([x for x, _ in points.values()]):
             axes.set_xscale("log")
-            _plain_ticks(axes.xaxis)
+            plain_ticks(axes.xaxis)
         axes.set_xlabel(f"{cost.title} [{cost.unit}], lower is better")
         axes.set_ylabel(f"{plain(quality.title)}{direction[quality.better]}")
         axes.margins(0.12)
         _label_ends(figure, axes, points, results)
-        return _svg(figure, f"quality-{cost.name}", f"{plain(quality.title)} against {cost.title}")
+        return svg(figure, f"quality-{cost.name}", f"{plain(quality.title)} against {cost.title}")
 
 
 def hollow_points(results: Sequence[Result], cost: Quantity) -> list[str]:
@@ -112,33 +102,6 @@ def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
-def _colour(i: int) -> str:
-    return PALETTE[i % len(PALETTE)]
-
-
-def _dash(i: int) -> Any:
-    return DASHES[i // len(PALETTE) % len(DASHES)]
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    """Draw with our own settings, whatever the user's matplotlibrc says; labels are never markup."""
-    import matplotlib
-
-    ours = {
-        "svg.fonttype": "none", "svg.hashsalt": "attnbench", "text.usetex": False, "text.parse_math": False,
-        "font.family": "DejaVu Sans", "font.size": 10, "axes.unicode_minus": True,
-        "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK,
-        "ytick.color": INK, "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6,
-        "axes.spines.top": False, "axes.spines.right": False,
-    }  # fmt: skip
-    with matplotlib.rc_context(rc=dict(matplotlib.rcParamsDefault)), warnings.catch_warnings():
-        # A glyph missing in DejaVu only affects measuring: the reader's browser draws the text.
-        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
-        matplotlib.rcParams.update(ours)
-        yield
-
-
 def _figure(labels: int = 0) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
@@ -152,15 +115,6 @@ def _wide(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) > _WIDE_RANGE
 
 
-def _plain_ticks(axis: Any) -> None:
-    """Write 0.02 instead of a power of ten in mathtext, which is switched off."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
 def _label_ends(
     figure: Figure, axis: Axes, ends: dict[int, tuple[float, float]], results: Sequence[Result]
 ) -> None:
@@ -170,24 +124,9 @@ def _label_ends(
     heights = [float(to_axes.transform(point)[1]) for point in ends.values()]
     gap = min(0.075, 1 / max(1, len(ends) - 1))
     for (i, point), height in zip(ends.items(), spread_out(heights, gap), strict=True):
-        label = plain(results[i].label)
-        short = label if len(label) <= _LABEL_LETTERS else label[: _LABEL_LETTERS - 1] + "…"
         axis.annotate(
-            short, xy=point, xytext=(1.06, height), textcoords="axes fraction", va="center",
-            parse_math=False, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": _colour(i), "linewidth": 0.8, "linestyle": (0, (1, 2)),
+            shortened(results[i].label), xy=point, xytext=(1.06, height), textcoords="axes fraction",
+            va="center", parse_math=False, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour(i), "linewidth": 0.8, "linestyle": (0, (1, 2)),
                         "shrinkA": 2, "shrinkB": 3, "relpos": (0, 0.5)},
         )  # fmt: skip
-
-
-def _svg(figure: Figure, name: str, description: str) -> str:
-    """Return an SVG element whose ids are its own, so that several can stand in one page."""
-    from xml.sax.saxutils import quoteattr
-
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label={quoteattr(description)} ', 1)

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from attnbench.report.content import Content, Figure
-from attnbench.report.figures import FAINT, INK, PALETTE
+from attnbench.report.drawing import FAINT, INK, PALETTE
 from attnbench.report.grids import Grid
 from attnbench.report.tables import Table
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from attnbench.errors import UserInputError
 from attnbench.report import markdown, page
 from attnbench.report.content import gather
+from attnbench.report.drawing import on_paper
 from attnbench.results import Result, latest
 from attnbench.storage.atomic import atomic_write, storage_errors
 from attnbench.storage.names import REPORT_HTML, REPORT_MARKDOWN
@@ -34,8 +35,7 @@ def write_report(run_dir: Path, results: Sequence[Result], title: str, question:
     files = {figure.name: f"figures/{figure.name}.svg" for figure in content.figures}
     paths = ReportPaths(markdown=run_dir / REPORT_MARKDOWN, html=run_dir / REPORT_HTML)
     for figure in content.figures:
-        # Outside a page the drawing brings its own paper, or dark viewers would hide the ink.
-        _write(run_dir / files[figure.name], figure.svg.replace("<svg ", '<svg style="background: #fff" ', 1))
+        _write(run_dir / files[figure.name], on_paper(figure.svg))
     _write(paths.markdown, markdown.render(content, files))
     _write(paths.html, page.render(content))
     return paths

@@ -15,6 +15,7 @@ from __future__ import annotations
 # a run's folder, and the store beside it
 RESULTS, DAMAGED_RESULTS = "results.jsonl", "results.damaged.jsonl"
 REPORT_MARKDOWN, REPORT_HTML = "report.md", "report.html"
+PROFILE_MARKDOWN = "profile.md"  # in the folder that `attnbench profile --report` names
 PICTURES = "pictures"
 STORE = "store"
 
