@@ -28,7 +28,7 @@ from pydantic_core import PydanticCustomError
 
 Precision = Literal["fp32", "bf16"]
 Table = Literal["table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8"]
-Measure = Literal["macs", "params", "latency", "memory", "memory-plan", "energy"]
+Measure = Literal["macs", "params", "latency", "memory", "memory-plan", "roofline", "energy"]
 Mode = Literal["forward", "train", "sample"]
 Scope = Literal["attention", "block", "model", "end-to-end"]
 Metric = Literal["fd", "sfd", "kd", "skd", "is", "precision", "recall"]
@@ -464,7 +464,8 @@ class ProfileSpec(Spec):
     resolutions: list[PositiveInt] | None = None
     """Sides in pixels of the decoded image; null: the data's."""
     measure: list[Measure] = ["macs", "params", "latency", "memory"]
-    """Quantities; `memory-plan` is the memory that fake tensors take, nothing run; `energy` is CUDA's."""
+    """Quantities. `memory-plan` is the memory that fake tensors take, nothing run; `roofline` the bytes that
+    a pass must move and its share of what the machine can do; `energy` is CUDA's."""
     mode: Mode = "forward"
     """What is timed: a forward pass, a training step (with backward and AdamW), a guided sampler step."""
     scope: Scope = "model"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,9 +39,10 @@ def profile(
     measure: Annotated[
         str,
         typer.Option(
-            metavar="NAME,NAME", help="Quantities: macs, params, latency, memory, memory-plan, energy."
+            metavar="NAME,NAME",
+            help="Quantities: macs, params, latency, memory, memory-plan, roofline, energy.",
         ),
-    ] = "macs,params,latency,memory",
+    ] = "macs,params,latency,memory,roofline",
     mode: Annotated[
         str,
         typer.Option(help="forward; train (forward, backward, AdamW); sample (one guided sampler step)."),
@@ -76,6 +79,10 @@ def profile(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the rows here, each as soon as it is finished.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write a page with figures there: costs, growth, crossovers."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Take over the finished rows of the file of --json.")
     ] = False,
@@ -103,7 +110,9 @@ def profile(
         device=device,
         within_s=within,
         json_file=json_file,
+        report=report,
         resume=resume,
+        command=shlex.join(["attnbench", *sys.argv[1:]]),
         quiet=quiet,
         settings={
             "measure": measure,

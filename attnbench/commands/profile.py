@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 from attnbench import console
 from attnbench.devices import chosen_device
 from attnbench.errors import UserInputError
+from attnbench.profiling.crossovers import crossovers
 from attnbench.profiling.profile import (
     ProfileRows,
     ReportFile,
@@ -19,10 +21,15 @@ from attnbench.profiling.profile import (
     requests_for,
     spec_of,
 )
+from attnbench.profiling.requested import block_parts, softmax_models
 from attnbench.profiling.rows import ProfileRequest, ProfileRow
+from attnbench.profiling.scaling import by_setting, scalings
+from attnbench.report.profile_page import write_profile_report
+from attnbench.report.profile_tables import scaling_table
 from attnbench.specs import ProfileSpec
 from attnbench.stages.interrupts import Stopped, on_signal
 from attnbench.stages.profile import CHILD
+from attnbench.storage.atomic import storage_errors
 
 DEFAULT_MODELS = "dit-s,sana-s,dydi-lit-s"
 WITHIN_S = 150.0
@@ -42,8 +49,11 @@ class Options:
     device: str
     within_s: float
     json_file: Path | None
+    report: Path | None
     resume: bool
     quiet: bool
+    command: str
+    """As it was typed."""
     settings: dict[str, Any]
     """Those that are called as in a suite's `profile`."""
 
@@ -86,11 +96,27 @@ def profile(options: Options) -> int:
     except Stopped as stopped:
         asked = len(requests) * len(batch_sizes) * len(spec.resolutions or [])
         raise Stopped(stopped.number, _what_is_kept(rows, asked, file, device)) from None
+    baselines = softmax_models(requests)
+    _print(measured, baselines, device)
     if file:
-        file.write(measured)
-    console.print_table(console.profile_table(measured, device))
+        file.write(measured, baselines)
+    if options.report:
+        parts = [block_parts(request, side) for request in requests for side in spec.resolutions or []]
+        page = write_profile_report(
+            measured, options.report, baselines=baselines, parts=parts, command=options.command
+        )
+        console.print_notice(f"report: {page}")
     statuses = {row.status for row in measured}
     return 1 if "failed" in statuses or "ok" not in statuses else 0  # as a run's exit code
+
+
+def _print(rows: Sequence[ProfileRow], baselines: Sequence[str], device: str) -> None:
+    """Print costs, then for each setting growth and crossovers, where there are sizes to see them on."""
+    console.print_table(console.profile_table(rows, device))
+    for together in by_setting(rows).values():
+        table = scaling_table(scalings(together), crossovers(together, baselines))
+        if table is not None:
+            console.print_table(table)
 
 
 def _stop(number: int) -> NoReturn:
@@ -100,7 +126,7 @@ def _stop(number: int) -> NoReturn:
 def _what_is_kept(rows: Sequence[ProfileRow], asked: int, file: ReportFile | None, device: str) -> str:
     """Print the rows of an interrupted session; return what to say of them."""
     if rows:
-        console.print_table(console.profile_table(rows, device))
+        _print(rows, (), device)
     kept = f"{len(rows)} of {asked} rows are finished"
     if file is None:
         step = "with --json FILE they would be kept, and --resume would go on from them"
@@ -114,6 +140,7 @@ def _report_file(
 ) -> ReportFile | None:
     """Return the file of --json; that it can be written is known before anything is measured."""
     path = options.json_file
+    _check_report_folder(options.report)
     if path is None:
         if options.resume:
             raise UserInputError("--resume goes on from the rows of a file; name it with --json FILE")
@@ -127,6 +154,16 @@ def _report_file(
     file = ReportFile(path, spec, batch_sizes, device)
     file.write(file.read() if options.resume else [])
     return file
+
+
+def _check_report_folder(folder: Path | None) -> None:
+    """Find out now, not after an hour, whether the report can be written."""
+    if folder is None:
+        return
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def _requests(options: Options) -> list[ProfileRequest]:

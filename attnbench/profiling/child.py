@@ -11,6 +11,7 @@ from attnbench.profiling.protocol import (
     REPLY,
     ROUND,
     Answer,
+    Ceilings,
     Job,
     Measured,
     Ready,
@@ -23,7 +24,7 @@ from attnbench.profiling.protocol import (
 
 WORKER = "attnbench.profiling.worker"
 START_LIMIT_S = 300.0  # importing torch from a cold, slow disk
-Kind = TypeVar("Kind", Started, Measured, Tried, Ready, Samples)
+Kind = TypeVar("Kind", Started, Measured, Tried, Ceilings, Ready, Samples)
 
 
 class Child:
@@ -64,6 +65,10 @@ class Child:
     def try_threads(self, job: Job) -> Tried | Refusal:
         """Have a pass timed with several numbers of threads."""
         return self._first_answer(job, Tried)
+
+    def find_ceilings(self, job: Job) -> Ceilings | Refusal:
+        """Have the best of the machine measured, in the precision of the job's workload."""
+        return self._first_answer(job, Ceilings)
 
     def set_up(self, job: Job) -> Ready | Refusal:
         """Have the model built and warmed up."""

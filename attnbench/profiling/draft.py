@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from attnbench.models.published import published_gflops
-from attnbench.profiling.protocol import Memory, Ready, Refusal, Round, Workload
+from attnbench.profiling.protocol import Ceilings, Memory, Ready, Refusal, Round, Workload
+from attnbench.profiling.roofline import roofline
 from attnbench.profiling.rows import (
     LEAST_ROUNDS,
     Conditions,
@@ -18,7 +19,12 @@ from attnbench.profiling.rows import (
     ranked,
     round_medians,
 )
+from attnbench.profiling.traffic import images_per_pass
 from attnbench.specs import Precision, ProfileSpec
+
+CLEAN_ROUNDS = 8
+"""Clean rounds of a row that ends early: with two more than an interval needs, rows that lose a round each to
+the machine still share six."""
 
 
 def precision_of(spec: ProfileSpec) -> Precision:
@@ -42,6 +48,8 @@ class Draft:
     stopped: Stopped = ""
     refusal: Refusal | None = None
     conditions: Conditions = field(default_factory=Conditions)
+    bytes_moved: int | None = None
+    ceilings: Ceilings | None = None
 
     @property
     def name(self) -> str:
@@ -68,7 +76,7 @@ class Draft:
     def is_narrow(self, share: float) -> bool:
         """Whether the 95 % interval of the median is at most this share of it wide."""
         medians = round_medians(ranked(self.rounds))
-        found = interval(medians) if sum(map(is_clean, self.rounds)) >= LEAST_ROUNDS else None
+        found = interval(medians) if sum(map(is_clean, self.rounds)) >= CLEAN_ROUNDS else None
         return found is not None and found[1] - found[0] <= share * sorted(medians)[len(medians) // 2]
 
     def with_device_clocks(self, conditions: Conditions) -> Conditions:
@@ -86,7 +94,7 @@ class Draft:
         has_memory = self.memory is not None
         printed = published_gflops(self.request.config, self.resolution)
         whole = "macs" in spec.measure and spec.scope == "model"
-        return ProfileRow(
+        row = ProfileRow(
             model=self.request.label,
             size=self.request.config.size,
             macs_published=round(printed * 1e9) if printed is not None and whole else None,
@@ -112,7 +120,17 @@ class Draft:
             reserved_memory_mib=memory.reserved_mib,
             status=refused.status if refused else "ok",
             reason=refused.reason if refused else self._remark,
+            bytes_moved=self.bytes_moved,
         )
+        return self._under_the_roofline(row, spec)
+
+    def _under_the_roofline(self, row: ProfileRow, spec: ProfileSpec) -> ProfileRow:
+        """Add what share of the machine's ceiling the pass reaches, where it was timed and can be counted."""
+        if not row.latency_ms or row.bytes_moved is None or row.macs_full is None or self.ceilings is None:
+            return row
+        macs = images_per_pass(self.workload(spec)) * row.macs_full
+        share, bound = roofline(macs, row.bytes_moved, row.latency_ms, self.ceilings)
+        return row.model_copy(update={"ceiling_share": share, "bound": bound})
 
 
 def _disturbance(rounds: Sequence[Round]) -> str:

@@ -16,7 +16,9 @@ from attnbench.models.recipes import resolve
 from attnbench.models.resolution import input_size
 from attnbench.plugins import registry
 from attnbench.profiling.child import WORKER
+from attnbench.profiling.crossovers import Crossover, crossovers
 from attnbench.profiling.rows import ProfileRequest, ProfileRow
+from attnbench.profiling.scaling import Scaling, scalings
 from attnbench.profiling.session import Say, profile_models
 from attnbench.progress import Progress
 from attnbench.results import FORMAT, Environment, Record, environment
@@ -35,6 +37,10 @@ class ProfileReport(Record):
     settings: ProfileSpec
     batch_sizes: list[int]
     rows: list[ProfileRow] = Field(default_factory=list)
+    scalings: list[Scaling] = Field(default_factory=list)
+    """How time and memory of each model grow with tokens."""
+    crossovers: list[Crossover] = Field(default_factory=list)
+    """From where each model is faster, or takes less memory, than softmax attention."""
 
 
 class ProfileRows(list[ProfileRow]):
@@ -188,7 +194,8 @@ class ReportFile:
             )
         return earlier.rows
 
-    def write(self, rows: Sequence[ProfileRow]) -> None:
-        """Replace the file's rows; raises StorageError."""
-        report = self._report.model_copy(update={"rows": list(rows)})
+    def write(self, rows: Sequence[ProfileRow], baselines: Sequence[str] = ()) -> None:
+        """Replace the file's rows, and what follows from them; raises StorageError."""
+        derived = {"scalings": scalings(rows), "crossovers": crossovers(rows, baselines)}
+        report = self._report.model_copy(update={"rows": list(rows), **derived})
         atomic_write(self.path, report.model_dump_json(indent=1).encode() + b"\n")

@@ -1,8 +1,8 @@
 """What a measuring child and its parent say to each other: one JSON object a line.
 
-The child says `Started` when it is there. The parent sends a `Job`; the child answers `Measured`, `Tried` or
-`Ready`, by the job's task (or `Refusal`). When it is ready, each further line of the parent's asks for one
-round, answered by `Samples`. The child ends when its input does.
+The child says `Started` when it is there. The parent sends a `Job`; the child answers `Measured`, `Tried`,
+`Ceilings` or `Ready`, by the job's task (or `Refusal`). When it is ready, each further line of the parent's
+asks for one round, answered by `Samples`. The child ends when its input does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Job(Record):
 
     workload: Workload
     device: str
-    task: Literal["memory", "latency", "threads"]
+    task: Literal["memory", "latency", "threads", "ceilings"]
     """Each in a process of its own: the memory's holds its allocator still, which a timed pass must not."""
     threads: int
     """Of a pass; with the task `threads`, the most that are tried."""
@@ -102,6 +102,19 @@ class Energy(Record):
     """Largest relative error that reading the counter now and then can have made."""
 
 
+class Ceilings(Record):
+    """The best a machine does, of what can be tried in a second."""
+
+    event: Literal["ceilings"] = "ceilings"
+    device: str
+    precision: Precision
+    threads: int
+    macs_per_s: float
+    """Of a large matrix product in the precision's type."""
+    bytes_per_s: float
+    """Of a large copy, read and written bytes together, or of a large sum's, if that is faster."""
+
+
 class Started(Record):
     """The child has imported everything and waits for its job."""
 
@@ -151,5 +164,5 @@ class Refusal(Record):
     reason: str
 
 
-Answer = Started | Measured | Tried | Ready | Samples | Refusal
+Answer = Started | Measured | Tried | Ceilings | Ready | Samples | Refusal
 REPLY: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="event")])

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from attnbench.profiling.protocol import Ceilings
 from attnbench.profiling.rows import Bound
-from attnbench.results import Record
 from attnbench.specs import Precision
 
 _BUDGET_S = 0.2  # for each of the three measurements, after its first call
@@ -20,18 +20,6 @@ _LONG_S = 0.02  # a product that takes this long is large enough: starting it co
 _SIDES = (512, 1024, 2048, 4096, 8192)
 _LEAST_BYTES, _MOST_BYTES = 2**26, 2**29
 _CACHES = 4  # STREAM's rule: arrays of at least four times the last cache
-
-
-class Ceilings(Record):
-    """The best a machine does, of what can be tried in a second."""
-
-    device: str
-    precision: Precision
-    threads: int
-    macs_per_s: float
-    """Of a large matrix product in the precision's type."""
-    bytes_per_s: float
-    """Of a large copy, read and written bytes together, or of a large sum's, if that is faster."""
 
 
 def measure_ceilings(device: str, precision: Precision, threads: int) -> Ceilings:

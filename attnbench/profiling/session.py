@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from attnbench.devices import available_cores, check_device
-from attnbench.errors import UserInputError
+from attnbench.errors import UnsupportedError, UserInputError
 from attnbench.models.resolution import input_size
 from attnbench.processes import Nursery
 from attnbench.profiling.child import WORKER, Child
 from attnbench.profiling.conditions import governor, load, throttle_count
 from attnbench.profiling.counting import counts
 from attnbench.profiling.draft import Draft
-from attnbench.profiling.protocol import Job, Measured, Ready, Refusal, Round
+from attnbench.profiling.protocol import Ceilings, Job, Measured, Ready, Refusal, Round
 from attnbench.profiling.rows import (
     LEAST_ROUNDS,
     Conditions,
@@ -27,6 +27,7 @@ from attnbench.profiling.rows import (
     is_clean,
 )
 from attnbench.profiling.threads import chosen_threads
+from attnbench.profiling.traffic import pass_traffic
 from attnbench.profiling.worker import refusal
 from attnbench.progress import Progress
 from attnbench.specs import ProfileSpec
@@ -155,6 +156,7 @@ class _Session:
     say: Say
     nursery: Nursery | None = None
     threads: int = 0
+    ceilings: Ceilings | None = None
     seconds_per_mac: dict[str, float] = field(default_factory=dict)
     """Of each label, as its last resolution took them."""
 
@@ -163,11 +165,15 @@ class _Session:
         for draft in drafts:
             self.steps.next(f"{draft.name}: multiply-adds")
             self._count(draft)
+            if draft.refusal is None:
+                self._plan(draft)
         self._leave_out(drafts)
         if self.nursery is None or not any(draft.refusal is None for draft in drafts):
             return
         if not self.threads:
             self._choose_threads(next(draft for draft in drafts if draft.refusal is None))
+        if "roofline" in self.spec.measure and self.ceilings is None:
+            self._find_ceilings(next(_alive(drafts), drafts[0]))
         slowed = throttle_count()
         if "memory" in self.spec.measure:
             for draft in _alive(drafts):
@@ -179,6 +185,7 @@ class _Session:
         now = Conditions(threads=self.threads, load=load(), governor=governor(), throttled=heat)
         for draft in drafts:
             draft.conditions = draft.with_device_clocks(now)
+            draft.ceilings = self.ceilings
 
     def _count(self, draft: Draft) -> None:
         if not {"macs", "params"} & set(self.spec.measure):
@@ -193,6 +200,12 @@ class _Session:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's module may raise anything
             draft.refusal = refusal(error)
+
+    def _plan(self, draft: Draft) -> None:
+        """Fill in the bytes that a pass must move."""
+        if "roofline" in self.spec.measure:
+            with contextlib.suppress(UnsupportedError):  # training steps and decoders have no such count
+                draft.bytes_moved = pass_traffic(draft.workload(self.spec)).total
 
     def _leave_out(self, drafts: Sequence[Draft]) -> None:
         """Skip rows that would not fit into the session's time, the slowest first."""
@@ -226,6 +239,14 @@ class _Session:
                 )
             if why:
                 self.say(f"{draft.name}: {why}")
+
+    def _find_ceilings(self, draft: Draft) -> None:
+        with self._child() as child:
+            found = child.find_ceilings(self._job(draft, "ceilings"))
+        if isinstance(found, Ceilings):
+            self.ceilings = found
+        else:
+            self.say(f"no roofline: the machine's ceilings could not be measured: {found.reason}")
 
     def _measure_memory(self, draft: Draft) -> None:
         self.steps.next(f"{draft.name}: memory")

@@ -17,6 +17,7 @@ from attnbench.profiling.memory import peak_memory
 from attnbench.profiling.passes import Decode, build_pass
 from attnbench.profiling.protocol import (
     Answer,
+    Ceilings,
     Energy,
     Job,
     Measured,
@@ -26,6 +27,7 @@ from attnbench.profiling.protocol import (
     Started,
     Tried,
 )
+from attnbench.profiling.roofline import measure_ceilings
 from attnbench.specs import CodecSpec
 
 Run = Callable[[], torch.Tensor]
@@ -58,10 +60,13 @@ def main(decoder_of: DecoderOf | None = None) -> None:
 
 def serve(
     job: Job, requests: Iterable[str], decoder_of: DecoderOf | None = None
-) -> Iterator[Measured | Tried | Ready | Samples]:
+) -> Iterator[Measured | Tried | Ceilings | Ready | Samples]:
     """Do a job; one that times takes one round for each line of `requests`."""
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
+    if job.task == "ceilings":
+        yield measure_ceilings(job.device, job.workload.precision, job.threads)
+        return
     codec = job.workload.codec
     decode = decoder_of(codec, device) if codec is not None and decoder_of is not None else None
     run = build_pass(job.workload, device, decode, compiled=job.compile and job.task == "latency").run
