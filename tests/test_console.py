@@ -24,11 +24,12 @@ from attnbench.console import (
     duration,
     listing,
     profile_announcement,
-    profile_table,
 )
 from attnbench.console.scores_view import with_uncertainty
+from attnbench.profiling.protocol import Round
 from attnbench.profiling.rows import ProfileRow
 from attnbench.report import TerminalTable
+from attnbench.report.profile_tables import rows_table
 from attnbench.report.tables import MISSING, Cell, Column, Row, Table, text_cell
 from attnbench.specs import ProfileSpec
 
@@ -103,7 +104,7 @@ def cost(model, resolution, **changes):
         macs_published=5_980_000_000,
         macs_full=6_722_000_000,
         attention_macs=2_568_000_000,
-        latency_ms_values=[123.456],
+        rounds=[Round(latency_ms=[123.456], cpu_time_ms=[120.0])] * 6,
         peak_memory_mib=488.0,
         extra_memory_mib=112.0,
     )
@@ -118,7 +119,7 @@ DIED = "the measuring process was killed by SIGKILL (which is how a system out o
 def test_the_costs_fit_the_terminal(width):
     """Every model's name and every number stands whole, whatever the table is cut into."""
     rows = [cost(model, side) for model in MODELS for side in (256, 2048)]
-    text = shown(TerminalTable(profile_table(rows, "cpu")), width)
+    text = shown(TerminalTable(rows_table(rows, "Costs")), width)
     assert max(cell_len(line) for line in text.splitlines()) <= width
     found = set(words(text))
     assert {
@@ -130,27 +131,27 @@ def test_the_costs_fit_the_terminal(width):
         "5.9810",
         "6.722",
         "2.568",
-        "123.46",
+        "123.5",
         "488",
-        "112",
+        "112.0",
     } <= found
 
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_what_was_not_measured_says_why(width):
     """The reason of every skipped and failed row stands below the table, and what gives a row more time."""
-    gone = {"latency_ms_values": [], "peak_memory_mib": None, "extra_memory_mib": None}
+    gone = {"rounds": [], "peak_memory_mib": None, "extra_memory_mib": None}
     rows = [
         cost("dit-s", 256),
         cost("dit-s", 2048, status="skipped", reason=TOO_LATE, **gone),
         cost("sana-s", 2048, status="failed", reason=DIED, **gone),
     ]
-    text = " ".join(words(shown(TerminalTable(profile_table(rows, "cpu")), width)))
+    text = " ".join(words(shown(TerminalTable(rows_table(rows, "Costs")), width)))
     assert "2 of 3 rows could not be measured" in text
     assert f"dit-s at 2048 px: skipped: {TOO_LATE}" in text
     assert f"sana-s at 2048 px: failed: {DIED}" in text
     assert "--timeout-s gives a row more time" in text
-    fine = " ".join(words(shown(TerminalTable(profile_table(rows[:1], "cpu")), width)))
+    fine = " ".join(words(shown(TerminalTable(rows_table(rows[:1], "Costs")), width)))
     assert "could not be measured" not in fine
     assert "--timeout-s" not in fine
 

@@ -98,9 +98,9 @@ def test_growth_fits_eighty_columns():
 def test_what_was_left_out_is_said():
     """A row that failed stands below both tables with its reason, and in no number."""
     kept = [*rows(("_softmax", "linear")), make_row("linear", 4096, status="failed", reason="it\nburnt")]
-    assert "Left out: linear at 4096 px: failed: it burnt" in table(kept).notes
+    assert "Left out, for the reasons at the costs: linear at 4096 px." in table(kept).notes
     costs = rows_table(kept, "Costs")
-    assert "linear at 4096 px: failed: it burnt" in costs.notes
+    assert "  linear at 4096 px: failed: it burnt" in costs.notes
     assert [c.title for c in costs.columns][-3:] == ["MACs, full count", "Latency", "Live memory"]
     assert scaling_table([], []) is None
 
@@ -110,9 +110,9 @@ def test_a_ceiling_is_explained_and_a_disturbance_named():
     one = make_row("m", 256, [2.0] * 6, ceiling_share=0.5, bound="memory", disturbed="others ran")
     costs = rows_table([one], "Costs")
     cells = {c.title: cell for c, cell in zip(costs.columns, costs.rows[0].cells, strict=True)}
-    assert (cells["Of the ceiling"].text, cells["Of the ceiling"].detail) == ("50.00", "memory")
+    assert (cells["Of the ceiling"].text, cells["Of the ceiling"].detail) == ("50", "memory")
     assert cells["Latency"].detail == "2.000 to 2.000, disturbed"
-    assert "m at 256 px: disturbed: others ran" in costs.notes
+    assert any(note.startswith("Disturbed, not ranked: m at 256 px: ") for note in costs.notes)
     assert any("weights once" in note for note in costs.notes)
 
 

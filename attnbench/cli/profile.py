@@ -89,7 +89,10 @@ def profile(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Measure multiply-adds, latency and memory of model recipes, and of attention backends in one of them.
+    """Measure the cost of models and attentions, and crossovers.
+
+    Multiply-adds, latency, memory and share of the machine's ceiling, of model recipes and of attention
+    backends in one of them.
 
     A resolution is in pixels of the decoded image: 256 means a 32x32 latent for latent models, an eighth, as
     Stable Diffusion's autoencoders make it; `run` takes the suite's own. A row that runs out of its time, or

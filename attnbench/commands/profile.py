@@ -25,7 +25,7 @@ from attnbench.profiling.requested import block_parts, softmax_models
 from attnbench.profiling.rows import ProfileRequest, ProfileRow
 from attnbench.profiling.scaling import by_setting, scalings
 from attnbench.report.profile_page import write_profile_report
-from attnbench.report.profile_tables import scaling_table
+from attnbench.report.profile_tables import rows_table, scaling_table
 from attnbench.specs import ProfileSpec
 from attnbench.stages.interrupts import Stopped, on_signal
 from attnbench.stages.profile import CHILD
@@ -112,7 +112,7 @@ def profile(options: Options) -> int:
 
 def _print(rows: Sequence[ProfileRow], baselines: Sequence[str], device: str) -> None:
     """Print costs, then for each setting growth and crossovers, where there are sizes to see them on."""
-    console.print_table(console.profile_table(rows, device))
+    console.print_table(rows_table(rows, f"Costs on {device}"))
     for together in by_setting(rows).values():
         table = scaling_table(scalings(together), crossovers(together, baselines))
         if table is not None:

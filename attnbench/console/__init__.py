@@ -6,7 +6,7 @@ Without a terminal nothing but plain text comes out: no bars, no colours, no con
 from attnbench.console.catalogues import CATALOGUES
 from attnbench.console.listing import Listing, listing
 from attnbench.console.plan_view import duration, plan_listing
-from attnbench.console.profile_view import profile_announcement, profile_table
+from attnbench.console.profile_view import profile_announcement
 from attnbench.console.progress import progress_bar, run_listener
 from attnbench.console.scores_view import scores_table, self_test_listing
 from attnbench.console.screen import console, print_comparison, print_notice, print_table, write_json
@@ -22,7 +22,6 @@ __all__ = [
     "print_notice",
     "print_table",
     "profile_announcement",
-    "profile_table",
     "progress_bar",
     "run_listener",
     "scores_table",
