@@ -39,6 +39,7 @@ def test_public_names_are_these_and_resolve():
         "hookimpl",
         "list_backends",
         "load_model",
+        "profile",
         "run_suite",
     ]
     assert all(getattr(package, name) is not None for name in package.__all__)
