@@ -487,6 +487,15 @@ class ProfileSpec(Spec):
     timeout_s: float = Field(default=120.0, gt=0)
     """Time limit of one row: no round is begun beyond it, and a row with too few rounds is skipped."""
 
+    @model_validator(mode="after")
+    def _goes_together(self) -> ProfileSpec:
+        if self.mode == "sample" and self.scope in ("attention", "block"):
+            words = "does not go with mode sample, which runs whole models; use model"
+            raise about("scope", f"{self.scope} {words}")
+        if self.mode == "train" and self.scope == "end-to-end":
+            raise about("scope", "end-to-end does not go with mode train, which decodes no images; use model")
+        return self
+
 
 class Case(Spec):
     """One resolved case of a suite. Its identity is its content, not its label."""

@@ -33,6 +33,10 @@ def profile(
     recipe: Annotated[str, typer.Option(metavar="NAME", help="The model that --backends are put into.")] = (
         "dit-s"
     ),
+    autoencoder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Of the models' latents: its grid, and --scope end-to-end."),
+    ] = None,
     only: Annotated[
         str, typer.Option(metavar="PATTERN", help="Of all these, those whose name matches, e.g. 'dydi*'.")
     ] = "",
@@ -114,6 +118,7 @@ def profile(
         within_s=within,
         json_file=json_file,
         report=report,
+        autoencoder=autoencoder,
         resume=resume,
         command=shlex.join(["attnbench", *sys.argv[1:]]),
         quiet=quiet,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,8 +26,9 @@ from attnbench.profiling.rows import ProfileRequest, ProfileRow
 from attnbench.profiling.scaling import by_setting, scalings
 from attnbench.report.profile_page import write_profile_report
 from attnbench.report.profile_tables import rows_table, scaling_table
-from attnbench.specs import ProfileSpec
+from attnbench.specs import CodecSpec, ProfileSpec
 from attnbench.stages.interrupts import Stopped, on_signal
+from attnbench.stages.latents.latent_space import kind_of, latent_space
 from attnbench.stages.profile import CHILD
 from attnbench.storage.atomic import storage_errors
 
@@ -50,6 +51,7 @@ class Options:
     within_s: float
     json_file: Path | None
     report: Path | None
+    autoencoder: Path | None
     resume: bool
     quiet: bool
     command: str
@@ -171,6 +173,10 @@ def _requests(options: Options) -> list[ProfileRequest]:
     if not models and not backends:
         models = words(DEFAULT_MODELS)
     requests = requests_for(models, backends, options.recipe, options.num_classes)
+    if options.autoencoder:
+        requests = [_with_autoencoder(request, options.autoencoder) for request in requests]
+    elif options.settings["scope"] == "end-to-end":
+        raise UserInputError("--scope end-to-end decodes with an autoencoder; name its folder: --autoencoder")
     if not options.only:
         return requests
     chosen = [request for request in requests if fnmatch.fnmatchcase(request.label, options.only)]
@@ -178,6 +184,19 @@ def _requests(options: Options) -> list[ProfileRequest]:
         names = ", ".join(request.label for request in requests)
         raise UserInputError(f"--only {options.only!r} matches none of {names}")
     return chosen
+
+
+def _with_autoencoder(request: ProfileRequest, folder: Path) -> ProfileRequest:
+    """Give a model on latents the autoencoder of a folder, whose grid its sizes then are."""
+    codec = CodecSpec(kind=kind_of(folder), path=folder)
+    space, config = latent_space(codec), request.config
+    if config.input != "latent" or config.in_channels != space.channels:
+        has = f"{config.in_channels} channels of latents" if config.input == "latent" else "pixels"
+        raise UserInputError(
+            f"--autoencoder: {request.label} works on {has}, the autoencoder in {folder} makes "
+            f"{space.channels} channels of latents; leave out one of them"
+        )
+    return replace(request, codec=codec, latent_factor=space.factor)
 
 
 def _spec(options: Options, device: str) -> ProfileSpec:

@@ -15,6 +15,7 @@ from attnbench.models.recipes import recipe as load_recipe
 from attnbench.models.recipes import resolve
 from attnbench.models.resolution import input_size
 from attnbench.plugins import registry
+from attnbench.problems import problems_in
 from attnbench.profiling.child import WORKER
 from attnbench.profiling.crossovers import Crossover, crossovers
 from attnbench.profiling.rows import ProfileRequest, ProfileRow
@@ -24,6 +25,7 @@ from attnbench.progress import Progress
 from attnbench.results import FORMAT, Environment, Record, environment
 from attnbench.specs import Precision, ProfileSpec
 from attnbench.storage.atomic import atomic_write
+from attnbench.yaml_source import show_path
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -103,10 +105,8 @@ def spec_of(settings: dict[str, Any]) -> ProfileSpec:
     try:
         return ProfileSpec.model_validate(settings)
     except ValidationError as error:
-        problems = (
-            f"{'.'.join(map(str, e['loc'][:1]))}: {e['msg']}, got {e['input']!r}" for e in error.errors()
-        )
-        raise UserInputError("; ".join(problems)) from error
+        found = problems_in(error, ProfileSpec, settings)
+        raise UserInputError("; ".join(f"{show_path(p.path[:1])}: {p.message}" for p in found)) from error
 
 
 def profile_batches(

@@ -112,6 +112,11 @@ def _input_problems(case: Case) -> Iterator[Problem]:
             advice = "set data.codec.path or data.codec.hub, or model.input: pixel with model.in_channels: 3"
             yield Problem(("data", "codec"), f"is missing: {model.name} works on latents; {advice}")
         return
+    if case.profile.scope == "end-to-end":
+        yield Problem(
+            ("profile", "scope"),
+            f"end-to-end is with an autoencoder's decoding: {model.name} works on pixels; set model",
+        )
     if codec is not None:
         yield Problem(
             ("data", "codec"),

@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 
@@ -21,7 +21,8 @@ from attnbench.storage import hub
 from attnbench.torchvision_ops import define_missing_ops
 
 Factor = float | tuple[float, ...]  # one number for all channels of a latent, or one for each
-KINDS = {
+Kind = Literal["autoencoder-kl", "autoencoder-tiny", "autoencoder-dc"]
+KINDS: dict[str, str] = {
     "autoencoder-kl": "AutoencoderKL",
     "autoencoder-tiny": "AutoencoderTiny",
     "autoencoder-dc": "AutoencoderDC",
@@ -63,6 +64,21 @@ def folder_of(spec: CodecSpec) -> Path:
         return hub.open_cached(model).folder
     assert spec.path is not None  # one of the two: CodecSpec sees to it
     return spec.path
+
+
+def kind_of(folder: Path) -> Kind:
+    """Return the kind of the autoencoder in a folder, by its config.json; TAESD's own files have none.
+
+    What is neither counts as Stable Diffusion's kind, whose reader says what is wrong.
+    """
+    if is_taesd("autoencoder-tiny", folder):
+        return "autoencoder-tiny"
+    try:
+        config = json.loads((folder / hub.CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "autoencoder-kl"
+    written_by = config.get("_class_name") if isinstance(config, dict) else None
+    return cast("Kind", next((kind for kind, name in KINDS.items() if name == written_by), "autoencoder-kl"))
 
 
 def known_latent_space(spec: CodecSpec) -> LatentSpace | None:
