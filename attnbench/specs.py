@@ -497,6 +497,15 @@ class ProfileSpec(Spec):
         return self
 
 
+_PROFILE_IN_IDS: dict[str, Any] = {
+    "rounds": 5,
+    "precision": "fp32",
+    **dict.fromkeys(("mode", "scope", "interval", "threads", "compile", "cuda_graphs")),
+}
+"""What ids of cases hold for a default that is newer than they are, or None: nothing. So the ids of results that
+are there stay; the key of a profile's session holds the settings themselves."""
+
+
 class Case(Spec):
     """One resolved case of a suite. Its identity is its content, not its label."""
 
@@ -522,7 +531,12 @@ class Case(Spec):
     @property
     def id(self) -> str:
         """Hash of everything that can change a result."""
-        return content_hash([self.key("evaluate"), self.profile_content()])
+        profile = self.profile.model_dump(mode="json")
+        for name, known_as in _PROFILE_IN_IDS.items():
+            if profile[name] == ProfileSpec.model_fields[name].default:
+                profile.pop(name)
+                profile |= {} if known_as is None else {name: known_as}
+        return content_hash([self.key("evaluate"), {**self.profile_content(), "profile": profile}])
 
     def key(self, stage: Literal["prepare", "train", "sample", "evaluate"]) -> str:
         """Return the content address of one stage: its own settings and everything upstream."""

@@ -41,7 +41,7 @@ def test_help_imports_no_torch():
         (["show", "dydilla"], "did you mean 'dydila'"),
         (["profile", "--models", "dit-x", "--res", "256"], "unknown model recipe or table 'dit-x'"),
         (["profile", "--res", "250", "--models", "dit-s"], "multiple of 16 px"),
-        (["profile", "--res", "big"], "--res takes whole numbers of pixels, got 'big'"),
+        (["profile", "--res", "big"], "--res takes whole, positive numbers of pixels, got 'big'"),
         (["profile", "--res", "256", "--measure", "speed"], "--measure"),
         (["profile", "--res", "256", "--device", "tpu"], "tpu"),
         (["run", "quick", "--device", "abacus"], "abacus"),
@@ -113,7 +113,7 @@ def test_profile_writes_the_rows_as_json(tmp_path):
     what = ["--res", "256,512", "--models", "dit-s,dydi-lit-s", "--measure", "macs,params"]
     done = attnbench("profile", *what, "--json", "cost.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "cost.json").read_text())
+    rows = json.loads((tmp_path / "cost.json").read_text())["rows"]
     keys = {
         "model",
         "resolution",
@@ -177,7 +177,7 @@ def test_profile_of_a_table_puts_published_numbers_beside_ours(tmp_path):
     what = ["--models", "table8", "--res", "256", "--measure", "macs,params", "--json", "t.json"]
     done = attnbench("profile", *what, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "t.json").read_text())
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert [(row["model"], row["size"]) for row in rows] == [
         ("dit-s", "S"),
         ("sana-s", "S"),
