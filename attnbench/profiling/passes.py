@@ -39,13 +39,28 @@ def build_pass(workload: Workload, device: torch.device) -> Pass:
     Weights are in fp32 and bf16 is autocast's, as in training and sampling. Without training, re-parameterised
     parts are fused and no graph is kept. Raises UnsupportedError where mode and scope do not go together.
     """
+    model = build_trained(workload, device)
+    _fill_zero_parameters(model)
+    return pass_of(workload, in_form_of(workload, model), device)
+
+
+def build_trained(workload: Workload, device: torch.device) -> DiffusionTransformer:
+    """Build the model of a workload in the form in which it is trained."""
     torch.manual_seed(workload.seed)
-    model = build_model(
+    return build_model(
         workload.config, workload.input_size, workload.num_classes, seed=workload.seed, device=device
     )
-    _fill_zero_parameters(model)
-    if workload.mode != "train":
-        model = cast("DiffusionTransformer", fuse_for_inference(model)).requires_grad_(False)
+
+
+def in_form_of(workload: Workload, model: DiffusionTransformer) -> DiffusionTransformer:
+    """Return a model in the form its mode needs: without training, fused and without gradients."""
+    if workload.mode == "train":
+        return model
+    return cast("DiffusionTransformer", fuse_for_inference(model)).requires_grad_(False)
+
+
+def pass_of(workload: Workload, model: DiffusionTransformer, device: torch.device) -> Pass:
+    """Return the pass of a model that is built already, on N(0, 1) inputs; also under fake tensors."""
     inputs = _Inputs(workload, device)
     if workload.scope in ("attention", "block"):
         return _part_of_block(workload, model, inputs)
@@ -70,9 +85,7 @@ class _Inputs:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=workload.precision == "bf16")
 
 
-def _forward(
-    workload: Workload, model: DiffusionTransformer, inputs: _Inputs
-) -> Callable[[], torch.Tensor]:
+def _forward(workload: Workload, model: DiffusionTransformer, inputs: _Inputs) -> Callable[[], torch.Tensor]:
     @torch.inference_mode()
     def run() -> torch.Tensor:
         with inputs.autocast(workload):
