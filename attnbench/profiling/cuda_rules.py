@@ -1,8 +1,8 @@
 """What a pass does differently on a GPU, as far as its memory depends on it, for fake tensors on the CPU.
 
 A pass is planned on fake tensors of the CPU whatever its target is: fake CUDA tensors end the process in a
-torch that was built without CUDA (2.13). Two things differ: which operations autocast computes in fp32, and that
-fused attention takes any mask.
+torch that was built without CUDA (2.13). Two things differ: which operations autocast computes in fp32, and
+that fused attention takes any mask.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 # torch's documentation, "Automatic Mixed Precision", CUDA operations that autocast to float32
-_IN_FP32 = set(["acos", "asin", "cdist", "cosh", "cosine_similarity", "cross_entropy", "cumprod", "cumsum", "dist", "erfinv", "exp"])
-_IN_FP32 |= set(
-    ["expm1", "group_norm", "kl_div", "l1_loss", "layer_norm", "log", "log10", "log1p", "log2", "log_softmax", "mse_loss"]
+_IN_FP32 = frozenset(
+    """acos asin cdist cosh cosine_similarity cross_entropy cumprod cumsum dist erfinv exp expm1 group_norm
+    kl_div l1_loss layer_norm log log10 log1p log2 log_softmax mse_loss nll_loss norm normalize pow __pow__
+    __rpow__ __rdiv__ __rtruediv__ prod reciprocal renorm rsqrt sinh smooth_l1_loss softmax softmin softplus
+    sum tan""".split()
 )
-_IN_FP32 |= set(["nll_loss", "norm", "normalize", "pow", "__pow__", "__rpow__", "__rdiv__", "__rtruediv__", "prod", "reciprocal"])
-_IN_FP32 |= set(["renorm", "rsqrt", "sinh", "smooth_l1_loss", "softmax", "softmin", "softplus", "sum", "tan"])
 
 
 class CudaRules(TorchFunctionMode):

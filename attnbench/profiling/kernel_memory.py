@@ -1,8 +1,7 @@
 """What torch's kernels take for themselves while they run and no tensor of the program shows, by formula.
 
-Read in torch's sources (2.13) and held against its allocator: `reports/memory` says how near it comes. Left out
-is what libraries below torch decide by themselves: oneDNN's copies for products in bf16 and for the backward pass
-of convolutions.
+Read in torch's sources (2.13) and held against its allocator: `reports/memory` says how near it comes. Left
+out is what libraries below torch decide by themselves, such as oneDNN's copies for products in bf16.
 """
 
 from __future__ import annotations
@@ -72,12 +71,30 @@ def _convolution(args: tuple[Any, ...], output: torch.Tensor, machine: Machine) 
     Else image, weights and output in blocks, of which the output stays until it is copied back.
     """
     image, weight = args[:2]
-    last = image.ndim == 4 and len(image) > 1 and torch.channels_last in map(suggest_memory_format, args[:2])
-    layout = torch.channels_last if last else torch.contiguous_format
-    copies = sum(_size(x) for x in (image, weight) if not x.is_contiguous(memory_format=layout))
-    if last:
+    copies = _in_layout(image, weight)
+    if _channels_last(image, weight):
         return copies + _size(weight)
     return copies + max(_size(image) + _size(weight), _size(output))
+
+
+def _convolution_backward(args: tuple[Any, ...], output: Any, machine: Machine) -> int:
+    """The same, for the gradients of image and weights, which are blocked twice and thrice."""
+    grad, image, weight = args[:3]
+    copies = _in_layout(image, weight, grad)
+    if _channels_last(image, weight):
+        return copies + 3 * _size(weight)
+    return copies + _size(grad) + _size(image) + 2 * _size(weight)
+
+
+def _channels_last(image: torch.Tensor, weight: torch.Tensor) -> bool:
+    formats = [suggest_memory_format(x) for x in (image, weight)]
+    return image.ndim == 4 and len(image) > 1 and torch.channels_last in formats
+
+
+def _in_layout(image: torch.Tensor, weight: torch.Tensor, *others: torch.Tensor) -> int:
+    layout = torch.channels_last if _channels_last(image, weight) else torch.contiguous_format
+    given = (image, weight, *others)
+    return sum(_size(x) for x in given if not x.is_contiguous(memory_format=layout))
 
 
 def _blocks(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int]:
@@ -94,7 +111,7 @@ def _fused_attention(args: tuple[Any, ...], output: Any, machine: Machine) -> in
 
 
 def _fused_attention_backward(args: tuple[Any, ...], output: Any, machine: Machine) -> int:
-    """Every thread's fp32 scores of a block and their gradients, and row sums; the former again in a half type."""
+    """Every thread's fp32 scores of a block and their gradients, again in a half type; and row sums."""
     rows, columns = _blocks(*args[1:3])
     half = 4 * rows * columns if args[0].itemsize == 2 else 0
     return machine.threads * (8 * rows * columns + 4 * rows + half)
@@ -106,6 +123,7 @@ def _size(tensor: torch.Tensor) -> int:
 
 _CPU: dict[Any, Callable[[tuple[Any, ...], Any, Machine], int]] = {
     aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
     aten._safe_softmax.default: _safe_softmax,
     aten.native_layer_norm.default: _contiguous_input,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _fused_attention,

@@ -51,16 +51,18 @@ class LiveTensors(TorchDispatchMode):
             with self:
                 return body(*args, **kwargs)
         output = func(*args, **kwargs)
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, torch.Tensor):
-                self._follow(tensor.untyped_storage())
+        given = _storages((args, kwargs))
+        there = {id(storage) for storage in given}
+        for storage in _storages(output):
+            if id(storage) not in there:  # else a view, or what it wrote to; it may be older than this mode
+                self._follow(storage)
         hidden = hidden_bytes(func, args, output, self.machine)
         self.peak = max(self.peak, self.live + hidden)
         return output
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
         key = id(storage)
-        if key in self._storages:  # a view of one, or one that an operation wrote to
+        if key in self._storages:
             return
         size = self.machine.allocated(storage.nbytes())
 
@@ -70,6 +72,10 @@ class LiveTensors(TorchDispatchMode):
 
         self._storages[key] = weakref.ref(storage, forget)
         self.live += size
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
 def _is_composite(func: Any) -> bool:

@@ -44,9 +44,9 @@ def plan_memory(workload: Workload, device: str = "cpu") -> MemoryPlan:
     """Plan the second pass of a workload (the first of a training makes AdamW's averages), running nothing.
 
     `device` is `cpu` or `cuda`; no GPU is needed for either. On a CPU some kernels have a buffer for each of
-    the threads that torch is set to. Raises UnsupportedError with the reason where a pass cannot be run on fake
-    tensors (its way depends on numbers, or an operation hides what it takes), and UserInputError on sizes that
-    do not fit.
+    the threads that torch is set to. Raises UnsupportedError with the reason where a pass cannot be run on
+    fake tensors (its way depends on numbers, or an operation hides what it takes), and UserInputError on
+    sizes that do not fit.
     Source: a storage lives from the operation that makes it until nothing refers to it, as torch's
     torch.distributed._tools.mem_tracker counts; kernels' own memory by `kernel_memory`.
     """
@@ -90,7 +90,7 @@ def plan_memory(workload: Workload, device: str = "cpu") -> MemoryPlan:
 
 
 def largest_batch(workload: Workload, memory_mib: float, device: str = "cpu") -> int:
-    """Return the most images per pass whose planned peak is at most `memory_mib`; workload.batch_size is ignored.
+    """Return the most images per pass whose planned peak is at most `memory_mib`, whatever workload.batch_size.
 
     0 where not even one fits; at most LARGEST_BATCH. The peak grows with the batch, nearly in proportion: two
     plans give the slope, two more confirm that the batch it leads to fits and the next does not. Raises as
