@@ -16,12 +16,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 # torch's documentation, "Automatic Mixed Precision", CUDA operations that autocast to float32
-_IN_FP32 = frozenset(
-    """acos asin cdist cosh cosine_similarity cross_entropy cumprod cumsum dist erfinv exp expm1 group_norm
-    kl_div l1_loss layer_norm log log10 log1p log2 log_softmax mse_loss nll_loss norm normalize pow __pow__
-    __rpow__ __rdiv__ __rtruediv__ prod reciprocal renorm rsqrt sinh smooth_l1_loss softmax softmin softplus
-    sum tan""".split()
-)
+# fmt: off
+_IN_FP32 = frozenset({
+    "acos", "asin", "cdist", "cosh", "cosine_similarity", "cross_entropy", "cumprod", "cumsum", "dist",
+    "erfinv", "exp", "expm1", "group_norm", "kl_div", "l1_loss", "layer_norm", "log", "log10", "log1p",
+    "log2", "log_softmax", "mse_loss", "nll_loss", "norm", "normalize", "pow", "__pow__", "__rpow__",
+    "__rdiv__", "__rtruediv__", "prod", "reciprocal", "renorm", "rsqrt", "sinh", "smooth_l1_loss",
+    "softmax", "softmin", "softplus", "sum", "tan",
+})
+# fmt: on
 
 
 class CudaRules(TorchFunctionMode):

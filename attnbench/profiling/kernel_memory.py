@@ -68,10 +68,13 @@ def _convolution(args: tuple[Any, ...], output: torch.Tensor, machine: Machine) 
     """Copies in the layout that oneDNN works in (Convolution.cpp, mkldnn/Conv.cpp).
 
     Channels last where image or weights are (one image alone never counts as that): the weights once more.
-    Else image, weights and output in blocks, of which the output stays until it is copied back.
+    Else image, weights and output in blocks, of which the output stays until it is copied back. Small ones
+    are not oneDNN's: they unfold an image.
     """
     image, weight = args[:2]
     copies = _in_layout(image, weight)
+    if not _in_onednn(image, weight, args[8]):
+        return copies + _unfolded(weight, output)
     if _channels_last(image, weight):
         return copies + _size(weight)
     return copies + max(_size(image) + _size(weight), _size(output))
@@ -81,9 +84,20 @@ def _convolution_backward(args: tuple[Any, ...], output: Any, machine: Machine) 
     """The same, for the gradients of image and weights, which are blocked twice and thrice."""
     grad, image, weight = args[:3]
     copies = _in_layout(image, weight, grad)
+    if not _in_onednn(image, weight, args[9]):
+        return copies + _unfolded(weight, grad)
     if _channels_last(image, weight):
         return copies + 3 * _size(weight)
     return copies + _size(grad) + _size(image) + 2 * _size(weight)
+
+
+def _in_onednn(image: torch.Tensor, weight: torch.Tensor, groups: int) -> bool:
+    return groups > 1 or min(weight.shape[2:]) > 3 or len(image) > 1 or image.numel() > 20_480
+
+
+def _unfolded(weight: torch.Tensor, output: torch.Tensor) -> int:
+    """What every place of one image's output multiplies with the weights."""
+    return weight[0].numel() * output[0, 0].numel() * weight.itemsize
 
 
 def _channels_last(image: torch.Tensor, weight: torch.Tensor) -> bool:

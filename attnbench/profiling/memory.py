@@ -1,9 +1,9 @@
 """Peak memory of one pass of this process, on a CPU or a CUDA device.
 
 On a CPU it is what the operating system says, and that is only the model's where every large tensor has pages
-of its own, which come and go with it. glibc keeps freed memory in a heap instead, up to 32 MiB a tensor, so that
-its high-water mark is 1.6 to 2.4 times the tensors. `prepare_for_memory` ends that, at a price in time: it
-belongs into a process that measures memory and nothing else.
+of its own, which come and go with it. glibc keeps freed memory in a heap instead, up to 32 MiB a tensor, so
+that its high-water mark is 1.6 to 2.4 times the tensors. `prepare_for_memory` ends that, at a price in time:
+it belongs into a process that measures memory and nothing else.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> Memory:
     """Run a pass three times on a CPU, twice on a GPU, and return the peak of the second, MiB.
 
     The first makes what stays: AdamW's averages, buffers of threads and libraries, cuBLAS's workspace. On a
-    CPU the third is counted by the sizes of its tensors (`live_mib`). Numbers of a CPU mean the model only after
-    `prepare_for_memory`. Raises UnsupportedError where the system keeps no resettable high-water mark.
+    CPU the third is counted by the sizes of its tensors (`live_mib`). Numbers of a CPU mean the model only
+    after `prepare_for_memory`. Raises UnsupportedError where the system keeps no resettable high-water mark.
     """
     run()
     gc.collect()

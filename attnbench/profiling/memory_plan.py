@@ -90,7 +90,7 @@ def plan_memory(workload: Workload, device: str = "cpu") -> MemoryPlan:
 
 
 def largest_batch(workload: Workload, memory_mib: float, device: str = "cpu") -> int:
-    """Return the most images per pass whose planned peak is at most `memory_mib`, whatever workload.batch_size.
+    """Return the most images per pass whose planned peak is at most `memory_mib`; batch_size plays no part.
 
     0 where not even one fits; at most LARGEST_BATCH. The peak grows with the batch, nearly in proportion: two
     plans give the slope, two more confirm that the batch it leads to fits and the next does not. Raises as

@@ -37,7 +37,8 @@ def build_pass(workload: Workload, device: torch.device) -> Pass:
     """Build the model of a workload and return its pass on N(0, 1) inputs.
 
     Weights are in fp32 and bf16 is autocast's, as in training and sampling. Without training,
-    re-parameterised parts are fused and no graph is kept. Raises UnsupportedError where mode and scope do not go together.
+    re-parameterised parts are fused and no graph is kept. Raises UnsupportedError where mode and scope do not
+    go together.
     """
     model = build_trained(workload, device)
     _fill_zero_parameters(model)

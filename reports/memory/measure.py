@@ -57,9 +57,10 @@ def allocator_peak(run: Callable[[], object]) -> float:
 
 def compare_plans() -> list[dict[str, Any]]:
     rows = []
-    for backend in attnbench.list_backends():
-        config = resolve("dit-s", {"depth": 1, "attention": {"name": backend.name}})
-        for resolution in SIZES:
+    torch.set_num_threads(1)
+    for resolution in SIZES:
+        for backend in attnbench.list_backends():
+            config = resolve("dit-s", {"depth": 1, "attention": {"name": backend.name}})
             for mode in ("forward", "train"):
                 work = workload(config, resolution, 1, mode)  # type: ignore[arg-type]
                 planned = plan_memory(work).activations_mib
@@ -104,14 +105,15 @@ def compare_processes() -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default="plan,process")
+    parser.add_argument("--to", type=Path, default=HERE / "results.json")
     parser.add_argument("--model", help=argparse.SUPPRESS)  # a process of compare_processes
     options = parser.parse_args()
     if options.model:
         measure_process(options.model)
         return
-    file = HERE / "results.json"
+    file = options.to
     results = json.loads(file.read_text()) if file.exists() else {}
-    results |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    results["torch"] = torch.__version__
     for part, compare in (("process", compare_processes), ("plan", compare_plans)):
         if part in options.parts.split(","):
             start = time.perf_counter()
