@@ -81,14 +81,14 @@ def _convolution(args: tuple[Any, ...], output: torch.Tensor, machine: Machine) 
 
 
 def _convolution_backward(args: tuple[Any, ...], output: Any, machine: Machine) -> int:
-    """The same, for the gradients of image and weights, which are blocked twice and thrice."""
+    """The same for gradients, as far as it is larger than the weights: what oneDNN does with those varies."""
     grad, image, weight = args[:3]
     copies = _in_layout(image, weight, grad)
     if not _in_onednn(image, weight, args[9]):
         return copies + _unfolded(weight, grad)
-    if _channels_last(image, weight):
-        return copies + 3 * _size(weight)
-    return copies + _size(grad) + _size(image) + 2 * _size(weight)
+    if _channels_last(image, weight) or _size(weight) > _size(image):
+        return 0
+    return copies + _size(grad) + _size(image)
 
 
 def _in_onednn(image: torch.Tensor, weight: torch.Tensor, groups: int) -> bool:
