@@ -86,7 +86,7 @@ def _convolution_backward(args: tuple[Any, ...], output: Any, machine: Machine) 
     copies = _in_layout(image, weight, grad)
     if not _in_onednn(image, weight, args[9]):
         return copies + _unfolded(weight, grad)
-    if _channels_last(image, weight) or _size(weight) > _size(image):
+    if _channels_last(image, weight) or _size(weight) > max(_size(image), _size(grad)):
         return 0
     return copies + _size(grad) + _size(image)
 
