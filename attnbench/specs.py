@@ -502,8 +502,8 @@ _PROFILE_IN_IDS: dict[str, Any] = {
     "precision": "fp32",
     **dict.fromkeys(("mode", "scope", "interval", "threads", "compile", "cuda_graphs")),
 }
-"""What ids of cases hold for a default that is newer than they are, or None: nothing. So the ids of results that
-are there stay; the key of a profile's session holds the settings themselves."""
+"""What ids of cases hold for a default that is newer than they are, or None: nothing. So the ids of results
+that are there stay; the key of a profile's session holds the settings themselves."""
 
 
 class Case(Spec):

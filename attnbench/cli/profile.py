@@ -47,6 +47,10 @@ def profile(
             help="Quantities: macs, params, latency, memory, memory-plan, roofline, energy.",
         ),
     ] = "macs,params,latency,memory,roofline",
+    fit: Annotated[
+        str,
+        typer.Option(metavar="24GiB", help="Plan the largest batch that so much memory holds; runs nothing."),
+    ] = "",
     mode: Annotated[
         str,
         typer.Option(help="forward; train (forward, backward, AdamW); sample (one guided sampler step)."),
@@ -113,6 +117,7 @@ def profile(
         recipe=recipe,
         only=only,
         batch=batch,
+        fit=fit,
         num_classes=num_classes,
         device=device,
         within_s=within,

@@ -13,6 +13,7 @@ from attnbench import console
 from attnbench.devices import chosen_device
 from attnbench.errors import UserInputError
 from attnbench.profiling.crossovers import crossovers
+from attnbench.profiling.memory_size import parse_memory
 from attnbench.profiling.profile import (
     ProfileRows,
     ReportFile,
@@ -46,6 +47,7 @@ class Options:
     recipe: str
     only: str
     batch: str
+    fit: str
     num_classes: int
     device: str
     within_s: float
@@ -81,20 +83,23 @@ def profile(options: Options) -> int:
         if file:
             file.write(rows)
 
+    measured = ProfileRows()
     try:
         with on_signal(_stop), console.progress_bar("profile", quiet=options.quiet) as progress:
-            measured = profile_batches(
-                requests,
-                spec,
-                batch_sizes,
-                device=device,
-                within_s=options.within_s or None,
-                finished=earlier,
-                on_row=keep,
-                progress=progress,
-                say=console.print_notice,
-                worker=CHILD,
-            )
+            for one in _in_modes(spec, options):
+                measured += profile_batches(
+                    requests,
+                    one,
+                    batch_sizes,
+                    device=device,
+                    within_s=options.within_s or None,
+                    finished=earlier,
+                    on_row=keep,
+                    progress=progress,
+                    say=console.print_notice,
+                    worker=CHILD,
+                    fit_mib=parse_memory(options.fit) if options.fit else 0.0,
+                )
     except Stopped as stopped:
         asked = len(requests) * len(batch_sizes) * len(spec.resolutions or [])
         raise Stopped(stopped.number, _what_is_kept(rows, asked, file, device)) from None
@@ -110,6 +115,13 @@ def profile(options: Options) -> int:
         console.print_notice(f"report: {page}")
     statuses = {row.status for row in measured}
     return 1 if "failed" in statuses or "ok" not in statuses else 0  # as a run's exit code
+
+
+def _in_modes(spec: ProfileSpec, options: Options) -> list[ProfileSpec]:
+    """Return the settings once; with --fit for a forward pass and a training step, whose batches differ."""
+    if not options.fit or spec.mode != "forward":
+        return [spec]
+    return [spec, spec.model_copy(update={"mode": "train"})]
 
 
 def _print(rows: Sequence[ProfileRow], baselines: Sequence[str], device: str) -> None:
@@ -204,6 +216,9 @@ def _spec(options: Options, device: str) -> ProfileSpec:
     settings = dict(options.settings)
     settings["resolutions"] = _numbers(options.res, "--res", "pixels", "256,512")
     settings["measure"] = words(settings["measure"])
+    if options.fit:
+        parse_memory(options.fit)  # one clear error before anything is planned
+        settings["measure"] = ["params", "memory-plan"]
     if not settings["measure"]:
         raise UserInputError("--measure names nothing; e.g. --measure macs,latency")
     settings["precision"] = settings["precision"] or default_precision(device)

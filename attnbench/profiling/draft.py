@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from attnbench.models.published import published_gflops
+from attnbench.profiling.memory_plan import MemoryPlan
 from attnbench.profiling.protocol import Ceilings, Memory, Ready, Refusal, Round, Workload
 from attnbench.profiling.roofline import roofline
 from attnbench.profiling.rows import (
@@ -49,6 +50,8 @@ class Draft:
     refusal: Refusal | None = None
     conditions: Conditions = field(default_factory=Conditions)
     bytes_moved: int | None = None
+    plan: MemoryPlan | None = None
+    largest_batch: int | None = None
     ceilings: Ceilings | None = None
 
     @property
@@ -121,6 +124,9 @@ class Draft:
             status=refused.status if refused else "ok",
             reason=refused.reason if refused else self._remark,
             bytes_moved=self.bytes_moved,
+            weights_mib=self.plan.weights_mib if self.plan else None,
+            planned_memory_mib=self.plan.planned_peak_mib if self.plan else None,
+            largest_batch=self.largest_batch,
         )
         return self._under_the_roofline(row, spec)
 

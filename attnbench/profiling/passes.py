@@ -44,13 +44,35 @@ def build_pass(
     end-to-end; `compiled` compiles the model, or its part, as training does. Raises UnsupportedError where
     mode and scope do not go together.
     """
+    model = build_trained(workload, device)
+    _fill_zero_parameters(model)
+    return pass_of(workload, in_form_of(workload, model), device, decode, compiled=compiled)
+
+
+def build_trained(workload: Workload, device: torch.device) -> DiffusionTransformer:
+    """Build the model of a workload in the form in which it is trained."""
     torch.manual_seed(workload.seed)
-    model = build_model(
+    return build_model(
         workload.config, workload.input_size, workload.num_classes, seed=workload.seed, device=device
     )
-    _fill_zero_parameters(model)
-    if workload.mode != "train":
-        model = cast("DiffusionTransformer", fuse_for_inference(model)).requires_grad_(False)
+
+
+def in_form_of(workload: Workload, model: DiffusionTransformer) -> DiffusionTransformer:
+    """Return a model in the form its mode needs: without training, fused and without gradients."""
+    if workload.mode == "train":
+        return model
+    return cast("DiffusionTransformer", fuse_for_inference(model)).requires_grad_(False)
+
+
+def pass_of(
+    workload: Workload,
+    model: DiffusionTransformer,
+    device: torch.device,
+    decode: Decode | None = None,
+    *,
+    compiled: bool = False,
+) -> Pass:
+    """Return the pass of a model that is built already, on N(0, 1) inputs; also under fake tensors."""
     inputs = _Inputs(workload, device)
     if workload.scope in ("attention", "block"):
         return _part_of_block(workload, model, inputs, compiled)

@@ -121,6 +121,7 @@ def profile_batches(
     progress: Progress | None = None,
     say: Say = lambda text: None,
     worker: str = WORKER,
+    fit_mib: float = 0.0,
 ) -> ProfileRows:
     """Profile all requests at every resolution and batch size; see `profile_models`.
 
@@ -143,6 +144,7 @@ def profile_batches(
             on_row=on_row,
             say=say,
             worker=worker,
+            fit_mib=fit_mib,
         )
     return rows
 

@@ -18,6 +18,7 @@ from attnbench.profiling.child import WORKER, Child
 from attnbench.profiling.conditions import governor, load, throttle_count
 from attnbench.profiling.counting import counts
 from attnbench.profiling.draft import Draft
+from attnbench.profiling.memory_plan import largest_batch, plan_memory
 from attnbench.profiling.protocol import Ceilings, Job, Measured, Ready, Refusal, Round
 from attnbench.profiling.rows import (
     LEAST_ROUNDS,
@@ -53,6 +54,7 @@ def profile_models(
     on_row: Callable[[ProfileRow], None] | None = None,
     say: Say = lambda text: None,
     worker: str = WORKER,
+    fit_mib: float = 0.0,
 ) -> list[ProfileRow]:
     """Measure every request at every resolution of `spec`; rows in that order.
 
@@ -63,6 +65,7 @@ def profile_models(
     taken over.
     `on_row` hears each row when it is finished, also when the session is interrupted: then of those that
     have an interval; `say` hears what a reader of the rows must know. `worker` is the children's module.
+    `fit_mib` asks a memory plan for the largest batch that so much memory holds.
     Raises UserInputError on a resolution, model, option or device that cannot be; nothing ran then.
     """
     if not spec.resolutions:
@@ -81,7 +84,8 @@ def profile_models(
         for resolution in spec.resolutions
     }
     num_missing = sum(map(len, missing.values()))
-    steps = _Steps(total=num_missing * (3 + spec.rounds), progress=progress)
+    planned = "memory-plan" in spec.measure
+    steps = _Steps(total=num_missing * (3 + planned + spec.rounds), progress=progress)
     with contextlib.ExitStack() as stack:
         session = _Session(
             spec=spec,
@@ -89,6 +93,7 @@ def profile_models(
             steps=steps,
             deadline=float("inf") if within_s is None else time.monotonic() + within_s,
             within_s=within_s or 0.0,
+            fit_mib=fit_mib,
             say=say,
         )
         if num_missing and {"latency", "memory"} & set(spec.measure):
@@ -155,6 +160,7 @@ class _Session:
     within_s: float
     say: Say
     nursery: Nursery | None = None
+    fit_mib: float = 0.0
     threads: int = 0
     ceilings: Ceilings | None = None
     seconds_per_mac: dict[str, float] = field(default_factory=dict)
@@ -202,10 +208,18 @@ class _Session:
             draft.refusal = refusal(error)
 
     def _plan(self, draft: Draft) -> None:
-        """Fill in the bytes that a pass must move."""
+        """Fill in what is known without running: the bytes that a pass must move, the memory it takes."""
         if "roofline" in self.spec.measure:
             with contextlib.suppress(UnsupportedError):  # training steps and decoders have no such count
                 draft.bytes_moved = pass_traffic(draft.workload(self.spec)).total
+        if "memory-plan" in self.spec.measure:
+            self.steps.next(f"{draft.name}: memory plan")
+            try:
+                draft.plan = plan_memory(draft.workload(self.spec), self.device)
+                if self.fit_mib:
+                    draft.largest_batch = largest_batch(draft.workload(self.spec), self.fit_mib, self.device)
+            except UnsupportedError as error:
+                draft.reason = f"no memory plan: {error}"
 
     def _leave_out(self, drafts: Sequence[Draft]) -> None:
         """Skip rows that would not fit into the session's time, the slowest first."""
@@ -253,7 +267,8 @@ class _Session:
         with self._child() as child:
             reply = child.measure_memory(self._job(draft, "memory"))
         if isinstance(reply, Measured):
-            draft.memory, draft.reason = reply.memory, reply.reason
+            draft.memory = reply.memory
+            draft.reason = "; ".join(filter(None, [draft.reason, reply.reason]))
         else:
             draft.refusal = reply
 

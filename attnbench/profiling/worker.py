@@ -13,7 +13,7 @@ import torch
 from attnbench.errors import AttnbenchError, NonFiniteError, UnsupportedError
 from attnbench.processes import ParentProcess
 from attnbench.profiling.latency import CpuTimer, Timer, take_round, warm_up
-from attnbench.profiling.memory import peak_memory
+from attnbench.profiling.memory import peak_memory, prepare_for_memory
 from attnbench.profiling.passes import Decode, build_pass
 from attnbench.profiling.protocol import (
     Answer,
@@ -67,6 +67,12 @@ def serve(
     if job.task == "ceilings":
         yield measure_ceilings(job.device, job.workload.precision, job.threads)
         return
+    if job.task == "memory" and device.type == "cpu":
+        try:
+            prepare_for_memory()  # before the model is built
+        except UnsupportedError as error:
+            yield Measured(reason=str(error))
+            return
     codec = job.workload.codec
     decode = decoder_of(codec, device) if codec is not None and decoder_of is not None else None
     run = build_pass(job.workload, device, decode, compiled=job.compile and job.task == "latency").run

@@ -64,6 +64,8 @@ def rows_table(rows: Sequence[ProfileRow], title: str) -> Table:
         (Column(title="Side", unit="px"), lambda r: Cell(text=str(r.resolution), value=r.resolution)),
         (Column(title="Tokens"), lambda r: _fixed(r.tokens, 1, 0)),
     ]
+    if len({row.mode for row in rows}) > 1:
+        names.append((Column(title="Mode", numeric=False), lambda r: text_cell(r.mode)))
     if len({row.batch_size for row in rows}) > 1:
         names.append((Column(title="Images"), lambda r: _fixed(r.batch_size, 1, 0)))
     every = [*names, *shown]
@@ -197,12 +199,12 @@ def _setting(rows: Sequence[ProfileRow]) -> str:
     first = rows[0]
     threads = sorted({row.conditions.threads for row in rows if row.rounds})
     parts = [
-        _MODES[first.mode].format(_SCOPES[first.scope]),
+        " and ".join(dict.fromkeys(_MODES[row.mode].format(_SCOPES[row.scope]) for row in rows)),
         first.precision,
         *([f"batch {first.batch_size}"] if len({row.batch_size for row in rows}) == 1 else []),
         *([f"{threads[0]} CPU thread{'s' * (threads[0] > 1)}"] if len(threads) == 1 else []),
     ]
-    return f"Measured: {', '.join(parts)}, on {first.device}."
+    return f"Of {', '.join(parts)}, on {first.device}."
 
 
 def _growth(title: str) -> Column:
