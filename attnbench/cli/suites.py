@@ -73,10 +73,14 @@ def report(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    of: Annotated[
+        str, typer.Option("--of", help="suite, or profile: the file of `profile --json`.")
+    ] = "suite",
+) -> None:
     """Print the JSON schema of suite files, for editors."""
     import json
 
-    from attnbench.suite.loading import suite_json_schema
+    from attnbench.commands import schema as command
 
-    typer.echo(json.dumps(suite_json_schema(), indent=2))
+    typer.echo(json.dumps(command.schema(of), indent=2))

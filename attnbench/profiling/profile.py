@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from attnbench.errors import UserInputError
 from attnbench.models.published import expand
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 class ProfileReport(Record):
     """What `attnbench profile --json` writes: where it was measured, what was asked, and the rows."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     format: int = FORMAT
     environment: Environment

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from attnbench.results import Record
 from attnbench.specs import CodecSpec, Mode, ModelConfig, Precision, Scope
@@ -65,6 +65,8 @@ class Memory(Record):
 class Round(Record):
     """One round of timings of the same pass, in the order taken; one entry of each list a sample."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     latency_ms: list[float]
     """Wall clock on a CPU; device events with a flushed L2 cache on a GPU."""
     warm_latency_ms: list[float] = Field(default_factory=list)
@@ -88,6 +90,8 @@ class Energy(Record):
     Gross: the whole board's, with whatever else ran on it; `idle_w` is the board's power just before, with
     the process's context, when nothing ran. Net energy per image is energy_j - idle_w * seconds / images.
     """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     energy_j: float
     """Per image."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, computed_field, model_validator
+from pydantic import ConfigDict, Field, computed_field, model_validator
 
 from attnbench.models.resolution import LATENT_FACTOR
 from attnbench.profiling.protocol import Energy, Round
@@ -43,6 +43,8 @@ class ProfileRequest:
 class Conditions(Record):
     """The machine during one row, as far as it can be read."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     threads: int = 1
     """CPU threads of a pass."""
     free_cores: float | None = None
@@ -63,6 +65,8 @@ class ProfileRow(Record):
     in the convention of arXiv:2601.13683, `macs_full` every matmul and convolution that executes. Those of
     another scope are the scope's own.
     """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     model: str
     size: str = ""

@@ -73,7 +73,11 @@ def read_axes(settings: Settings, schema: type[BaseModel]) -> tuple[list[Axis], 
             axes.append(Axis(target, written, tuple(values), key))
     seeds = settings.data.get("seed")
     if isinstance(seeds, list) and seeds:
-        axes.append(Axis(("seed",), ("seed",), tuple(seeds), "seed"))
+        # a list in the list would be taken for the seeds of a case
+        nested = [index for index, seed in enumerate(seeds) if isinstance(seed, list)]
+        problems += [Problem(("seed", index), "must be an integer, got a list") for index in nested]
+        sound = tuple(0 if isinstance(seed, list) else seed for seed in seeds)
+        axes.append(Axis(("seed",), ("seed",), sound, "seed"))
     return _with_short_names(axes), problems
 
 
