@@ -20,6 +20,7 @@ from attnbench.errors import AttnbenchError, UnsupportedError
 from attnbench.processes import ParentProcess
 from attnbench.results import Environment, Measurement, Result, environment, timestamp
 from attnbench.specs import Case
+from attnbench.stages import failures
 from attnbench.stages.interrupts import Stopped
 from attnbench.storage.names import ENVIRONMENT
 from attnbench.storage.records import read_record, write_record
@@ -34,16 +35,17 @@ def run_case(case: Case, workspace: Workspace) -> Result:
     try:
         for stage in STAGES:
             outputs.append(importlib.import_module(f"attnbench.stages.{stage}").run(case, workspace))
+            failures.forget(workspace.root / stage / case.key(stage))
         where = _environment_of(workspace.folder("evaluate", case), where, workspace)
     except UnsupportedError as error:
         return _result(case, where, outputs, "skipped", str(error))
-    except (AttnbenchError, MemoryError) as error:
-        return _result(case, where, outputs, "failed", f"{stage}: {_describe(error)}")
     except Stopped:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything; other cases go on
-        traceback.print_exc()
-        return _result(case, where, outputs, "failed", f"{stage}: {_describe(error)}")
+        if not isinstance(error, AttnbenchError):
+            traceback.print_exc()
+        reason = failures.in_words(error, stage, workspace.root / stage / case.key(stage))
+        return _result(case, where, outputs, "failed", reason)
     return _result(case, where, outputs, "ok", "", workspace.notes)
 
 
@@ -116,12 +118,6 @@ def _as_computed(case: Case, finished: dict[Stage, StageOutput]) -> dict[str, An
         if output.computed_with:
             settings[stage] |= output.computed_with
     return settings
-
-
-def _describe(error: BaseException) -> str:
-    if isinstance(error, AttnbenchError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
 
 
 def main() -> None:
