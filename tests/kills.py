@@ -162,8 +162,8 @@ def attempt(whole: Undisturbed, seed: int) -> Try:
             strikes = choose(chance, left)
             before = finished(runs)
             code, said, took = whole.run(runs, strikes)
-            if code == 0:  # struck too late: the machine has become faster
-                whole.seconds = min(whole.seconds, max(1.0, whole.seconds - left + took))
+            if code == 0 and left == whole.seconds:  # struck too late: the machine has become faster
+                whole.seconds = took
             left -= took
             told.append(f"{' and '.join(map(str, strikes))}: {code}")
             problems += _after_a_strike(runs, code, said, strikes, before)

@@ -53,13 +53,20 @@ def _run() -> int | str | None:
         step = next_step(error, "name another path")
         code = 1 if error.errno in NOT_THE_USERS else 2
         return _tell(f"{error.filename}: {error.strerror}; {step}", code)
+    except KeyboardInterrupt:  # before typer takes care of it
+        return _interrupted()
     except SystemExit as stop:  # typer turns Ctrl-C into exit code 130 without a word
         if hasattr(stop, "message"):  # a training that was stopped in good order
             typer.echo(stop.message, err=True)
         elif stop.code == INTERRUPTED:
-            typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
+            return _interrupted()
         return stop.code
     return 0
+
+
+def _interrupted() -> int:
+    typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
+    return INTERRUPTED
 
 
 def _tell(error: str, code: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from attnbench.stages import failures
 from attnbench.stages.interrupts import Stopped
 from attnbench.storage.names import ENVIRONMENT
 from attnbench.storage.records import read_record, write_record
-from attnbench.storage.store import STAGES, Stage, StageOutput, Workspace, read_output
+from attnbench.storage.store import STAGE_ENDED, STAGES, Stage, StageOutput, Workspace, read_output
 
 
 def run_case(case: Case, workspace: Workspace) -> Result:
@@ -34,8 +35,7 @@ def run_case(case: Case, workspace: Workspace) -> Result:
     stage = STAGES[0]
     try:
         for stage in STAGES:
-            outputs.append(importlib.import_module(f"attnbench.stages.{stage}").run(case, workspace))
-            failures.forget(workspace.root / stage / case.key(stage))
+            outputs.append(_run_stage(case, stage, workspace))
         where = _environment_of(workspace.folder("evaluate", case), where, workspace)
     except UnsupportedError as error:
         return _result(case, where, outputs, "skipped", str(error))
@@ -47,6 +47,24 @@ def run_case(case: Case, workspace: Workspace) -> Result:
         reason = failures.in_words(error, stage, workspace.root / stage / case.key(stage))
         return _result(case, where, outputs, "failed", reason)
     return _result(case, where, outputs, "ok", "", workspace.notes)
+
+
+def _run_stage(case: Case, stage: Stage, workspace: Workspace) -> StageOutput:
+    """Run one stage, or read what it has finished before; tell of its end where it was run."""
+    folder = workspace.root / stage / case.key(stage)
+    was_finished, began = read_output(folder) is not None, time.monotonic()
+    output: StageOutput = importlib.import_module(f"attnbench.stages.{stage}").run(case, workspace)
+    failures.forget(folder)
+    if not was_finished:
+        milliseconds = round(1000 * (time.monotonic() - began))
+        workspace.report(STAGE_ENDED, milliseconds, 0, _what_was_done(case, stage, output))
+    return output
+
+
+def _what_was_done(case: Case, stage: Stage, output: StageOutput) -> str:
+    drawn = max((m.n or 0 for m in output.measurements), default=0)
+    amount = {"train": f" {case.train.steps:,} steps", "sample": f" {drawn:,} images"}
+    return f"{stage}{amount.get(stage, '')}"
 
 
 def _environment_of(folder: Path, here: Environment, workspace: Workspace) -> Environment:

@@ -12,15 +12,15 @@ import torch
 from attnbench.errors import AttnbenchError
 from attnbench.fingerprints import PACKAGE
 from attnbench.plugins import registry
-from attnbench.storage.atomic import atomic_write
+from attnbench.storage.atomic import atomic_write, storage_errors
 from attnbench.storage.names import ERROR
 from attnbench.storage.store import Stage
 
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 _LESS_MEMORY: dict[Stage, str] = {
     "prepare": "free memory, or take a machine with more",
-    "train": "set train.activation_checkpointing: true or train.grad_accumulation higher, which change numbers "
-    "by rounding alone, or take a machine with more memory",
+    "train": "set train.activation_checkpointing: true or train.grad_accumulation higher, which change "
+    "numbers by rounding alone, or take a machine with more memory",
     "sample": "set sample.batch_size lower, which changes no picture, or take a machine with more memory",
     "evaluate": "free memory, or set evaluate.reference_images lower",
 }
@@ -44,6 +44,8 @@ def keep_traceback(error: BaseException, folder: Path, rank: int = 0) -> str:
     text = "".join(traceback.format_exception(error))
     path = folder / (f"{rank}-{ERROR}" if rank else ERROR)
     try:
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text.encode("utf-8", "replace"))
     except AttnbenchError as fault:
         return f"its traceback could not be kept ({fault}): run again with --inline to see it"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Stage = Literal["prepare", "train", "sample", "evaluate"]
 STAGES: tuple[Stage, ...] = ("prepare", "train", "sample", "evaluate")
 NOTICE = "notice"  # in place of a stage in a report: its note is to be shown even where no progress is
+STAGE_ENDED = "stage ended"  # likewise: what was done in how many milliseconds, instead of `done`
 
 
 class StageOutput(Record):
