@@ -36,6 +36,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import torch
 from corruption import CLOCK
 
 from attnbench import processes
@@ -418,6 +419,7 @@ def _be_a_program(work: Callable[[], None]) -> NoReturn:
     code = 1
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)  # torch makes its pool anew behind a fork, and two threads at once cannot
     try:
         work()
         code = 0
