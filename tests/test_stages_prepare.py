@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -182,6 +183,25 @@ def test_a_killed_run_goes_on_where_it_was(images, monkeypatch, tmp_path):
     assert first.stat().st_mtime_ns == written
     assert len(resumed.shards) == 3
     assert torch.equal(resumed.batch(ALL, MIRRORED), undisturbed.batch(ALL, MIRRORED))
+
+
+@pytest.mark.parametrize("damaged", ["latents-00000.npy", "latents.json"])
+def test_damaged_latents_come_back_as_the_error_says(images, tmp_path, damaged):
+    """The advice followed to the letter: the same bytes again."""
+    save_codec(tmp_path / "vae")
+    case = latent_case(images, tmp_path / "vae")
+    workspace = make_workspace(tmp_path / "runs")
+    dataset, _ = prepared(case, workspace)
+    path = workspace.folder("prepare", case) / damaged
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    with pytest.raises(DataError) as told:
+        model_space.training_source(case, dataset, workspace)
+    removed = re.search(r"; remove (\S+) and run the same command again", str(told.value))
+    assert removed
+    Path(removed[1]).unlink()
+    prepared(case, workspace)  # opens them, too
+    assert path.read_bytes() == whole
 
 
 def test_another_autoencoder_in_the_same_folder_is_noticed(images, tmp_path):
