@@ -24,7 +24,7 @@ from attnbench.running.plan import missing_inputs, plan, warnings
 from attnbench.specs import Case
 from attnbench.stages.case import finished_case
 from attnbench.stages.profile import SessionOutput, profile_cases
-from attnbench.storage.atomic import atomic_write, storage_errors
+from attnbench.storage.atomic import atomic_write, remove_unfinished, storage_errors
 from attnbench.storage.hashing import file_sha256
 from attnbench.storage.locks import alone_in, is_held
 from attnbench.storage.names import CLAIMS, DONE, PICTURES, RESULTS, STORE
@@ -102,6 +102,8 @@ def run(
     fine = [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"]
     session = profile_cases(fine, store, device, listener.profiling, listener.notice)
     with alone_in(run_dir, listener.notice):
+        for folder in (run_dir, run_dir / PICTURES):
+            remove_unfinished(folder)
         if damaged := set_damaged_aside(run_dir):
             listener.notice(damaged)
         results = [_complete(result, session, store, run_dir, listener.notice) for result in results]

@@ -19,7 +19,7 @@ from pydantic import Field
 from attnbench.progress import StageProgress
 from attnbench.results import Measurement, Record
 from attnbench.specs import Case, DataSpec
-from attnbench.storage.atomic import storage_errors
+from attnbench.storage.atomic import remove_unfinished, storage_errors
 from attnbench.storage.hashing import file_sha256
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import DONE, FEATURES
@@ -86,6 +86,7 @@ class Workspace:
             yield
             return
         with alone_in(folder, lambda text: self.report(NOTICE, 0, 0, text)):
+            remove_unfinished(folder)
             yield
 
     def finished(self, folder: Path) -> StageOutput | None:
