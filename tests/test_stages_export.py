@@ -13,6 +13,8 @@ from PIL import Image
 from stage_cases import make_case, make_workspace
 
 from attnbench import cli
+from attnbench.commands import samples
+from attnbench.errors import DataError
 from attnbench.results import Measurement, Result, append_result, environment
 from attnbench.stages.sampling import export, shards
 from attnbench.storage.store import StageOutput, write_output
@@ -84,13 +86,28 @@ def test_npz_is_what_adms_evaluator_reads(attnbench, run_dir):
     assert (done.returncode, "10 images of case" in done.stdout) == (0, True), done.stderr
     images, labels = content()
     with np.load("out.npz") as arrays:
-        assert sorted(arrays) == ["arr_0", "arr_1"]
+        assert sorted(arrays) == ["arr_0", "arr_1", "class_names"]
+        assert arrays["class_names"].tolist() == [str(digit) for digit in range(10)]
         assert np.array_equal(arrays["arr_0"], images)
         assert np.array_equal(arrays["arr_1"], labels)
         assert (arrays["arr_0"].dtype, arrays["arr_1"].dtype) == (np.uint8, np.int64)
     with zipfile.ZipFile("out.npz") as archive, archive.open("arr_0.npy") as file:
         assert archive.getinfo("arr_0.npy").compress_type == zipfile.ZIP_STORED
         assert np.lib.format.read_magic(file) == (1, 0)
+
+
+def test_class_names_of_data_that_are_gone_are_missed_with_a_word(attnbench, run_dir, monkeypatch):
+    """The images themselves are exported all the same."""
+    run_dir()
+
+    def gone(spec):
+        raise DataError("image folder x does not exist")
+
+    monkeypatch.setattr(samples, "class_names", gone)
+    done = attnbench("samples", "export", "test", "--npz", "out.npz")
+    assert "without class_names: image folder x does not exist" in done.stdout
+    with np.load("out.npz") as arrays:
+        assert sorted(arrays) == ["arr_0", "arr_1"]
 
 
 def test_grey_images_are_repeated_with_a_note(attnbench, run_dir):
