@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -32,6 +33,10 @@ for _module in COMMANDS:
 def main() -> NoReturn:
     """Run the command line; exit codes 0 fine, 1 a case failed or output was lost, 2 the input was wrong."""
     take_any_text()
+    try:
+        os.getcwd()
+    except OSError:  # some libraries end the process where there is none, with words about their own files
+        sys.exit(_tell("the working directory has been removed; change into one that exists", 2))
     code = _run()
     fault = output_fault()
     sys.exit(code if fault is None else _tell(output_error(fault), 1))
