@@ -411,6 +411,7 @@ def test_what_was_computed_of_other_images_is_not_used_on(images, tmp_path):
 def test_what_is_left_out_of_a_folder_is_said_before_anything_is_made(images, tmp_path):
     """In numbers, once, as a notice."""
     (images / "class0" / "notes.txt").write_text("mine")
+    (images / "class1" / "cut.png").write_bytes(b"\x89PNG")
     said = []
     workspace = make_workspace(tmp_path / "runs")
     workspace = replace(workspace, progress=lambda stage, done, total, note: said.append((stage, note)))
@@ -419,5 +420,7 @@ def test_what_is_left_out_of_a_folder_is_said_before_anything_is_made(images, tm
         prepare.run(case, workspace)
     notices = [note for stage, note in said if stage == NOTICE]
     assert notices == [
-        f"left out of {images}: 1 files and folders in class folders that are no images (class0/notes.txt)"
+        f"left out of {images}: 1 files and folders in class folders that are no images (class0/notes.txt)",
+        "1 images cannot be read and are left out, such as class1/cut.png: not an image that pillow knows",
     ]
+    assert read_output(workspace.folder("prepare", case)).class_names == ["class0", "class1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -10,7 +11,8 @@ from attnbench.data import class_names
 from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.run_samples import sample_folder
 from attnbench.results import Result
-from attnbench.storage.run_folders import case_of
+from attnbench.specs import UserImages
+from attnbench.storage.run_folders import case_of, store_of
 from attnbench.storage.store import read_output
 
 
@@ -39,12 +41,21 @@ def export(
         typer.echo(f"{png}: {count} images of {result.label}, {written} of them new")
 
 
-def _class_names(run_dir: Path, result: Result) -> tuple[tuple[str, ...], str]:
-    """Return what the classes are called, or nothing and why: the data may be gone by now."""
+def _class_names(run_dir: Path, result: Result) -> tuple[Sequence[str], str]:
+    """Return what the classes were called when the stage `prepare` read the data, or nothing and why.
+
+    A user's folders may be others by now, so that they are not asked.
+    """
     try:
-        return class_names(case_of(run_dir, result).data), ""
+        case = case_of(run_dir, result)
     except UserInputError as error:
         return (), str(error)
+    prepared = read_output(store_of(run_dir) / "prepare" / case.key("prepare"))
+    if prepared is not None and prepared.class_names:
+        return prepared.class_names, ""
+    if not isinstance(case.data, UserImages):
+        return class_names(case.data), ""
+    return (), "the attnbench that made this run did not note them"
 
 
 def available(folder: Path, result: Result) -> int:

@@ -45,6 +45,8 @@ class StageOutput(Record):
     """Of these files, by name; empty in what earlier versions wrote."""
     computed_with: dict[str, Any] = Field(default_factory=dict)
     """Settings outside the stage's key that held when it finished; whoever reads it may ask for others."""
+    class_names: list[str] = Field(default_factory=list)
+    """Of `prepare` alone: what label 0, 1, ... are called; empty in what earlier versions wrote."""
 
 
 def _print_reason(reason: str) -> None:
