@@ -91,6 +91,7 @@ class Undisturbed:
     def run(self, runs: Path, strikes: Sequence[Strike] = ()) -> tuple[int, str, float]:
         """Run the command, strike it, and wait for its end; return its code, what it said, and its time."""
         log = runs.with_suffix(".log")
+        log.write_text("")  # it may be struck before it opens it
         words = ["run", str(self.suite), "--runs", str(runs), "--device", "cpu"]
         began = time.monotonic()
         leader = self.start(words, log)
