@@ -279,6 +279,7 @@ def test_ctrl_c_while_waiting_ends_at_once(tmp_path):
     folder = make_workspace(tmp_path / "runs" / "store").folder("train", case)
     with alone_in(folder, print):
         run = start_run(tmp_path, "one")
+        assert re.fullmatch(r"tiny-dit: prepare, \d+ s\n", run.stderr.readline())
         line = run.stderr.readline()
         assert re.fullmatch(WAITING.format(pid=os.getpid(), place=folder), line), line
         os.killpg(run.pid, signal.SIGINT)

@@ -40,6 +40,7 @@ def forking() -> Iterator[None]:
     for module in IMPORTED:
         importlib.import_module(f"attnbench.{module}")
     registry()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     libc, threads = ctypes.CDLL(None), torch.get_num_threads()
     torch.set_num_threads(1)  # sums over threads round differently, and a fork has no others
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
