@@ -58,6 +58,11 @@ def plugin_fingerprint(plugin: object, build: Callable[..., Any]) -> str:
     return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
+def plugin_files(plugin: object, build: Callable[..., Any]) -> frozenset[Path]:
+    """Return the files whose content `plugin_fingerprint` is of."""
+    return frozenset(_files(plugin, build))
+
+
 def _files(plugin: object, build: Callable[..., Any]) -> dict[Path, str]:
     """Return the files of a plugin's code with names that do not depend on where it is installed."""
     files: dict[Path, str] = {}

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pluggy
@@ -24,7 +25,7 @@ import pluggy
 from attnbench import hookspecs
 from attnbench.contract import AttentionBackend, FeatureExtractor
 from attnbench.errors import NameClashError, PluginError, UnknownNameError
-from attnbench.fingerprints import builtin_fingerprint, plugin_fingerprint
+from attnbench.fingerprints import builtin_fingerprint, plugin_files, plugin_fingerprint
 
 BUILT_IN = "built-in"
 IMPORT_SECONDS = 60.0
@@ -83,6 +84,8 @@ class Provided:
     origin: str
     code: str = ""
     """Fingerprint of the files that build it: results of changed code are not reused."""
+    files: frozenset[Path] = frozenset()
+    """Those files, of a stranger's: an error that comes out of one of them is the plugin's."""
 
 
 @dataclass(kw_only=True)
@@ -136,7 +139,7 @@ def _register(registry: Registry, manager: pluggy.PluginManager, plugin: Any, na
             (registry.extractors, _records(manager, plugin, "attnbench_extractors", FeatureExtractor)),
         ]
         provided = [
-            (table, Provided(record=record, plugin=name, origin=origin, code=_code(plugin, record, origin)))
+            (table, _provided(plugin, record, name, origin))
             for table, records in answers
             for record in records
         ]
@@ -156,11 +159,18 @@ def _register(registry: Registry, manager: pluggy.PluginManager, plugin: Any, na
     registry.rows.append(PluginRow(name=name, origin=origin, status="ok", provides=names))
 
 
-def _code(plugin: Any, record: AttentionBackend | FeatureExtractor, origin: str) -> str:
-    """Return the fingerprint of the code behind a record."""
+def _provided(plugin: Any, record: AttentionBackend | FeatureExtractor, name: str, origin: str) -> Provided:
+    """Return a record with the fingerprint of the code behind it and, of a stranger's, the files."""
     if origin == BUILT_IN:
-        return builtin_fingerprint(plugin)
-    return plugin_fingerprint(plugin, record.build if isinstance(record, AttentionBackend) else record.load)
+        return Provided(record=record, plugin=name, origin=origin, code=builtin_fingerprint(plugin))
+    build = record.build if isinstance(record, AttentionBackend) else record.load
+    return Provided(
+        record=record,
+        plugin=name,
+        origin=origin,
+        code=plugin_fingerprint(plugin, build),
+        files=plugin_files(plugin, build),
+    )
 
 
 def load_plugins(

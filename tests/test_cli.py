@@ -11,7 +11,7 @@ import pytest
 from command_line import ROOT, attnbench, attnbench_here
 from extractor_cases import empty_caches
 
-from attnbench import __version__
+from attnbench import __version__, cli
 
 
 def test_version():
@@ -213,3 +213,31 @@ def test_a_quiet_run_and_a_report_say_why_a_case_failed(tmp_path):
     again = attnbench("report", "quick", cwd=tmp_path)
     for said in (done.stdout, again.stdout):
         assert re.search(r"softmax: failed: train: training step \d+: .* lower train.lr", said)
+
+
+def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, capsys):
+    """torch would end the process with a word about its own libraries."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr(sys, "argv", ["attnbench", "validate", "quick"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: the working directory has been removed; change into one that exists\n"
+    )
+
+
+def test_ctrl_c_before_a_command_has_begun_is_no_traceback(monkeypatch, capsys):
+    """typer takes care of it only once it has read the command line."""
+
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.startswith("interrupted; run the same command again")

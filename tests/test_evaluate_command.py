@@ -99,6 +99,9 @@ def test_other_sets_stand_in_the_same_table(place):
     floor = {m["name"]: m["values"][0] for m in scored["real"]}
     assert floor["P-efflite0"] == 1.0
     assert floor["FD-efflite0"] < 1e-3  # the same images: zero but for rounding
+    copies = [w for w in json.loads((place / "also.json").read_text())["warnings"] if "pixel by pixel" in w]
+    assert len(copies) == 1
+    assert copies[0].startswith("48 of the 48 images of real are images of the reference real")
 
 
 def test_pictures(place):

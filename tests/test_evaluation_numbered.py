@@ -48,6 +48,28 @@ def test_numbers_of_an_npz_are_the_numbers_of_folders(tmp_path):
 TWELVE_LABELS = [*range(12), 10, 2]
 
 
+def test_numbers_beside_names_are_matched_in_order_and_that_is_said(tmp_path):
+    """Nobody knows whether label 0 is the cat; an npz that says what its classes are called is sure."""
+    folders = numbered_folders(tmp_path / "real", ["cat", "dog"])
+    samples = numbered_npz(tmp_path / "s.npz", [1, 0, 0])
+    assert labels_as_in(_Real(folders), samples).tolist() == [1, 0, 0]
+    (warning,) = samples.warnings
+    assert "in order of name: class 0 is cat, class 1 is dog" in warning
+    names = np.array(["dog", "axolotl", "cat"])
+    np.savez(tmp_path / "named.npz", arr_0=pictures(3), arr_1=np.array([0, 2, 2]), class_names=names)
+    named = open_images(tmp_path / "named.npz")
+    assert labels_as_in(_Real(folders), named).tolist() == [1, 0, 0]
+    assert not [warning for warning in named.warnings if "order of name" in warning]
+
+
+@pytest.mark.parametrize("names", [["cat"], ["cat", "cat"], [1, 2]])
+def test_names_that_fit_no_classes_are_refused(tmp_path, names):
+    """Too few, one twice, and numbers: as if they were names, labels would be of other classes."""
+    np.savez(tmp_path / "s.npz", arr_0=pictures(2), arr_1=np.array([0, 1]), class_names=np.array(names))
+    with pytest.raises(DataError, match="class_names"):
+        open_images(tmp_path / "s.npz")
+
+
 def test_folders_from_1_on_and_with_zeros(tmp_path):
     """01 is 1; a number without a folder, and two folders of one number, are refused."""
     folders = numbered_folders(tmp_path / "real", ["01", "02", "03"])

@@ -352,6 +352,14 @@ def test_fields_that_make_another_model_are_refused(foreign, fields, told):
         from_diffusers(folder)
 
 
+def test_dropout_is_said_not_to_be_taken_over(foreign):
+    """It changes no sample, but a training that goes on from these weights; without one nothing is said."""
+    folder, _ = foreign
+    assert from_diffusers(folder).config.imported_from == "a folder of diffusers"
+    change(folder / "transformer" / "config.json", dropout=0.1)
+    assert "without its dropout of 0.1" in from_diffusers(folder).config.imported_from
+
+
 def test_the_old_class_without_a_norm_is_no_dit(foreign):
     """Its default is another norm than a DiT's, whatever the new class has."""
     folder, _ = foreign

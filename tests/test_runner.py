@@ -259,6 +259,7 @@ def test_a_killed_case_is_a_failed_row_and_resumes(store, suite):
     outcome = run(loaded, store, device="cpu", executor=kill_when_training)
     assert outcome.results[0].status == "failed"
     assert "killed by SIGKILL" in outcome.results[0].reason
+    assert "run the same command again to go on from what is saved" in outcome.results[0].reason
     assert (store / "store" / "train" / loaded.cases[0].key("train") / "checkpoint.safetensors").exists()
     resumed = run(loaded, store, device="cpu", executor=run_in_process)
     assert resumed.exit_code == 0

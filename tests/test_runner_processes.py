@@ -182,7 +182,8 @@ def train(tmp_path: Path, attention: str, processes: int = 1):
 def test_what_a_plugin_writes_is_not_taken_for_a_result(plugin, tmp_path):
     """Descriptor 1, printf and a line at exit: the case's own result arrives, and it names the error."""
     result = train(tmp_path, "prints")
-    assert (result.status, result.reason) == ("failed", "train: ValueError: that was all")
+    assert result.status == "failed"
+    assert result.reason.startswith("train: ValueError: that was all; raised in the plugin misbehaving")
 
 
 def test_a_line_that_cannot_be_read_is_a_failed_case(plugin, tmp_path):
@@ -195,7 +196,7 @@ def test_a_line_that_cannot_be_read_is_a_failed_case(plugin, tmp_path):
 def test_a_process_that_never_exits_is_ended_after_its_result(plugin, tmp_path, monkeypatch):
     """A plugin's thread that never ends keeps neither the result nor the run."""
     monkeypatch.setattr(executors, "EXIT_LIMIT_S", 1.0)
-    assert train(tmp_path, "lingers").reason == "train: ValueError: the end"
+    assert train(tmp_path, "lingers").reason.startswith("train: ValueError: the end; ")
 
 
 def test_processes_that_print_without_end_go_on(plugin, tmp_path):
@@ -216,7 +217,9 @@ def test_the_first_process_is_freed_from_waiting_for_a_dead_one(plugin, tmp_path
 def test_the_first_process_is_freed_from_waiting_for_one_that_failed(plugin, tmp_path):
     """An error in one process alone is the case's reason, though the first waits for it."""
     result = train(tmp_path, "raises_and_leaves_the_first_waiting", processes=2)
-    assert "train process 1 of 2 failed: ValueError: only here" in result.reason
+    assert "train process 1 of 2 failed: ValueError: only here; traceback: " in result.reason
+    kept = Path(result.reason.rpartition("traceback: ")[2])
+    assert "misbehaving.py" in kept.read_text()
 
 
 def test_what_the_first_process_is_writing_gets_written(plugin, tmp_path):
@@ -243,7 +246,8 @@ def test_the_process_that_died_is_named_before_those_that_noticed(plugin, tmp_pa
 def test_what_ends_or_garbles_a_case_is_its_reason(plugin, tmp_path, attention, said):
     """sys.exit in a plugin, and an error that is no text, fail the case with their words."""
     result = train(tmp_path, attention)
-    assert (result.status, result.reason) == ("failed", said)
+    assert result.status == "failed"
+    assert result.reason.startswith(f"{said}; ")
 
 
 def test_a_plugin_that_exits_does_not_end_what_is_done_in_this_process(plugin, tmp_path):
@@ -254,13 +258,14 @@ def test_a_plugin_that_exits_does_not_end_what_is_done_in_this_process(plugin, t
     request = ProfileRequest(label="it", config=case.model, num_classes=10)
     (row,) = profile_models([request], ProfileSpec(resolutions=[8], measure=["params"]))
     assert (row.status, row.reason) == ("failed", "SystemExit: 0")
-    assert run_inline(case, tmp_path / "store", "cpu", unheard).reason == "train: SystemExit: 0"
+    reason = run_inline(case, tmp_path / "store", "cpu", unheard).reason
+    assert reason.startswith("train: SystemExit: 0; raised in the plugin misbehaving (misbehaving 1.0)")
 
 
 def test_an_error_of_every_process_is_nobodys_fault(plugin, tmp_path):
     """The same error in all ranks reads as it does in one process."""
     result = train(tmp_path, "fails_everywhere", processes=2)
-    assert result.reason == "train: RuntimeError: mat1 and mat2 shapes cannot be multiplied"
+    assert result.reason.startswith("train: RuntimeError: mat1 and mat2 shapes cannot be multiplied; ")
 
 
 @pytest.mark.parametrize("signals", [1, 2])

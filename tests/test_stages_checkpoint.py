@@ -53,7 +53,9 @@ def test_cut_checkpoint_is_refused(path, part):
     """A file cut anywhere is one error that names it and says what to do."""
     data = path.read_bytes()
     path.write_bytes(data[: int(part * len(data))])
-    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors cannot be read.*delete it, then run"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint\.safetensors cannot be read.*move it away, then run"
+    ):
         load_checkpoint(path, "key")
 
 
@@ -122,7 +124,9 @@ def test_averaged_weights_carry_their_input(tmp_path):
     assert torch.equal(weights["w"], torch.ones(2))
 
 
-def test_missing_weights_name_the_stage_to_run(tmp_path):
-    """Sampling without a training says which stage to run."""
-    with pytest.raises(CheckpointError, match="is missing; run the train stage"):
+def test_missing_weights_say_how_to_have_them_again(tmp_path):
+    """Sampling without a training's average names the file and what brings it back."""
+    with pytest.raises(
+        CheckpointError, match=r"is missing; move it and .*done\.json away, then run the suite"
+    ):
         checkpoint.load_averaged(tmp_path / "ema.safetensors", "key")

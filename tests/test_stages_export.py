@@ -13,7 +13,9 @@ from PIL import Image
 from stage_cases import make_case, make_workspace
 
 from attnbench import cli
+from attnbench.commands import samples
 from attnbench.results import Measurement, Result, append_result, environment
+from attnbench.specs import ImageFolderData
 from attnbench.stages.sampling import export, shards
 from attnbench.storage.store import StageOutput, write_output
 
@@ -84,13 +86,35 @@ def test_npz_is_what_adms_evaluator_reads(attnbench, run_dir):
     assert (done.returncode, "10 images of case" in done.stdout) == (0, True), done.stderr
     images, labels = content()
     with np.load("out.npz") as arrays:
-        assert sorted(arrays) == ["arr_0", "arr_1"]
+        assert sorted(arrays) == ["arr_0", "arr_1", "class_names"]
+        assert arrays["class_names"].tolist() == [str(digit) for digit in range(10)]
         assert np.array_equal(arrays["arr_0"], images)
         assert np.array_equal(arrays["arr_1"], labels)
         assert (arrays["arr_0"].dtype, arrays["arr_1"].dtype) == (np.uint8, np.int64)
     with zipfile.ZipFile("out.npz") as archive, archive.open("arr_0.npy") as file:
         assert archive.getinfo("arr_0.npy").compress_type == zipfile.ZIP_STORED
         assert np.lib.format.read_magic(file) == (1, 0)
+
+
+def test_class_names_are_those_of_the_training(attnbench, run_dir, tmp_path):
+    """As the stage `prepare` has noted them, whatever the data's folders are called by now."""
+    run_dir()
+    folder = make_workspace(tmp_path / "runs" / "store").folder("prepare", make_case())
+    write_output(folder, StageOutput(class_names=["ant", "bee", "cat"]))
+    assert attnbench("samples", "export", "test", "--npz", "out.npz").returncode == 0
+    with np.load("out.npz") as arrays:
+        assert arrays["class_names"].tolist() == ["ant", "bee", "cat"]
+
+
+def test_class_names_that_nobody_noted_are_missed_with_a_word(attnbench, run_dir, tmp_path, monkeypatch):
+    """A run of an earlier version on a user's folder, which may be another by now."""
+    data = ImageFolderData(path=tmp_path / "images", image_size=8)
+    monkeypatch.setattr(samples, "case_of", lambda *_: make_case().model_copy(update={"data": data}))
+    run_dir()
+    done = attnbench("samples", "export", "test", "--npz", "out.npz")
+    assert "without class_names: the attnbench that made this run did not note them" in done.stdout
+    with np.load("out.npz") as arrays:
+        assert sorted(arrays) == ["arr_0", "arr_1"]
 
 
 def test_grey_images_are_repeated_with_a_note(attnbench, run_dir):

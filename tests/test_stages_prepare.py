@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -182,6 +183,25 @@ def test_a_killed_run_goes_on_where_it_was(images, monkeypatch, tmp_path):
     assert first.stat().st_mtime_ns == written
     assert len(resumed.shards) == 3
     assert torch.equal(resumed.batch(ALL, MIRRORED), undisturbed.batch(ALL, MIRRORED))
+
+
+@pytest.mark.parametrize("damaged", ["latents-00000.npy", "latents.json"])
+def test_damaged_latents_come_back_as_the_error_says(images, tmp_path, damaged):
+    """The advice followed to the letter: the same bytes again."""
+    save_codec(tmp_path / "vae")
+    case = latent_case(images, tmp_path / "vae")
+    workspace = make_workspace(tmp_path / "runs")
+    dataset, _ = prepared(case, workspace)
+    path = workspace.folder("prepare", case) / damaged
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    with pytest.raises(DataError) as told:
+        model_space.training_source(case, dataset, workspace)
+    removed = re.search(r"; remove (\S+) and run the same command again", str(told.value))
+    assert removed
+    Path(removed[1]).unlink()
+    prepared(case, workspace)  # opens them, too
+    assert path.read_bytes() == whole
 
 
 def test_another_autoencoder_in_the_same_folder_is_noticed(images, tmp_path):
@@ -391,6 +411,7 @@ def test_what_was_computed_of_other_images_is_not_used_on(images, tmp_path):
 def test_what_is_left_out_of_a_folder_is_said_before_anything_is_made(images, tmp_path):
     """In numbers, once, as a notice."""
     (images / "class0" / "notes.txt").write_text("mine")
+    (images / "class1" / "cut.png").write_bytes(b"\x89PNG")
     said = []
     workspace = make_workspace(tmp_path / "runs")
     workspace = replace(workspace, progress=lambda stage, done, total, note: said.append((stage, note)))
@@ -399,5 +420,7 @@ def test_what_is_left_out_of_a_folder_is_said_before_anything_is_made(images, tm
         prepare.run(case, workspace)
     notices = [note for stage, note in said if stage == NOTICE]
     assert notices == [
-        f"left out of {images}: 1 files and folders in class folders that are no images (class0/notes.txt)"
+        f"left out of {images}: 1 files and folders in class folders that are no images (class0/notes.txt)",
+        "1 images cannot be read and are left out, such as class1/cut.png: not an image that pillow knows",
     ]
+    assert read_output(workspace.folder("prepare", case)).class_names == ["class0", "class1"]

@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -20,9 +21,15 @@ from stage_cases import (
 )
 
 from attnbench.diffusion.noise import fork_rng
+from attnbench.errors import CheckpointError
 from attnbench.stages import train
 from attnbench.stages.training import trainer as engine
-from attnbench.stages.training.checkpoint import ModelInput, load_checkpoint, previous_path
+from attnbench.stages.training.checkpoint import (
+    ModelInput,
+    load_averaged,
+    load_checkpoint,
+    previous_path,
+)
 from attnbench.storage.store import read_output
 
 
@@ -172,3 +179,26 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_used(stubs, tmp_path)
     assert next(m.note for m in output.measurements if m.name == "training_warnings") == note
     whole = read_output(make_workspace(tmp_path / "whole").folder("train", case))
     assert output.curves == whole.curves
+
+
+def test_a_damaged_average_comes_back_as_the_error_says(stubs, tmp_path):
+    """The advice followed to the letter: the same bytes again, and no step is made."""
+    case, workspace = make_case(), make_workspace(tmp_path)
+    train.run(case, workspace)
+    path = workspace.folder("train", case) / train.AVERAGED
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError) as told:
+        load_averaged(path, case.key("train"))
+    moved = re.search(r"; move it and (\S+) away, then run the suite again: no step", str(told.value))
+    assert moved
+    path.rename(tmp_path / "away")
+    Path(moved[1]).rename(tmp_path / "away too")
+
+    def no_step(*_):
+        raise AssertionError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Trainer, "_step", no_step)
+        train.run(case, workspace)
+    assert path.read_bytes() == whole

@@ -23,6 +23,7 @@ from attnbench.results import read_results
 from attnbench.stages import train
 from attnbench.stages.training.trainer import Trainer
 from attnbench.storage import store
+from attnbench.storage.atomic import temporary_beside
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import CHECKPOINT, LOCK
 from attnbench.storage.store import NOTICE, Workspace, read_output
@@ -132,6 +133,18 @@ def test_who_waits_goes_on_from_the_checkpoint_of_a_killed_one(start, monkeypatc
     assert second.exitcode == 0
     assert steps(tmp_path, "second") == list(range(3, 10))
     assert files_of(tmp_path) == trained_alone(monkeypatch, tmp_path / "alone")
+
+
+def test_what_killed_processes_had_begun_to_write_is_removed(tmp_path):
+    """Once nobody else can be at work in the folder of a stage; other files stay."""
+    workspace = make_workspace(tmp_path)
+    folder = workspace.folder("sample", make_case())
+    unfinished, others = temporary_beside(folder / "grid.png"), (folder / ".mine", folder / "a.part")
+    for path in (unfinished, *others):
+        path.write_bytes(b"")
+    with workspace.holding(folder):
+        assert not unfinished.exists()
+    assert all(path.exists() for path in others)
 
 
 def test_a_finished_stage_is_read_without_a_lock(monkeypatch, tmp_path):
@@ -266,6 +279,7 @@ def test_ctrl_c_while_waiting_ends_at_once(tmp_path):
     folder = make_workspace(tmp_path / "runs" / "store").folder("train", case)
     with alone_in(folder, print):
         run = start_run(tmp_path, "one")
+        assert re.fullmatch(r"tiny-dit: prepare, \d+ s\n", run.stderr.readline())
         line = run.stderr.readline()
         assert re.fullmatch(WAITING.format(pid=os.getpid(), place=folder), line), line
         os.killpg(run.pid, signal.SIGINT)

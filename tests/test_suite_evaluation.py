@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from image_files import SIDE, class_files, make, write_files
 from suite_registry import SMALL, errors, load
 
 from attnbench.data import load_dataset, num_images
@@ -47,6 +48,42 @@ def test_held_out_images_must_be_kept_out(tmp_path: Path) -> None:
     data = "data={name: image-folder, path: x, image_size: 8, held_out_fraction: 0}"
     found = errors(tmp_path, SMALL, data, "model.in_channels=3", "evaluate={reference: held-out}")
     assert any("evaluate.reference: held-out: data.held_out_fraction is 0" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ("evaluate={kd_subset_size: 11}", "kd_subset_size is 11, but there are 80 samples and 10 reference"),
+        (
+            "evaluate={kd_subset_size: 10, neighbours: 10}",
+            "neighbours is 10, but there are 80 samples and 10",
+        ),
+        ("evaluate={kd_subset_size: 10, neighbours: 9}", ""),
+    ],
+)
+def test_too_few_images_of_a_folder_are_seen_by_their_number(
+    tmp_path: Path, settings: str, line: str
+) -> None:
+    """Half of ten files a class are held out; no file is opened, these are none that could be."""
+    for number in range(20):
+        folder = tmp_path / "images" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(b"")
+    data = f"data={{name: image-folder, path: {tmp_path / 'images'}, image_size: 8, held_out_fraction: 0.5}}"
+    overrides = [data, "model.in_channels=3", "sample.per_class=40", settings, "evaluate.reference=held-out"]
+    if line:
+        assert any(line in found for found in errors(tmp_path, SMALL, *overrides))
+    else:
+        assert load(tmp_path, SMALL, *overrides)
+
+
+def test_too_few_images_of_a_prepared_set_are_seen_in_its_card(tmp_path: Path) -> None:
+    """Exactly as many as it says."""
+    write_files(tmp_path / "source", class_files(("cat",), 6))
+    make(tmp_path / "source", tmp_path / "set", held_out=2)
+    data = f"data={{name: prepared, path: {tmp_path / 'set'}, image_size: {SIDE}}}"
+    overrides = [data, "model.in_channels=3", "evaluate={kd_subset_size: 7, reference: train}"]
+    assert any("and 4 reference images" in found for found in errors(tmp_path, SMALL, *overrides))
 
 
 @pytest.mark.parametrize("spec", [DigitsData(), PhotoPatchesData(crops_per_class=9)])

@@ -71,6 +71,17 @@ def test_an_override_may_shorten_the_axis(here: Path) -> None:
     assert not case.exceptions
 
 
+def test_an_overridden_matrix_says_which_option_drops_the_exceptions(here: Path) -> None:
+    """`-o matrix=...` without the axis of an exception: both are named, and the option given helps."""
+    text = SMALL + MATRIX + RULE % ("model.attention: linear", "train.steps: 7")
+    override = "matrix={sample.guidance_scale: [1.0, 2.0]}"
+    (line,) = errors(here, text, override)
+    assert line.startswith("s.yaml:8:")
+    assert f"exceptions[0].when.model.attention: is no axis of the matrix that override '{override}'" in line
+    assert "add -o exceptions=[] to go without" in line
+    assert len(load(here, text, override, "exceptions=[]")) == 2
+
+
 def test_an_exception_needs_its_reason(here: Path) -> None:
     """A comparison whose cases differ in secret is no comparison."""
     text = SMALL + MATRIX + "exceptions: [{when: {model.attention: linear}, set: {train.steps: 7}}]\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -32,6 +33,10 @@ for _module in COMMANDS:
 def main() -> NoReturn:
     """Run the command line; exit codes 0 fine, 1 a case failed or output was lost, 2 the input was wrong."""
     take_any_text()
+    try:
+        os.getcwd()
+    except OSError:  # some libraries end the process where there is none, with words about their own files
+        sys.exit(_tell("the working directory has been removed; change into one that exists", 2))
     code = _run()
     fault = output_fault()
     sys.exit(code if fault is None else _tell(output_error(fault), 1))
@@ -53,13 +58,20 @@ def _run() -> int | str | None:
         step = next_step(error, "name another path")
         code = 1 if error.errno in NOT_THE_USERS else 2
         return _tell(f"{error.filename}: {error.strerror}; {step}", code)
+    except KeyboardInterrupt:  # before typer takes care of it
+        return _interrupted()
     except SystemExit as stop:  # typer turns Ctrl-C into exit code 130 without a word
         if hasattr(stop, "message"):  # a training that was stopped in good order
             typer.echo(stop.message, err=True)
         elif stop.code == INTERRUPTED:
-            typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
+            return _interrupted()
         return stop.code
     return 0
+
+
+def _interrupted() -> int:
+    typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
+    return INTERRUPTED
 
 
 def _tell(error: str, code: int) -> int:

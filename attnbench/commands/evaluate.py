@@ -17,6 +17,7 @@ from attnbench.evaluation.by_class import by_class, class_figure, write_csv
 from attnbench.evaluation.collection import ImageCollection
 from attnbench.evaluation.figures import class_names, draw_nearest, draw_tsne, labels_as_in
 from attnbench.evaluation.images import open_images
+from attnbench.evaluation.nearest import identical_images
 from attnbench.evaluation.reference import Reference, holds, save_reference
 from attnbench.evaluation.requirements import check_sizes, extractor_problems
 from attnbench.evaluation.scorer import Scorer, make_scorer
@@ -49,6 +50,8 @@ def evaluate(request: EvaluationRequest, *, runs: Path, device: str, quiet: bool
         for each in sets if request.tsne else sets[:1] if request.per_class else []:
             labels_as_in(reference, each)  # to fail before hours of extraction
         scored = {each.name: scorer.measure(reference, each) for each in sets}
+        for each in sets:
+            _tell_of_copies(scorer, reference, each)
         notes = _draw(request, scorer, reference, sets, training)
     if request.json_file is not None:
         write_json(request.json_file, _record(scorer, reference, scored) | {"notes": notes})
@@ -77,6 +80,17 @@ def _check_early(
         real = open_images(request.reference, allow_jpeg=True, image_size=request.image_size)
     for images in sets:
         check_sizes(settings, len(images), min(len(real), settings.reference_images))
+
+
+def _tell_of_copies(scorer: Scorer, reference: Reference, images: ImageCollection) -> None:
+    """Warn of images that are the reference's own: a folder given twice scores like a perfect model."""
+    found = identical_images(scorer.features(images).digests, reference.features.digests)
+    copies = int((found >= 0).sum())
+    if copies:
+        scorer.warn(
+            f"{copies:,} of the {len(images):,} images of {images.name} are images of the reference "
+            f"{reference.name}, pixel by pixel: its distances are smaller than those of new images"
+        )
 
 
 def build_reference(

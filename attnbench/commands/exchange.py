@@ -23,6 +23,7 @@ from attnbench.exchange import (
     write_exported,
 )
 from attnbench.exchange.diffusers_config import SCHEDULER_CONFIG
+from attnbench.exchange.diffusers_format import ORIGIN
 from attnbench.exchange.exported import is_exported
 from attnbench.exchange.transfer import grouped
 from attnbench.models.recipes import resolve
@@ -92,7 +93,8 @@ def import_weights(source: Path, to: Path, *, num_heads: int | None, force: bool
         )
     exported = from_diffusers(source) if source.is_dir() else from_original(source, num_heads=num_heads)
     if snapshot is not None:
-        told = {"imported_from": f"{origin} (commit {snapshot.commit})"}
+        _, _, further = exported.config.imported_from.partition(ORIGIN)
+        told = {"imported_from": f"{origin} (commit {snapshot.commit}){further}"}
         exported = dataclasses.replace(exported, config=exported.config.model_copy(update=told))
     written = write_exported(exported, to, force=force)
     model = written.model

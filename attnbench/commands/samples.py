@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
+from attnbench.data import class_names
 from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.run_samples import sample_folder
 from attnbench.results import Result
+from attnbench.specs import UserImages
+from attnbench.storage.run_folders import case_of, store_of
 from attnbench.storage.store import read_output
 
 
@@ -25,12 +29,33 @@ def export(
     if npz is not None:
         if not npz.absolute().parent.is_dir() or npz.is_dir():
             raise UserInputError(f"--npz: {npz} cannot be a file; name one in a folder that exists")
-        repeated = write_npz(folder, npz, count)
+        names, fault = _class_names(run_dir, result)
+        repeated = write_npz(folder, npz, count, names)
         note = "; grey images: their channel three times, as ADM's evaluator needs RGB" if repeated else ""
-        typer.echo(f"{npz}: {count} images of {result.label} (arr_0), their classes (arr_1){note}")
+        called = (
+            f"what these are called (class_names){note}" if names else f"without class_names: {fault}{note}"
+        )
+        typer.echo(f"{npz}: {count} images of {result.label} (arr_0), their classes (arr_1), {called}")
     if png is not None:
         written = write_pngs(folder, png, count)
         typer.echo(f"{png}: {count} images of {result.label}, {written} of them new")
+
+
+def _class_names(run_dir: Path, result: Result) -> tuple[Sequence[str], str]:
+    """Return what the classes were called when the stage `prepare` read the data, or nothing and why.
+
+    A user's folders may be others by now, so that they are not asked.
+    """
+    try:
+        case = case_of(run_dir, result)
+    except UserInputError as error:
+        return (), str(error)
+    prepared = read_output(store_of(run_dir) / "prepare" / case.key("prepare"))
+    if prepared is not None and prepared.class_names:
+        return prepared.class_names, ""
+    if not isinstance(case.data, UserImages):
+        return class_names(case.data), ""
+    return (), "the attnbench that made this run did not note them"
 
 
 def available(folder: Path, result: Result) -> int:

@@ -1,9 +1,10 @@
-"""Bars while something runs, and one line per finished case; nothing of it without a terminal."""
+"""Bars while something runs, or lines now and then where no terminal is; one line per finished case."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -18,12 +19,41 @@ from rich.progress import (
     Progress as Bars,
 )
 
+from attnbench.console.plan_view import duration
 from attnbench.console.screen import console
 from attnbench.progress import Progress
 from attnbench.results import Result
 
 if TYPE_CHECKING:
     from attnbench.running.runner import Listener
+    from attnbench.specs import Case
+
+LINE_EVERY_S = 60.0  # a file that somebody follows must show that something goes on
+
+
+class Lines:
+    """Progress in a file: a line where nothing was said for a minute, and what its owner says at once."""
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._write, self._clock = say, clock
+        self._said_at = clock()
+
+    def progress(self, title: str, done: int, total: int, note: str) -> None:
+        """Say how far something has come, unless the last line is younger than a minute."""
+        if self._clock() - self._said_at >= LINE_EVERY_S:
+            share = f" {done:,} of {total:,}" if total else ""
+            self.say(f"{title}{share}{f', {note}' if note else ''}")
+
+    def say(self, text: str) -> None:
+        """Say something now."""
+        self._said_at = self._clock()
+        self._write(text)
+
+
+def _lines(bars: Bars, quiet: bool) -> Lines:
+    """Return what says in lines what bars would show; silent where they do, or where that is asked for."""
+    is_shown = not quiet and not bars.console.is_terminal
+    return Lines(lambda text: bars.console.print(escape(text), soft_wrap=True) if is_shown else None)
 
 
 def _bars(quiet: bool) -> Bars:
@@ -42,10 +72,15 @@ def _bars(quiet: bool) -> Bars:
 
 @contextlib.contextmanager
 def progress_bar(title: str, *, quiet: bool) -> Iterator[Progress]:
-    """Yield a sink (done, total, note) that draws one bar with the time left."""
+    """Yield a sink (done, total, note) that draws one bar with the time left, or says it in lines."""
     with _bars(quiet) as bars:
-        task = bars.add_task(escape(title), total=None, note="")
-        yield lambda done, total, note: bars.update(task, completed=done, total=total, note=escape(note))
+        task, lines = bars.add_task(escape(title), total=None, note=""), _lines(bars, quiet)
+
+        def hear(done: int, total: int, note: str) -> None:
+            bars.update(task, completed=done, total=total, note=escape(note))
+            lines.progress(title, done, total, note)
+
+        yield hear
 
 
 @contextlib.contextmanager
@@ -56,8 +91,10 @@ def run_listener(num_cases: int, *, quiet: bool) -> Iterator[Listener]:
     with _bars(quiet) as bars:
         cases = bars.add_task("cases", total=num_cases, note="")
         stages: dict[str, TaskID] = {}
+        lines = _lines(bars, quiet)
 
         def show(title: str, done: int, total: int, note: str) -> None:
+            lines.progress(title, done, total, note)
             if title not in stages:
                 for task in stages.values():
                     bars.remove_task(task)
@@ -72,8 +109,20 @@ def run_listener(num_cases: int, *, quiet: bool) -> Iterator[Listener]:
                 reason = f": {result.reason}" if result.reason else ""
                 bars.console.print(escape(f"{word:>8}  {result.label}{reason}"))
 
+        def stage_ended(case: Case, what: str, seconds: float) -> None:
+            lines.say(f"{case.label}: {what}, {duration(seconds)}")
+
+        began: list[float] = []
+
+        def profiling(done: int, total: int, note: str) -> None:
+            began.append(time.monotonic())
+            show("profile", done, total, note)
+            if done == total:
+                lines.say(f"profile, {duration(began[-1] - began[0])}")
+
         yield Listener(
             progress=lambda case, stage, done, total, note: show(f"{case.label}: {stage}", done, total, note),
+            stage_ended=stage_ended,
             finished=finished,
-            profiling=lambda done, total, note: show("profile", done, total, note),
+            profiling=profiling,
         )

@@ -9,11 +9,21 @@ import importlib
 from typing import TYPE_CHECKING
 
 from attnbench.data.dataset import Dataset, DatasetRow, ImageSet, PartName
+from attnbench.specs import DigitsData, PhotoPatchesData
 
 if TYPE_CHECKING:
-    from attnbench.specs import DataSpec, DigitsData, PhotoPatchesData
+    from attnbench.specs import DataSpec
 
-__all__ = ["Dataset", "DatasetRow", "ImageSet", "class_names", "list_datasets", "load_dataset", "num_images"]
+__all__ = [
+    "Dataset",
+    "DatasetRow",
+    "ImageSet",
+    "class_names",
+    "list_datasets",
+    "load_dataset",
+    "most_images",
+    "num_images",
+]
 
 SOURCES = {
     "digits": "attnbench.data.digits",
@@ -45,6 +55,17 @@ def num_images(spec: DigitsData | PhotoPatchesData) -> dict[PartName, int]:
     """Return how many images the parts of a built-in dataset have, without opening one."""
     known: dict[PartName, int] = importlib.import_module(SOURCES[spec.name]).num_images(spec)
     return known
+
+
+def most_images(spec: DataSpec, part: PartName, enough: int) -> int:
+    """Return how many images a part has, without opening one; of an image folder, at most: it counts files.
+
+    It stops counting at `enough`. Raises DataError as `class_names` does.
+    """
+    if isinstance(spec, DigitsData | PhotoPatchesData):
+        return num_images(spec)[part]
+    most: int = importlib.import_module(SOURCES[spec.name]).most_images(spec, part, enough)
+    return most
 
 
 def list_datasets() -> list[DatasetRow]:

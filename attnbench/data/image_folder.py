@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnbench.data.dataset import Dataset, DatasetRow, WrittenFiles
+from attnbench.data.dataset import Dataset, DatasetRow, PartName, WrittenFiles
 from attnbench.data.decoding import decode, examine
 from attnbench.data.hashing import hash_order
 from attnbench.data.image_sources import FolderSource, is_image
@@ -137,6 +137,30 @@ def load(spec: ImageFolderData) -> Dataset:
 def class_names(spec: ImageFolderData) -> tuple[str, ...]:
     """Return the names of the classes; raises DataError for a missing folder and no class folders."""
     return tuple(printable(folder.name) for folder in _class_folders(spec.path))
+
+
+def most_images(spec: ImageFolderData, part: PartName, enough: int) -> int:
+    """Return how many images a part can have at most, as if every file were one; stops at `enough`.
+
+    Raises DataError as `class_names` does.
+    """
+    total = 0
+    for folder in _class_folders(spec.path):
+        files = _num_entries(folder)
+        kept_out = round(spec.held_out_fraction * files)
+        total += kept_out if part == "held-out" else files - kept_out
+        if total >= enough:
+            break
+    return total
+
+
+def _num_entries(folder: Path) -> int:
+    try:
+        names = [name for name in os.listdir(folder) if not is_passed_over(name)]
+        inside = [name for name in names if name.lower() == IMAGES and (folder / name).is_dir()]
+        return len(names) + sum(len(os.listdir(folder / name)) for name in inside)
+    except OSError as error:
+        raise DataError(cannot_read(folder, error, "name another folder in data.path")) from error
 
 
 def _fingerprint(root: Path, names: Iterable[str]) -> str:

@@ -89,6 +89,11 @@ def class_names(spec: PreparedData) -> tuple[str, ...]:
     return tuple(read_fitting_card(spec).classes)
 
 
+def most_images(spec: PreparedData, part: PartName, enough: int) -> int:
+    """Return how many images a part has; raises DataError as `load` does."""
+    return read_fitting_card(spec).parts[part].num_images
+
+
 def read_fitting_card(spec: PreparedData) -> Card:
     """Return the card of the set that `spec` names; raises DataError as `load` does, without opening it."""
     from attnbench.data.card import check_sizes, read_card

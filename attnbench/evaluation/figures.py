@@ -98,7 +98,7 @@ def labels_as_in(reference: Reference, images: ImageCollection) -> torch.Tensor:
     """Return the labels of images, int64 [N], in a reference's numbering: one name, one class.
 
     Where one of them has no names, its numbers are those that the other's folders are named by, if all are
-    named by numbers; else they count the other's classes in order of name. Both are told where they differ.
+    named by numbers; else they count the other's classes in order of name. It is told how they were matched.
     Raises DataError where one of them has no labels, or the images show a class that the reference has not.
     """
     for name, known in ((reference.name, reference.labels), (images.name, images.labels)):
@@ -110,12 +110,14 @@ def labels_as_in(reference: Reference, images: ImageCollection) -> torch.Tensor:
     assert images.labels is not None
     if images.class_names is None or reference.class_names is None:
         return _by_number(reference, images, images.labels)
-    if unknown := [name for name in images.class_names if name not in reference.class_names]:
+    shown = {images.class_names[label] for label in images.labels.unique().tolist()}
+    if unknown := sorted(shown - set(reference.class_names)):
         raise DataError(
             f"{images.name} shows classes that {reference.name} has not: {listed(unknown)}; call equal "
             "classes alike, or take real images of all of them"
         )
-    return torch.tensor(named_classes(images.class_names, reference.class_names))[images.labels]
+    places = {name: label for label, name in enumerate(reference.class_names)}
+    return torch.tensor([places.get(name, -1) for name in images.class_names])[images.labels]
 
 
 def _by_number(reference: Reference, images: ImageCollection, labels: torch.Tensor) -> torch.Tensor:
@@ -124,10 +126,15 @@ def _by_number(reference: Reference, images: ImageCollection, labels: torch.Tens
     named, numbered = (
         (images.name, reference.name) if images.class_names is not None else (reference.name, images.name)
     )
-    if not all(name.isdecimal() for name in names) or [int(name) for name in names] == list(
-        range(len(names))
-    ):
-        return labels  # no numbers, or the same ones
+    if not all(name.isdecimal() for name in names):
+        if names:
+            images.warn(
+                f"classes of {numbered} are numbers, matched to the classes of {named} in order of name: "
+                f"class 0 is {names[0]}, class {len(names) - 1} is {names[-1]}"
+            )
+        return labels
+    if [int(name) for name in names] == list(range(len(names))):
+        return labels  # the same numbers
     numbers = torch.tensor([int(name) for name in names])
     if images.in_order:
         images.warn(

@@ -25,6 +25,7 @@ from attnbench.storage.names import SAMPLE_SHARDS, sample_shard
 
 CHECKED_AT_ONCE = 2**24  # bytes
 IMAGES, LABELS = "arr_0", ("labels", "arr_1")
+CLASS_NAMES = "class_names"  # what label 0, 1, ... are called: ours alone, other tools do not read it
 DAMAGED = (OSError, *DAMAGED_NPZ)
 _AS_UINT8 = "numpy.clip(numpy.round(127.5 * x + 127.5), 0, 255).astype(numpy.uint8)"
 
@@ -241,6 +242,28 @@ def _labels(path: Path, names: list[str], num_images: int) -> torch.Tensor | Non
     return torch.from_numpy(labels)
 
 
+def _class_names(path: Path, labels: torch.Tensor | None) -> tuple[str, ...] | None:
+    """Return what the classes of an npz file are called, None where it does not say; raises DataError."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            stored = arrays.get(CLASS_NAMES)
+    except DAMAGED as error:
+        raise damaged(path, error) from error
+    if stored is None or labels is None:
+        return None
+    if stored.ndim != 1 or stored.dtype.kind != "U" or len(set(stored.tolist())) < len(stored):
+        raise DataError(
+            f"{path}: {CLASS_NAMES} must be one text per class, each another, got {stored.dtype} "
+            f"{list(stored.shape)}; store numpy.array([...]) of the names, or leave them out"
+        )
+    if int(labels.max()) >= len(stored):
+        raise DataError(
+            f"{path}: labels go up to {int(labels.max())}, and {CLASS_NAMES} has {len(stored)}; store one "
+            "name per class, or leave them out"
+        )
+    return tuple(map(str, stored.tolist()))
+
+
 def class_numbers(labels: np.ndarray, num_images: int) -> np.ndarray | None:
     """Return labels as class numbers, int64 [N], None where they are none, or not one per image.
 
@@ -260,7 +283,8 @@ def class_numbers(labels: np.ndarray, num_images: int) -> np.ndarray | None:
 
 def open_npz_images(path: Path) -> ImageCollection:
     """Open a single npz file; raises DataError."""
-    return _collection(printable(str(path)), [open_npz(path)], [path])
+    collection = _collection(printable(str(path)), [open_npz(path)], [path])
+    return replace(collection, class_names=_class_names(path, collection.labels))
 
 
 def open_npz_shards(folder: Path, *, name: str) -> ImageCollection:

@@ -74,6 +74,14 @@ def read_dit_config(home: Path) -> tuple[ModelConfig, int]:
     return found, side
 
 
+def dropout_left_out(home: Path) -> str:
+    """Say that a transformer's dropout is not taken over, where its config.json names one."""
+    dropout = _json_object(home / "config.json").get("dropout") or 0
+    if not dropout:
+        return ""
+    return f" without its dropout of {dropout}, which changes no sample: training it further here has none"
+
+
 def _json_object(path: Path) -> dict[str, Any]:
     content = json.loads(read_bytes(path))
     if not isinstance(content, dict):

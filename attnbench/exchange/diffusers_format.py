@@ -14,7 +14,7 @@ from attnbench.diffusion.ddpm import NUM_TIMESTEPS, linear_betas
 from attnbench.errors import DataError, UnsupportedError
 from attnbench.exchange.config import ExportedConfig
 from attnbench.exchange.diffusers_card import pipeline_card
-from attnbench.exchange.diffusers_config import read_dit_config
+from attnbench.exchange.diffusers_config import dropout_left_out, read_dit_config
 from attnbench.exchange.dit_config import check_same, class_rows, describe_import
 from attnbench.exchange.exported import Exported
 from attnbench.exchange.folders import new_folder, read_bytes, writing
@@ -26,6 +26,7 @@ from attnbench.stages.latents.latent_space import Factor, latent_space
 from attnbench.storage.hub import model_files
 
 DESCRIPTION = "attnbench.json"
+ORIGIN = "a folder of diffusers"
 NULL_CLASS = 1000  # DiTPipeline's, whatever the number of classes
 
 
@@ -201,7 +202,7 @@ def from_diffusers(
     if num_classes is None and ours is not None:
         num_classes = ours.input.num_classes
     state, num_classes = class_rows(state, num_classes, str(folder))
-    description = describe_import(config or found, side, num_classes, "a folder of diffusers")
+    description = describe_import(config or found, side, num_classes, f"{ORIGIN}{dropout_left_out(home)}")
     if ours is not None:  # written here: what diffusers has no place for stands beside it
         check_same(found, ours.model, str(folder))
         description = ours if config is None else ours.model_copy(update={"model": config})

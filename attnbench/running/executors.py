@@ -31,6 +31,10 @@ KEEP_MEMORY_MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRES
 STOP_LIMIT_S = 600.0  # without a sign of progress: a checkpoint of tens of gigabytes takes minutes
 EXIT_LIMIT_S = 30.0  # after the result: a plugin's thread may never end
 LOOK_S = 0.5  # how often these are looked at
+_AFTER_A_DEATH = (
+    "run the same command again to go on from what is saved; with --inline and PYTHONFAULTHANDLER=1 it shows "
+    "where it dies"
+)
 
 
 def run_in_process(
@@ -136,7 +140,7 @@ class _Conversation:
                 case _Stopped():
                     self.stopped = event.stopped
         how = self.child.how_it_ended()
-        self.failure = self.failure or self.stopped or how
+        self.failure = self.failure or self.stopped or f"{how}; {_AFTER_A_DEATH}"
         if self.killed:
             self.killed = how
 

@@ -24,12 +24,12 @@ from attnbench.running.plan import missing_inputs, plan, warnings
 from attnbench.specs import Case
 from attnbench.stages.case import finished_case
 from attnbench.stages.profile import SessionOutput, profile_cases
-from attnbench.storage.atomic import atomic_write, storage_errors
+from attnbench.storage.atomic import atomic_write, remove_unfinished, storage_errors
 from attnbench.storage.hashing import file_sha256
 from attnbench.storage.locks import alone_in, is_held
 from attnbench.storage.names import CLAIMS, DONE, PICTURES, RESULTS, STORE
 from attnbench.storage.run_folders import set_damaged_aside
-from attnbench.storage.store import NOTICE, read_output
+from attnbench.storage.store import NOTICE, STAGE_ENDED, read_output
 from attnbench.suite.loading import Suite
 
 CaseProgress = Callable[[Case, str, int, int, str], None]  # case, stage, done, total, note
@@ -58,12 +58,13 @@ def _write_notice(text: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """Whom to tell: each case's progress, each finished case, the profiling session, and notices.
+    """Whom to tell: each case's progress and ended stages, each finished case, the profile, and notices.
 
     A notice is for a person to read at once: whom this run waits for, or that there are no file locks.
     """
 
     progress: CaseProgress = lambda case, stage, done, total, note: None
+    stage_ended: Callable[[Case, str, float], None] = lambda case, what, seconds: None
     finished: Callable[[Result, bool], None] = lambda result, cached: None
     profiling: Callable[[int, int, str], None] = lambda done, total, note: None
     notice: Callable[[str], None] = _write_notice
@@ -101,6 +102,8 @@ def run(
     fine = [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"]
     session = profile_cases(fine, store, device, listener.profiling, listener.notice)
     with alone_in(run_dir, listener.notice):
+        for folder in (run_dir, run_dir / PICTURES):
+            remove_unfinished(folder)
         if damaged := set_damaged_aside(run_dir):
             listener.notice(damaged)
         results = [_complete(result, session, store, run_dir, listener.notice) for result in results]
@@ -165,6 +168,8 @@ def _for(case: Case, listener: Listener) -> Callable[[str, int, int, str], None]
     def hear(stage: str, done: int, total: int, note: str) -> None:
         if stage == NOTICE:
             listener.notice(note)
+        elif stage == STAGE_ENDED:
+            listener.stage_ended(case, note, done / 1000)
         else:
             listener.progress(case, stage, done, total, note)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +21,11 @@ from attnbench.errors import AttnbenchError, UnsupportedError
 from attnbench.processes import ParentProcess
 from attnbench.results import Environment, Measurement, Result, environment, timestamp
 from attnbench.specs import Case
+from attnbench.stages import failures
 from attnbench.stages.interrupts import Stopped
 from attnbench.storage.names import ENVIRONMENT
 from attnbench.storage.records import read_record, write_record
-from attnbench.storage.store import STAGES, Stage, StageOutput, Workspace, read_output
+from attnbench.storage.store import STAGE_ENDED, STAGES, Stage, StageOutput, Workspace, read_output
 
 
 def run_case(case: Case, workspace: Workspace) -> Result:
@@ -33,18 +35,36 @@ def run_case(case: Case, workspace: Workspace) -> Result:
     stage = STAGES[0]
     try:
         for stage in STAGES:
-            outputs.append(importlib.import_module(f"attnbench.stages.{stage}").run(case, workspace))
+            outputs.append(_run_stage(case, stage, workspace))
         where = _environment_of(workspace.folder("evaluate", case), where, workspace)
     except UnsupportedError as error:
         return _result(case, where, outputs, "skipped", str(error))
-    except (AttnbenchError, MemoryError) as error:
-        return _result(case, where, outputs, "failed", f"{stage}: {_describe(error)}")
     except Stopped:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything; other cases go on
-        traceback.print_exc()
-        return _result(case, where, outputs, "failed", f"{stage}: {_describe(error)}")
+        if not isinstance(error, AttnbenchError):
+            traceback.print_exc()
+        reason = failures.in_words(error, stage, workspace.root / stage / case.key(stage))
+        return _result(case, where, outputs, "failed", reason)
     return _result(case, where, outputs, "ok", "", workspace.notes)
+
+
+def _run_stage(case: Case, stage: Stage, workspace: Workspace) -> StageOutput:
+    """Run one stage, or read what it has finished before; tell of its end where it was run."""
+    folder = workspace.root / stage / case.key(stage)
+    was_finished, began = read_output(folder) is not None, time.monotonic()
+    output: StageOutput = importlib.import_module(f"attnbench.stages.{stage}").run(case, workspace)
+    failures.forget(folder)
+    if not was_finished:
+        milliseconds = round(1000 * (time.monotonic() - began))
+        workspace.report(STAGE_ENDED, milliseconds, 0, _what_was_done(case, stage, output))
+    return output
+
+
+def _what_was_done(case: Case, stage: Stage, output: StageOutput) -> str:
+    drawn = max((m.n or 0 for m in output.measurements), default=0)
+    amount = {"train": f" {case.train.steps:,} steps", "sample": f" {drawn:,} images"}
+    return f"{stage}{amount.get(stage, '')}"
 
 
 def _environment_of(folder: Path, here: Environment, workspace: Workspace) -> Environment:
@@ -116,12 +136,6 @@ def _as_computed(case: Case, finished: dict[Stage, StageOutput]) -> dict[str, An
         if output.computed_with:
             settings[stage] |= output.computed_with
     return settings
-
-
-def _describe(error: BaseException) -> str:
-    if isinstance(error, AttnbenchError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
 
 
 def main() -> None:

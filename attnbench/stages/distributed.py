@@ -46,6 +46,8 @@ class Said(Record):
 
     event: Literal["ready", "done", "failed"]
     error: str = ""
+    traceback: str = ""
+    """Where it lies."""
 
 
 SAID = TypeAdapter(Said)
@@ -167,7 +169,7 @@ class _Worker:
             environment={**os.environ, "OMP_NUM_THREADS": str(threads)},
             new_session=True,  # Ctrl-C is for rank 0, which decides what happens to the others
         )
-        self._is_done, self._error = False, ""
+        self._is_done, self._error, self._traceback = False, "", ""
         request = {
             "part": part,
             "case": case.model_dump(mode="json"),
@@ -203,7 +205,7 @@ class _Worker:
             return True
         if said is not None:
             self._is_done = self._is_done or said.event == "done"
-            self._error = self._error or said.error
+            self._error, self._traceback = self._error or said.error, self._traceback or said.traceback
         return said is not None
 
     @property
@@ -214,7 +216,8 @@ class _Worker:
     def how_it_failed(self) -> str:
         """Return the process's error, or how it ended, with the end of what it wrote."""
         if self._error:
-            return f"{self._process.name} failed: {self._error}; its last words: {self._process.last_words()}"
+            where = self._traceback or f"its last words: {self._process.last_words()}"
+            return f"{self._process.name} failed: {self._error}; {where}"
         return f"{self._process.how_it_ended()}. Run again to go on from what is saved"
 
     def says(self, error: str) -> bool:

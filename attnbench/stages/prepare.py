@@ -59,11 +59,11 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         finished = workspace.finished(folder)
         if finished is not None:
             return finished
-        for remark in dataset.remarks:
+        for remark in (*dataset.remarks, *_unreadable(dataset)):
             workspace.report(NOTICE, 0, 0, remark)
         if codec is not None:
             encode_all(dataset.train, codec, folder, workspace)
-        output = StageOutput(measurements=_left_out(dataset))
+        output = StageOutput(measurements=_left_out(dataset), class_names=list(dataset.class_names))
         write_output(folder, output)
         return output
 
@@ -97,6 +97,14 @@ def _check_unchanged(case: Case, folder: Path, now: MadeFrom, dataset: Dataset, 
         refuse_changed("images in data.path" if images else which_codec(case), folder)
     if known is None or (known.written, known.content) != (now.written, now.content):
         write_record(folder / MADE_FROM, now)
+
+
+def _unreadable(dataset: Dataset) -> list[str]:
+    """Say at once what `_left_out` keeps for the report."""
+    few = "; ".join(dataset.unreadable[:3])
+    return (
+        [f"{len(dataset.unreadable):,} images cannot be read and are left out, such as {few}"] if few else []
+    )
 
 
 def _left_out(dataset: Dataset) -> list[Measurement]:

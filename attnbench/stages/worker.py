@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
+from attnbench.errors import AttnbenchError
 from attnbench.processes import ParentProcess
 from attnbench.specs import Case
 from attnbench.stages.distributed import LeftToFirstError, Said, World, joined
+from attnbench.stages.failures import keep_traceback
 from attnbench.stages.interrupts import SIGNALS
 from attnbench.stages.sample import draw_part
 from attnbench.stages.train import train_case
@@ -39,6 +41,9 @@ def serve(request: dict[str, Any], parent: ParentProcess) -> None:
         except BaseException as error:  # noqa: BLE001 - a plugin may raise anything
             traceback.print_exc()
             said = Said(event="failed", error=f"{type(error).__name__}: {error}")
+            if not isinstance(error, AttnbenchError):
+                kept = keep_traceback(error, workspace.folder(request["part"], case), world.rank)
+                said = said.model_copy(update={"traceback": kept})
             parent.reply(said.model_dump())
             sys.stderr.flush()
             os._exit(1)  # leaving the others in good order may take for ever

@@ -37,6 +37,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes had begun to write in a folder; for who is alone in it."""
+    for left_over in folder.glob(".*.part"):
+        with suppress(OSError):
+            left_over.unlink()
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn an error of the block, which writes `path`, into one StorageError: which file, why, what helps."""

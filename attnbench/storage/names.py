@@ -7,6 +7,7 @@ runs/store/sample/<key>/  done.json, samples-00000.npz, samples-00000.json, grid
 runs/store/evaluate/<key>/ done.json, environment.json, classes.png, classes.csv
 runs/store/features/      reference.npz, images.safetensors, a folder per feature network
 runs/store/profile/<key>/ session.json
+runs/store/<stage>/<key>/ error.txt, while a stage fails in a way nobody expected
 runs/store/cells/<key>/   lock, of the run that works on a case
 """
 
@@ -24,6 +25,7 @@ LOCK = "lock"
 
 # the store
 DONE = "done.json"  # the stage is finished
+ERROR = "error.txt"  # a traceback of what nobody expected; gone once the stage has succeeded
 CLAIMS = "cells"  # earlier versions hold their cases under this name, too
 FEATURES = "features"
 PROFILE, SESSION = "profile", "session.json"

@@ -19,7 +19,7 @@ from pydantic import Field
 from attnbench.progress import StageProgress
 from attnbench.results import Measurement, Record
 from attnbench.specs import Case, DataSpec
-from attnbench.storage.atomic import storage_errors
+from attnbench.storage.atomic import remove_unfinished, storage_errors
 from attnbench.storage.hashing import file_sha256
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import DONE, FEATURES
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Stage = Literal["prepare", "train", "sample", "evaluate"]
 STAGES: tuple[Stage, ...] = ("prepare", "train", "sample", "evaluate")
 NOTICE = "notice"  # in place of a stage in a report: its note is to be shown even where no progress is
+STAGE_ENDED = "stage ended"  # likewise: what was done in how many milliseconds, instead of `done`
 
 
 class StageOutput(Record):
@@ -44,6 +45,8 @@ class StageOutput(Record):
     """Of these files, by name; empty in what earlier versions wrote."""
     computed_with: dict[str, Any] = Field(default_factory=dict)
     """Settings outside the stage's key that held when it finished; whoever reads it may ask for others."""
+    class_names: list[str] = Field(default_factory=list)
+    """Of `prepare` alone: what label 0, 1, ... are called; empty in what earlier versions wrote."""
 
 
 def _print_reason(reason: str) -> None:
@@ -85,6 +88,7 @@ class Workspace:
             yield
             return
         with alone_in(folder, lambda text: self.report(NOTICE, 0, 0, text)):
+            remove_unfinished(folder)
             yield
 
     def finished(self, folder: Path) -> StageOutput | None:

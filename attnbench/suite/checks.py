@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-from attnbench.data import class_names, num_images
+from attnbench.data import class_names, most_images
 from attnbench.errors import DataError, UnknownNameError, UserInputError
 from attnbench.evaluation.requirements import extractor_problems, size_problems
 from attnbench.models.options import read_options
 from attnbench.models.resolution import input_size
 from attnbench.plugins import Registry
 from attnbench.problems import Problem
-from attnbench.specs import Case, DigitsData, ImageFolderData, PhotoPatchesData, UserImages
+from attnbench.specs import Case, DigitsData, ImageFolderData, UserImages
 from attnbench.stages.compatibility import objective_problems, sampler_problems
 from attnbench.stages.latents.model_space import latent_problems
 from attnbench.stages.training.initial_weights import why_not_from
@@ -70,11 +71,23 @@ def _evaluation_problems(case: Case, registry: Registry) -> Iterator[Problem]:
             "held-out: data.held_out_fraction is 0, so there are no such images; set it above 0, or set "
             "reference: train",
         )
-    if isinstance(data, DigitsData | PhotoPatchesData):
+        return
+    for setting, message in _too_few_images(case):
+        yield Problem(("evaluate", setting), message)
+
+
+def _too_few_images(case: Case) -> Iterator[tuple[str, str]]:
+    """Yield settings that ask for more images than there are, of the user's data where they are there."""
+    settings, data = case.evaluate, case.data
+    try:
         num_samples = case.sample.per_class * len(class_names(data))
-        real = min(num_images(data)[settings.reference], settings.reference_images)
-        for setting, message in size_problems(settings, num_samples, real):
-            yield Problem(("evaluate", setting), message)
+        enough = max(2, settings.kd_subset_size, settings.neighbours + 1)  # a folder may hold millions
+        real = min(most_images(data, settings.reference, enough), settings.reference_images)
+        if any(size_problems(settings, num_samples, real)):
+            every = min(most_images(data, settings.reference, sys.maxsize), settings.reference_images)
+            yield from size_problems(settings, num_samples, every)
+    except DataError:  # a run says what is wrong with it, and a suite needs no data to be valid
+        return
 
 
 def _attention_problems(path: KeyPath, spec: Any, registry: Registry) -> Iterator[Problem]:
@@ -163,8 +176,6 @@ def _initial_problems(case: Case) -> Iterator[Problem]:
 
 def _num_classes(case: Case) -> int | None:
     """Return the number of the data's classes, or None where the user's folder cannot tell it yet."""
-    from attnbench.data import class_names
-
     try:
         return len(class_names(case.data))
     except DataError:  # a run says what is wrong with it, and a suite needs no data to be valid

@@ -86,8 +86,7 @@ def _read_when(
     for key, given in when.items():
         axis = next((axis for axis in axes if ".".join(map(str, axis.target)) == key), None)
         if axis is None:
-            named = ", ".join(show_path(axis.target) for axis in axes) or "(none)"
-            problems.append(Problem((*place, key), f"is no axis of the suite's matrix; allowed: {named}"))
+            problems.append(Problem((*place, key), _no_axis(key, axes, settings)))
             continue
         wanted = given if isinstance(given, list) else [given]
         found = [[i for i, value in enumerate(axis.values) if _same(value, w)] for w in wanted]
@@ -101,6 +100,18 @@ def _read_when(
             ]
         conditions[axis.target] = frozenset(itertools.chain.from_iterable(found))
     return conditions, problems
+
+
+def _no_axis(key: str, axes: Sequence[Axis], settings: Settings) -> str:
+    """Say that nothing varies `key`, and what to do where it was an override that took the axis away."""
+    named = ", ".join(show_path(axis.target) for axis in axes) or "(none)"
+    matrix = settings.origin(("matrix",)) if "matrix" in settings.data else None
+    if matrix is None or matrix.position[0] == 0 or settings.origin(("exceptions",)).position[0] == 1:
+        return f"is no axis of the suite's matrix; allowed: {named}"
+    return (
+        f"is no axis of the matrix that {matrix.where} gives (its axes: {named}), so it is for no "
+        f"case; add -o exceptions=[] to go without the suite's exceptions, or vary {key} there, too"
+    )
 
 
 def _same(a: Any, b: Any) -> bool:

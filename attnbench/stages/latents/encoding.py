@@ -156,8 +156,8 @@ def open_latents(folder: Path, spec: CodecSpec, labels: torch.Tensor) -> LatentS
     index = read_record(folder / LATENT_INDEX, LatentIndex)
     if index is None:
         raise DataError(
-            f"{folder / LATENT_INDEX} is missing or damaged; remove the folder {folder} and run the same "
-            "command again to encode the images"
+            f"{folder / LATENT_INDEX} is missing or damaged; remove {folder / DONE} and run the same command "
+            "again to encode the images"
         )
     expected = _index_of(spec, len(labels)).model_dump(exclude={"sha256"})
     for name, wanted in expected.items():
@@ -189,7 +189,8 @@ def _open_shard(path: Path, wanted: str, checked: CheckedShards) -> np.ndarray:
     else:
         problem = "was cut short or altered since it was written"
     raise DataError(
-        f"the latents {path} {problem}; remove the folder {path.parent} and run the same command again"
+        f"the latents {path} {problem}; remove {path.parent / DONE} and run the same command again: the "
+        "shards from this one on are encoded again, those before it are kept"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,12 @@ from attnbench.storage.atomic import atomic_path, atomic_write, storage_errors
 MARKER = "export.txt"  # whose images a folder holds, so that a killed export can go on
 
 
-def write_npz(samples: Path, target: Path, count: int) -> bool:
+def write_npz(samples: Path, target: Path, count: int, class_names: Sequence[str] = ()) -> bool:
     """Write the first `count` samples of a stage's folder: arr_0 uint8 [N, H, W, 3], arr_1 labels int64 [N].
 
-    Streamed: one shard is in memory at a time. Returns whether grey images were repeated to three
-    channels. Raises StorageError or CheckpointError, and leaves no half file.
+    `class_names` becomes an array of that name, text [K], where there are any. Streamed: one shard is in
+    memory at a time. Returns whether grey images were repeated to three channels. Raises StorageError or
+    CheckpointError, and leaves no half file.
     Source: openai/guided-diffusion, evaluations/evaluator.py (images) and classifier_sample.py (labels).
     """
     batches = _first(samples, count)
@@ -39,6 +40,9 @@ def write_npz(samples: Path, target: Path, count: int) -> bool:
                 all_labels.append(labels)
         with archive.open("arr_1.npy", "w") as file:
             np.lib.format.write_array(file, np.concatenate(all_labels).astype(np.int64))
+        if class_names:
+            with archive.open("class_names.npy", "w") as file:
+                np.lib.format.write_array(file, np.array(class_names, dtype=np.str_), allow_pickle=False)
     return channels == 1
 
 

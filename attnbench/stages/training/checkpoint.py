@@ -20,6 +20,7 @@ from attnbench.results import Record
 from attnbench.stages.training.loss_curve import TrainingProgress
 from attnbench.stages.training.sharding import cut_like
 from attnbench.storage.atomic import atomic_path, storage_errors
+from attnbench.storage.names import CHECKPOINT, DONE
 from attnbench.storage.tensor_files import open_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 FORMAT = "attnbench-2"  # 1: without checksum
 ENTRY = "attnbench"  # of a file's metadata
+GO_BACK = (
+    "move it away, then run the same command again to go on from the checkpoint before it, if there is one, "
+    "or from the start"
+)
 
 
 class ModelInput(Record):
@@ -77,7 +82,7 @@ def load_checkpoint(path: Path, key: str) -> Checkpoint:
     try:
         progress = TrainingProgress.model_validate_json(metadata.get("progress", ""))
     except ValidationError as error:
-        raise _unreadable(path, "its progress record is damaged") from error
+        raise _unreadable(path, "its progress record is damaged", GO_BACK) from error
     return Checkpoint(groups=groups, progress=progress)
 
 
@@ -131,11 +136,16 @@ def save_averaged(path: Path, weights: Mapping[str, torch.Tensor], model_input: 
 
 def load_averaged(path: Path, key: str) -> tuple[dict[str, torch.Tensor], ModelInput]:
     """Read averaged weights and what their model takes; raises CheckpointError."""
-    weights, metadata = load_tensors(path, key)
+    # the training counts as finished: without its mark it goes on from the checkpoint of its last step
+    remedy = (
+        f"move it and {path.with_name(DONE)} away, then run the suite again: no step is made again, it is "
+        f"written anew from {CHECKPOINT}"
+    )
+    weights, metadata = load_tensors(path, key, remedy)
     try:
         return weights, ModelInput.model_validate_json(metadata.get("input", ""))
     except ValidationError as error:
-        raise _unreadable(path, "its record of the model's input is damaged") from error
+        raise _unreadable(path, "its record of the model's input is damaged", remedy) from error
 
 
 def save_tensors(
@@ -161,30 +171,31 @@ def save_tensors(
             path.replace(keep)
 
 
-def load_tensors(path: Path, key: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def load_tensors(
+    path: Path, key: str, remedy: str = GO_BACK
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read named tensors (on the CPU) and metadata; raises CheckpointError naming file and remedy."""
     try:
         with open_tensors(path) as file:
             metadata = _metadata(file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; run the train stage again") from error
+        raise CheckpointError(f"{path} is missing; {remedy}") from error
     except OSError as error:
-        raise CheckpointError(cannot_read(path, error, "move it away, then run again")) from error
+        raise CheckpointError(cannot_read(path, error, remedy)) from error
     except SafetensorError as error:
-        raise _unreadable(path, str(error)) from error
+        raise _unreadable(path, str(error), remedy) from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} was not written by this version of attnbench (format {metadata.get('format')!r}, "
-            f"expected {FORMAT!r}); move it away, then run again"
+            f"expected {FORMAT!r}); {remedy}"
         )
     written = metadata.pop("crc32", "")
     if written != checksum(tensors, metadata):
-        raise _unreadable(path, "its checksum is not that of its content")
+        raise _unreadable(path, "its checksum is not that of its content", remedy)
     if metadata.get("key") != key:
         raise CheckpointError(
-            f"{path} belongs to another training (key {metadata.get('key')}, expected {key}); "
-            "move it away, then run again to train from the start"
+            f"{path} belongs to another training (key {metadata.get('key')}, expected {key}); {remedy}"
         )
     return tensors, metadata
 
@@ -252,8 +263,5 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return result
 
 
-def _unreadable(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} cannot be read ({why}): it is cut short or damaged; delete it, then run the same command "
-        "again to go on from the checkpoint before it, if there is one, or from the start"
-    )
+def _unreadable(path: Path, why: str, remedy: str) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read ({why}): it is cut short or damaged; {remedy}")

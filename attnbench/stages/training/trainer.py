@@ -125,9 +125,6 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the newest whole checkpoint, if there is one; raises CheckpointError."""
-        if self.world.is_first:
-            for left_over in self.checkpoint_path.parent.glob(".*.part"):  # of a killed run: gigabytes each
-                left_over.unlink(missing_ok=True)
         found = load_newest(self.checkpoint_path, self.case.key("train"))
         if found is not None:
             checkpoint, note = found
