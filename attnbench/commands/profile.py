@@ -100,9 +100,9 @@ def profile(options: Options) -> int:
                     worker=CHILD,
                     fit_mib=parse_memory(options.fit) if options.fit else 0.0,
                 )
-    except Stopped as stopped:
+    except _Interrupted as interrupted:
         asked = len(requests) * len(batch_sizes) * len(spec.resolutions or [])
-        raise Stopped(stopped.number, _what_is_kept(rows, asked, file, device)) from None
+        raise Stopped(interrupted.number, _what_is_kept(rows, asked, file, device)) from None
     baselines = softmax_models(requests)
     _print(measured, baselines, device)
     if file:
@@ -133,8 +133,15 @@ def _print(rows: Sequence[ProfileRow], baselines: Sequence[str], device: str) ->
             console.print_table(table)
 
 
+class _Interrupted(KeyboardInterrupt):
+    """A signal; no SystemExit, which a stranger's module may raise and which then is that row's failure."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 def _stop(number: int) -> NoReturn:
-    raise Stopped(number, "")
+    raise _Interrupted(number)
 
 
 def _what_is_kept(rows: Sequence[ProfileRow], asked: int, file: ReportFile | None, device: str) -> str:
