@@ -146,7 +146,7 @@ def test_what_cannot_be_asked(words, message, tmp_path, monkeypatch):
 
 
 def test_the_python_interface():
-    """`attnbench.profile` gives the same rows, and a table of them; modes, scopes and batches are arguments."""
+    """`attnbench.profile` gives the same rows, and a table of them; all settings are arguments."""
     rows = package.profile(
         backends=("softmax", "linear"), recipe="tiny-dit", resolutions=(8,), batch_sizes=(1, 2), mode="train",
         scope="block", precision="bf16", measure=("macs", "latency"), rounds=1, threads=1, device="cpu",

@@ -61,19 +61,19 @@ def test_short_passes_are_repeated(monkeypatch):
 
 def test_every_sample_is_kept(monkeypatch):
     """Samples whose threads waited stay where they fell, with their share of waiting; three must be clean."""
-    timer = Scripted(monkeypatch, [10.0, 300.0, 11.0, 12.0, 13.0])
+    timer = Scripted(monkeypatch, [10.0, 50.0, 11.0, 12.0, 13.0])
     taken = take_round(lambda: None, timer, pass_ms=10)
-    assert taken.latency_ms == [10.0, 300.0, 11.0, 12.0]  # 0.1 s are over, and the third clean one ends it
-    assert taken.cpu_time_ms == [20.0, 600.0, 22.0, 24.0]
+    assert taken.latency_ms == [10.0, 50.0, 11.0, 12.0]  # 0.03 s are over, and the third clean one ends it
+    assert taken.cpu_time_ms == [20.0, 100.0, 22.0, 24.0]
     assert taken.waited_share == [0.0, 0.5, 0.0, 0.0]
     assert timer.rests == 1
 
 
 def test_a_round_that_never_gets_clean_ends(monkeypatch):
     """On a machine that is busy all the time a round ends after five times its length."""
-    timer = Scripted(monkeypatch, itertools.repeat(30.0))
-    taken = take_round(lambda: None, timer, pass_ms=30)
-    assert timer.now_s == pytest.approx(0.51)  # the first sample that ends after 0.5 s
+    timer = Scripted(monkeypatch, itertools.repeat(40.0))
+    taken = take_round(lambda: None, timer, pass_ms=40)
+    assert timer.now_s == pytest.approx(0.16)  # the first sample that ends after 0.15 s
     assert not is_clean(taken)
 
 

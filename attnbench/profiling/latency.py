@@ -14,7 +14,7 @@ from attnbench.profiling.protocol import Round
 from attnbench.profiling.rows import CLEAN_BELOW, LEAST_SAMPLES
 
 SAMPLE_MS = 2.0  # shorter passes are repeated, so that the clock's and the loop's cost stay below 0.1 %
-ROUND_S = 0.1
+ROUND_S = 0.03  # short, so that the rows of a round meet the same machine: its pace changes within 0.1 s
 LONG_MS = 500.0  # of a pass that takes this long, one sample is a round
 STABLE_WITHIN = 0.03
 WINDOW = 5

@@ -8,6 +8,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from attnbench.devices import available_cores, check_device
@@ -34,10 +35,11 @@ from attnbench.progress import Progress
 from attnbench.specs import ProfileSpec
 
 GIVEN_UP = 2  # times the least, where none of them is clean
-MOST_ROUNDS = 4  # times the least: a machine that never settles is not measured for ever
+MOST_ROUNDS = 5  # times the least: a machine that never settles is not measured for ever
 _WARM_UP_LIMIT_S = 1.5
 _WARM_UP_SHARE = 0.2  # at most, of a row's time limit
 _PASSES = 10  # of a row whose pass is long: 2 for the memory, 2 before the rounds, 6 rounds
+_LARGE = 10**10  # multiply-adds of a pass from which on models are measured one at a time
 _SET_UP_S = 2.0  # about, of a row's processes beside its passes
 
 Say = Callable[[str], None]
@@ -182,8 +184,8 @@ class _Session:
             self._find_ceilings(next(_alive(drafts), drafts[0]))
         slowed = throttle_count()
         if "memory" in self.spec.measure:
-            for draft in _alive(drafts):
-                self._measure_memory(draft)
+            with ThreadPoolExecutor(self._memory_at_once(drafts)) as pool:
+                list(pool.map(self._measure_memory, _alive(drafts)))
         if "latency" in self.spec.measure:
             extra = (self.deadline - time.monotonic()) / (2 * groups_left)
             self._take_turns(drafts, extra_until=time.monotonic() + extra)
@@ -261,6 +263,12 @@ class _Session:
             self.ceilings = found
         else:
             self.say(f"no roofline: the machine's ceilings could not be measured: {found.reason}")
+
+    def _memory_at_once(self, drafts: Sequence[Draft]) -> int:
+        """Return how many processes may hold a model at once: nothing is timed in them, but they are big."""
+        largest = max((draft.counts.get("macs_full", _LARGE) for draft in _alive(drafts)), default=_LARGE)
+        small = self.device == "cpu" and largest * self.spec.batch_size < _LARGE
+        return available_cores() if small else 1
 
     def _measure_memory(self, draft: Draft) -> None:
         self.steps.next(f"{draft.name}: memory")
