@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -61,8 +62,9 @@ def test_the_file_says_what_where_and_how(measured):
 
 
 def test_the_screen_and_the_page_show_costs_and_crossovers(measured):
-    """Both tables are printed; the page has them and its figures."""
+    """Each row is told as it comes, both tables are printed, the page has them and its figures."""
     folder, done = measured
+    assert re.search(r"^softmax at 8 px: [\d.]+ ms, [\d.]+ MiB", done.stderr, re.MULTILINE)
     for words in ("Costs on cpu", "Growth and crossovers", "Baseline: softmax."):
         assert words in done.stdout
     page = (folder / "page" / "profile.md").read_text()

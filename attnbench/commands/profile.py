@@ -27,6 +27,7 @@ from attnbench.profiling.rows import ProfileRequest, ProfileRow
 from attnbench.profiling.scaling import by_setting, scalings
 from attnbench.report.profile_page import write_profile_report
 from attnbench.report.profile_tables import rows_table, scaling_table
+from attnbench.report.tables import significant
 from attnbench.specs import CodecSpec, ProfileSpec
 from attnbench.stages.interrupts import Stopped, on_signal
 from attnbench.stages.latents.latent_space import kind_of, latent_space
@@ -82,6 +83,8 @@ def profile(options: Options) -> int:
         rows.append(row)
         if file:
             file.write(rows)
+        if not options.quiet:
+            console.print_notice(_in_a_line(row))
 
     measured = ProfileRows()
     try:
@@ -115,6 +118,20 @@ def profile(options: Options) -> int:
         console.print_notice(f"report: {page}")
     statuses = {row.status for row in measured}
     return 1 if "failed" in statuses or "ok" not in statuses else 0  # as a run's exit code
+
+
+def _in_a_line(row: ProfileRow) -> str:
+    """Say of a row, as soon as it is finished, what its time and memory are, or why it has none."""
+    name = f"{row.model} at {row.resolution} px"
+    if row.status != "ok":
+        return f"{name}: {row.status}: {row.reason}"
+    found = [
+        *([] if row.latency_ms is None else [f"{significant(row.latency_ms)} ms"]),
+        *([] if row.live_memory_mib is None else [f"{row.live_memory_mib:,.1f} MiB"]),
+        *([] if row.planned_memory_mib is None else [f"{row.planned_memory_mib:,.1f} MiB planned"]),
+        *(["disturbed"] if row.disturbed else []),
+    ]
+    return f"{name}: {', '.join(found) or 'counted'}"
 
 
 def _in_modes(spec: ProfileSpec, options: Options) -> list[ProfileSpec]:

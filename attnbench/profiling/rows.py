@@ -47,8 +47,6 @@ class Conditions(Record):
 
     threads: int = 1
     """CPU threads of a pass."""
-    free_cores: float | None = None
-    """How many cores the session found free when it began."""
     load: float | None = None
     """The system's load average over a minute, at the row's end."""
     governor: str = ""
