@@ -229,29 +229,44 @@ class _Process(Protocol):
     """A started child: who it is, what it prints, and how it ends."""
 
     pid: int
-    returncode: int | None
     output: int
     """Descriptor to read."""
 
+    @property
+    def returncode(self) -> int | None: ...
     def wait(self) -> None: ...
     def send_signal(self, number: int) -> None: ...
     def kill(self) -> None: ...
 
 
-class _Spawned(subprocess.Popen[bytes]):
+class _Spawned:
     """A fresh Python."""
 
-    output: int
+    def __init__(self, process: subprocess.Popen[bytes], output: int) -> None:
+        self._process, self.pid, self.output = process, process.pid, output
 
-    def wait(self, timeout: float | None = None) -> None:  # type: ignore[override]
+    @property
+    def returncode(self) -> int | None:
+        """Exit code, or the signal as a negative number; None while it runs."""
+        return self._process.returncode
+
+    def wait(self) -> None:
         """Wait for the end."""
-        super().wait(timeout)
+        self._process.wait()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill it."""
+        self._process.kill()
 
 
 def _spawn(words: list[str], end: int, environment: Mapping[str, str] | None, new_session: bool) -> _Spawned:
     reading, writing = os.pipe()
     try:
-        process = _Spawned(
+        process = subprocess.Popen(
             [sys.executable, "-P", "-m", *words[:1], str(end), str(os.getpid()), *words[1:]],
             stdin=subprocess.DEVNULL,
             stdout=writing,
@@ -265,8 +280,7 @@ def _spawn(words: list[str], end: int, environment: Mapping[str, str] | None, ne
         raise
     finally:
         os.close(writing)
-    process.output = reading
-    return process
+    return _Spawned(process, reading)
 
 
 class Nursery:
@@ -332,7 +346,12 @@ class _Forked:
 
     def __init__(self, pid: int, output: int, status: int) -> None:
         self.pid, self.output, self._status = pid, output, status
-        self.returncode: int | None = None
+        self._returncode: int | None = None
+
+    @property
+    def returncode(self) -> int | None:
+        """As a spawned process has it."""
+        return self._returncode
 
     def wait(self) -> None:
         """Wait for the end, as the nursery reports it."""
@@ -340,11 +359,11 @@ class _Forked:
         while piece := os.read(self._status, 64):
             said += piece
         os.close(self._status)
-        self.returncode = int(said) if said else -signal.SIGKILL  # a nursery that was killed takes all along
+        self._returncode = int(said) if said else -signal.SIGKILL  # a nursery that was killed takes all along
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
-        if self.returncode is None:
+        if self._returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 

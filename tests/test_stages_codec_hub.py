@@ -209,6 +209,7 @@ data:
   name: image-folder
   path: images
   codec: {codec}
+evaluate: {{metrics: [fd]}}
 """
 
 

@@ -232,7 +232,7 @@ data:
   path: images
   image_size: {side}
   codec: {codec}
-evaluate: {{extractor: digits-cnn}}
+evaluate: {{extractor: digits-cnn, metrics: [fd]}}
 """
 
 

@@ -43,9 +43,11 @@ def test_a_finished_suite_is_not_computed_again(runs):
         old = before[result.case_id]
         kept = {m.name: m.values for m in result.measurements}
         assert kept == {m["name"]: m["values"] for m in old["measurements"]}
-        assert (result.label, result.case, result.curves["loss"]) == (
+        # the profile has more settings since; the id holds what they stand for
+        asked, then = ({**case, "profile": None} for case in (result.case, old["case"]))
+        assert (result.label, asked, result.curves["loss"]) == (
             old["label"],
-            old["case"],
+            then,
             [tuple(point) for point in old["curves"]["loss"]],
         )
     assert outcome.report.html.is_file()
