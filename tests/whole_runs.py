@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-import io
 import os
 import signal
 import subprocess
@@ -121,10 +120,16 @@ def start_warm(words: Sequence[str], log: Path) -> int:
         os.dup2(descriptor, 2)
         sys.argv = ["attnbench", *words]
         content._figures = lambda results: []  # drawing takes a third of the time, and keeps nothing
-        processes.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Fork})  # type: ignore[assignment]
+        processes.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _popen})  # type: ignore[assignment]
         main()
 
     return _fork(command)
+
+
+def _popen(command: Sequence[str], **settings: Any) -> Any:
+    """Start a child: a case by a fork of this process, the measuring children's nursery as it is."""
+    nursery = command[3] == processes.__name__
+    return subprocess.Popen(command, **settings) if nursery else Fork(command, **settings)
 
 
 class Fork:
@@ -134,20 +139,20 @@ class Fork:
         self,
         command: Sequence[str],
         *,
+        stdout: int,
         pass_fds: Sequence[int],
         env: Mapping[str, str],
         start_new_session: bool,
         **_: Any,
     ) -> None:
         assert command[1:3] == ["-P", "-m"]
-        output, theirs = os.pipe()
 
         def serve() -> None:
             if start_new_session:
                 os.setsid()
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(theirs, 1)
-            os.dup2(theirs, 2)
+            os.dup2(stdout, 1)
+            os.dup2(stdout, 2)
             kept = {0, 1, 2, *pass_fds}
             for descriptor in map(int, os.listdir("/proc/self/fd")):
                 if descriptor not in kept:
@@ -159,8 +164,7 @@ class Fork:
             importlib.import_module(command[3]).main()
 
         self.pid = _fork(serve)
-        os.close(theirs)
-        self.stdout, self.returncode = io.FileIO(output, "rb"), None
+        self.returncode: int | None = None
 
     def wait(self) -> None:
         _, status = os.waitpid(self.pid, 0)
