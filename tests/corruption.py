@@ -257,11 +257,14 @@ def _differences(
     if after.environment.model_copy(update={"note": ""}) != before.environment and not after.environment.note:
         yield "another environment"
     found = {m.name: m for m in after.measurements if m.name not in NOTED}
-    if found.keys() != {m.name for m in before.measurements}:
-        yield f"measurements {found.keys() ^ {m.name for m in before.measurements}}"
+    differing = found.keys() ^ {m.name for m in before.measurements}
+    if any(
+        not name.startswith("waited_") for name in differing
+    ):  # those are there only where a sample waited
+        yield f"measurements {differing}"
         return
     measured_now = _measured_now(case, folder, state)
-    for m in before.measurements:
+    for m in (m for m in before.measurements if m.name in found):
         may_differ = said or found[m.name].note != m.note or measured_now.search(m.name)
         if found[m.name] != m and not (may_differ and CLOCK.search(m.name)):
             yield f"{m.name} was {m}, is {found[m.name]}"
