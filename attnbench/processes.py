@@ -298,8 +298,9 @@ class Nursery:
             self._process = _spawn([__name__, module], end, environment, new_session=True)
         finally:
             os.close(end)
-        threading.Thread(target=self._drain, daemon=True).start()
         self._last_output = b""
+        self._listener = threading.Thread(target=self._drain, daemon=True)
+        self._listener.start()
 
     def __enter__(self) -> Nursery:
         return self
@@ -324,6 +325,7 @@ class Nursery:
                 os.close(its_status)
         if not answer:  # it died: such a child has ended before it began
             self._process.wait()
+            self._listener.join(LINGER_S)
             raise ChildStartError(
                 f"the process that starts others ended with exit code {self._process.returncode}; its last "
                 f"words: {self._last_output[-LINE_KEPT:].decode(errors='replace').strip() or '(none)'}"

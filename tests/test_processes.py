@@ -17,7 +17,14 @@ import pytest
 from pydantic import TypeAdapter
 
 from attnbench import processes
-from attnbench.processes import ORPHANED, OUTPUT_KEPT, ChildProcess, UnreadableReplyError
+from attnbench.processes import (
+    ORPHANED,
+    OUTPUT_KEPT,
+    ChildProcess,
+    ChildStartError,
+    Nursery,
+    UnreadableReplyError,
+)
 
 REPLY = TypeAdapter(dict[str, int])
 PATIENCE_S = 60  # of these tests: what never comes is told from what comes late
@@ -313,3 +320,48 @@ def test_a_parent_with_many_open_files(start):
         for file in files:
             os.close(file)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+
+
+NURSERY_CHILD = """
+import os, sys
+from attnbench.processes import ParentProcess
+
+seen = 0
+
+
+def main():
+    global seen
+    seen += 1
+    parent = ParentProcess()
+    for asked in parent.requests():
+        if asked == '"end"':
+            print("the last words")
+            sys.exit(3)
+        parent.reply({"n": seen, "path": os.environ.get("PYTHONPATH", "")})
+"""
+ANY_REPLY = TypeAdapter(dict)
+
+
+def test_a_nursery_forks_clean_children(tmp_path, monkeypatch):
+    """Each has the module as it was imported and the user's PYTHONPATH; its end is told as any child's."""
+    (tmp_path / "nursery_child.py").write_text(NURSERY_CHILD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", "theirs")
+    with Nursery("nursery_child") as nursery:
+        for _ in range(2):
+            with ChildProcess("nursery_child", "the child", nursery=nursery) as child:
+                child.send('"ask"')
+                assert child.receive(ANY_REPLY, 60) == {"n": 1, "path": "theirs"}
+                child.send('"end"')
+                assert child.receive(ANY_REPLY, 60) is None
+                assert (
+                    child.how_it_ended() == "the child ended with exit code 3; its last words: the last words"
+                )
+
+
+def test_a_nursery_that_cannot_import_says_so(tmp_path, monkeypatch):
+    """A child of a nursery that died is an error with the nursery's last words."""
+    (tmp_path / "broken_child.py").write_text("raise RuntimeError('broken at import')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Nursery("broken_child") as nursery, pytest.raises(ChildStartError, match="broken at import"):
+        ChildProcess("broken_child", "the child", nursery=nursery)
