@@ -12,11 +12,10 @@ from pathlib import Path
 import typer
 
 from attnbench import console
-from attnbench.errors import UserInputError
 from attnbench.running.plan import warnings
 from attnbench.stages.latents.model_space import assumption
-from attnbench.storage.names import RESULTS, STORE
-from attnbench.storage.run_folders import run_folder
+from attnbench.storage.names import STORE
+from attnbench.storage.run_folders import read_run
 from attnbench.suite.loading import load_suite
 
 
@@ -73,13 +72,8 @@ def validate(suite: str, overrides: Sequence[str], runs: Path) -> None:
 def report(run: str, runs: Path) -> None:
     """Write the report of a run again from its results alone."""
     from attnbench.report import write_report
-    from attnbench.results import latest, read_results
 
-    run_dir = run_folder(run, runs)
-    results = latest(read_results(run_dir / RESULTS))
-    if not results:
-        raise UserInputError(f"{run_dir / RESULTS} holds no results yet; run the suite first")
-    question = results[0].case.get("question", "")
-    paths = write_report(run_dir, results, title=results[0].suite, question=question)
-    console.print_comparison(results)
+    read = read_run(run, runs)
+    paths = write_report(read.folder, read.results, title=read.suite, question=read.question)
+    console.print_comparison(read.results)
     typer.echo(f"report: {paths.html}\n        {paths.markdown}")

@@ -28,8 +28,9 @@ from attnbench.storage.atomic import atomic_write, remove_unfinished, storage_er
 from attnbench.storage.hashing import file_sha256
 from attnbench.storage.locks import alone_in, is_held
 from attnbench.storage.names import CLAIMS, DONE, PICTURES, RESULTS, STORE
-from attnbench.storage.run_folders import set_damaged_aside
+from attnbench.storage.run_folders import RunRecord, set_damaged_aside, write_run_record
 from attnbench.storage.store import NOTICE, STAGE_ENDED, read_output
+from attnbench.suite.files import shipped_folder
 from attnbench.suite.loading import Suite
 
 CaseProgress = Callable[[Case, str, int, int, str], None]  # case, stage, done, total, note
@@ -108,8 +109,20 @@ def run(
             listener.notice(damaged)
         results = [_complete(result, session, store, run_dir, listener.notice) for result in results]
         _remember(run_dir / RESULTS, results)
+        write_run_record(run_dir, _record_of(suite))
         report = write_report(run_dir, results, title=suite.name, question=suite.question)
     return SuiteRun(results=tuple(results), run_dir=run_dir, report=report, computed=computed)
+
+
+def _record_of(suite: Suite) -> RunRecord:
+    shipped = suite.path.parent == shipped_folder()
+    return RunRecord(
+        suite=suite.name,
+        question=suite.question,
+        source=suite.path.stem if shipped else str(suite.path.absolute()),
+        overrides=suite.overrides,
+        case_ids=tuple(case.id for case in suite.cases),
+    )
 
 
 def _run_cases(

@@ -3,15 +3,87 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from attnbench.errors import UnknownNameError, UserInputError
-from attnbench.results import Result, latest, read_results, result_of
+from attnbench.results import (
+    Record,
+    Result,
+    checked_record,
+    latest,
+    read_results,
+    result_of,
+    with_checksum,
+)
 from attnbench.specs import Case
 from attnbench.storage.atomic import atomic_write
-from attnbench.storage.names import DAMAGED_RESULTS, RESULTS, STORE
+from attnbench.storage.names import DAMAGED_RESULTS, RESULTS, RUN, STORE
+
+
+class RunRecord(Record):
+    """What one `attnbench run` was asked for; the report of its folder is of these cases, in this order."""
+
+    suite: str
+    question: str = ""
+    source: str
+    """The suite as it was named: a shipped one's name, or the absolute path of a file."""
+    overrides: tuple[str, ...] = ()
+    case_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run's folder as reports and comparisons read it: one result per case."""
+
+    folder: Path
+    suite: str
+    question: str
+    results: tuple[Result, ...]
+    record: RunRecord | None
+    """None in the folders of earlier versions: then every case in results.jsonl counts."""
+
+
+def read_run(name: str | Path, runs: Path) -> Run:
+    """Read a run: a folder, or a suite's name below the runs folder.
+
+    Of several results of one case the last counts; cases that the last `attnbench run` was not asked for (of
+    other overrides, say) are left out. Raises UserInputError where there is nothing to read.
+    """
+    folder = run_folder(name, runs)
+    results = latest(read_results(folder / RESULTS))
+    record = _read_run_record(folder / RUN)
+    if record is not None:
+        by_id = {result.case_id: result for result in results}
+        results = [by_id[case_id] for case_id in record.case_ids if case_id in by_id]
+    if not results:
+        raise UserInputError(f"{folder / RESULTS} holds no results yet; run the suite first")
+    return Run(
+        folder=folder,
+        suite=record.suite if record else results[0].suite,
+        question=record.question if record else str(results[0].case.get("question", "")),
+        results=tuple(results),
+        record=record,
+    )
+
+
+def write_run_record(folder: Path, record: RunRecord) -> None:
+    """Keep what a run was asked for beside its results; raises StorageError."""
+    atomic_write(folder / RUN, with_checksum(record))  # no place in the checksum: run folders are copied
+
+
+def _read_run_record(path: Path) -> RunRecord | None:
+    if not path.exists():
+        return None
+    try:
+        return checked_record(path.read_bytes(), RunRecord)
+    except (OSError, ValueError) as error:
+        raise UserInputError(
+            f"{path}: not what was written: {error}; run the suite again, which computes nothing that is "
+            f"finished, or remove the file: then every case in {RESULTS} counts"
+        ) from error
 
 
 def run_folder(name: str | Path, runs: Path) -> Path:

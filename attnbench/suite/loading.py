@@ -120,6 +120,8 @@ class Suite:
     cases: tuple[Case, ...]
     settings: dict[str, Any]
     """The file's content with the overrides in it."""
+    overrides: tuple[str, ...] = ()
+    """As they were given."""
 
     @property
     def warnings(self) -> dict[str, list[str]]:
@@ -172,7 +174,14 @@ def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
     findings.raise_all()
     cases = tuple(case for _, case in pairs)
     question = settings.data["question"].strip()
-    return Suite(name=cases[0].suite, path=path, question=question, cases=cases, settings=settings.data)
+    return Suite(
+        name=cases[0].suite,
+        path=path,
+        question=question,
+        cases=cases,
+        settings=settings.data,
+        overrides=tuple(overrides),
+    )
 
 
 def of_cases(labels: Sequence[str], num_cases: int) -> str:

@@ -1,0 +1,95 @@
+"""Cases that differ by their seed alone are one configuration: what is compared, over its seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnbench.results import Direction, Measurement, Result
+from attnbench.specs import content_hash
+
+_SEED_AXIS = "seed"
+_NOT_CONTENT = ("suite", "question", "label", "axes", "exceptions", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """One model, data, training, sampling and scoring, run with one seed or several."""
+
+    label: str
+    """Of its cases, without the seed."""
+    results: tuple[Result, ...]
+    """One of each seed, the seeds ascending."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each result."""
+        return tuple(seed_of(result) for result in self.results)
+
+    def measurements(self, name: str) -> list[Measurement]:
+        """Return the measurement of that name of each seed that finished and has it."""
+        found = (result.measurement(name) for result in self.results if result.status == "ok")
+        return [measured for measured in found if measured is not None and measured.values]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSeeds:
+    """One quantity of a configuration over its seeds, in the stored unit."""
+
+    name: str
+    unit: str
+    better: Direction
+    values: tuple[float, ...]
+    """One a seed."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds (n - 1); None of one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+def configurations(results: Sequence[Result]) -> list[Configuration]:
+    """Group results by everything but their seed, in the order their first cases appear."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(_identity(result), []).append(result)
+    return [
+        Configuration(label=label_without_seed(group[0]), results=tuple(sorted(group, key=seed_of)))
+        for group in groups.values()
+    ]
+
+
+def over_seeds(configuration: Configuration, name: str) -> OverSeeds | None:
+    """Return a quantity over a configuration's seeds; None where no seed has it."""
+    found = configuration.measurements(name)
+    if not found:
+        return None
+    return OverSeeds(
+        name=name, unit=found[0].unit, better=found[0].better, values=tuple(m.value for m in found)
+    )
+
+
+def seed_of(result: Result) -> int:
+    """Return a result's seed; 0 of a result that does not say."""
+    return int(result.case.get("seed", result.axes.get(_SEED_AXIS, 0)))
+
+
+def label_without_seed(result: Result) -> str:
+    """Return a case's label without its seed, such as `softmax` for `softmax · seed=1`."""
+    if _SEED_AXIS not in result.axes:
+        return result.label
+    parts = [part for part in result.label.split(" · ") if part != f"{_SEED_AXIS}={result.axes[_SEED_AXIS]}"]
+    return " · ".join(parts) or str(result.case.get("model", {}).get("recipe", result.label))
+
+
+def _identity(result: Result) -> str:
+    """Return a hash of what a case is but for its seed; results without settings go by their label."""
+    if not result.case:
+        return content_hash([label_without_seed(result), result.suite])
+    return content_hash({key: value for key, value in result.case.items() if key not in _NOT_CONTENT})
