@@ -9,6 +9,7 @@ from pathlib import Path
 from attnbench.report import sections as facts
 from attnbench.report.comparison import comparison_table
 from attnbench.report.costs import cost_table, other_table, problems_table, training_table
+from attnbench.report.drawing import Drawing
 from attnbench.report.figures import hollow_points, loss_figure, tradeoff_figure
 from attnbench.report.grids import Grid, read_grids
 from attnbench.report.quantities import LATENCY, MACS
@@ -26,15 +27,6 @@ SAME_SEED_ONLY = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A drawing with its caption."""
-
-    name: str
-    svg: str
-    caption: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Content:
     """One report, free of any markup but the figures' own SVG."""
 
@@ -45,7 +37,7 @@ class Content:
     problems: Table | None
     grids: list[Grid]
     grids_note: str
-    figures: list[Figure]
+    figures: list[Drawing]
     cost: Table | None
     training: Table | None
     other: Table | None
@@ -83,7 +75,7 @@ def gather(run_dir: Path, results: Sequence[Result], title: str, question: str) 
     )
 
 
-def _figures(results: Sequence[Result]) -> list[Figure]:
+def _figures(results: Sequence[Result]) -> list[Drawing]:
     drawn = (
         ("loss", loss_figure(results), "Training loss, each point the mean of its logging interval."),
         (
@@ -94,7 +86,7 @@ def _figures(results: Sequence[Result]) -> list[Figure]:
         ("quality-latency", tradeoff_figure(results, LATENCY), _latency_caption(results)),
         ("quality-macs", tradeoff_figure(results, MACS), "Quality against multiply-adds of one pass."),
     )
-    return [Figure(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]
+    return [Drawing(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]
 
 
 def _latency_caption(results: Sequence[Result]) -> str:

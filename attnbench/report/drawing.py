@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attnbench.report.tables import plain
@@ -21,6 +22,15 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT = "#1c2024", "#c9ced6"  # text and axes; grid lines
 _LABEL_LETTERS = 34
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A drawing with its caption."""
+
+    name: str
+    svg: str
+    caption: str
 
 
 def colour(i: int) -> str:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from attnbench.report.content import Content, Figure
+from attnbench.report.content import Content
+from attnbench.report.drawing import Drawing
 from attnbench.report.grids import Grid
 from attnbench.report.tables import Cell, Column, Row, Table, plain
 
@@ -106,7 +107,7 @@ def _image(grid: Grid) -> str:
     return f'<img src="{quote(grid.path)}" alt="{alternative}" width="{_GRID_PIXELS}">'
 
 
-def _figures(figures: Sequence[Figure], files: dict[str, str]) -> list[str]:
+def _figures(figures: Sequence[Drawing], files: dict[str, str]) -> list[str]:
     if not figures:
         return []
     images = [f"![{escape(figure.caption)}]({quote(files[figure.name])})" for figure in figures]

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from attnbench.report.content import Content, Figure
-from attnbench.report.drawing import FAINT, INK, PALETTE
+from attnbench.report.content import Content
+from attnbench.report.drawing import FAINT, INK, PALETTE, Drawing
 from attnbench.report.grids import Grid
 from attnbench.report.tables import Table
 
@@ -80,7 +80,7 @@ def _label(text: str) -> Markup:
     return Markup("<wbr>").join(map(escape, re.split(r"(?<=\w\()", text)))
 
 
-def _inline(figure: Figure) -> Markup:
+def _inline(figure: Drawing) -> Markup:
     """Return a figure whose colours follow the page's, light or dark."""
     from markupsafe import Markup
 

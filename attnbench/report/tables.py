@@ -55,6 +55,8 @@ class Cell:
     best: bool = False
     disturbed: bool = False
     """Shown, but not to be ranked; `detail` says so and a note says why."""
+    marks: str = ""
+    """Marks of footnotes behind it, such as `a, b`; the table's notes begin with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
