@@ -140,11 +140,7 @@ def busy() -> dict[str, Any]:
             f"{mark(loaded[key])}"
         )
     moved = [
-        abs(
-            math.log(
-                (loaded[a].latency_ms / loaded[b].latency_ms) / (idle[a].latency_ms / idle[b].latency_ms)
-            )
-        )
+        abs(math.log(ratio(loaded[a], loaded[b]) / ratio(idle[a], idle[b])))
         for a, b in itertools.combinations(idle, 2)
         if a[1] == b[1] and not any(rows[key].disturbed for rows in (idle, loaded) for key in (a, b))
     ]
@@ -158,6 +154,19 @@ def busy() -> dict[str, Any]:
         for (model, px), row in idle.items()
     ]  # fmt: skip
     return {"rows": table, "undisturbed_ratios": len(moved), "largest_move": worst}
+
+
+def ratio(ours: Any, theirs: Any) -> float:
+    """Return the time of one row over another's as reports say it: by the rounds taken side by side."""
+    from attnbench.profiling.rows import to_measurements
+    from attnbench.report.timings import time_ratio
+
+    measured = [
+        next(m for m in to_measurements(row) if m.name.startswith("latency_ms@")) for row in (ours, theirs)
+    ]
+    found = time_ratio(*measured, same_environment=True).value
+    assert found is not None  # neither row is disturbed
+    return found
 
 
 def mark(row: Any) -> str:
