@@ -6,9 +6,9 @@
 # What happens: it keeps copies of leaves that require a gradient only, and the copy made in inference mode is none
 #   that it keeps: a layer called ten times in one autocast context casts its weight and bias once under no_grad (12
 #   casts with the ten inputs) and ten times under inference_mode (30). No warning; the numbers are the same.
-# Who is hurt: whoever samples in bfloat16 with one autocast context around the whole loop: a linear
-#   layer of width 1024 on four rows takes nearly twice as long on two CPU cores. attnbench opens autocast once a pass, where each weight is used once, so that its times hold the cast either way
-#   (DESIGN 37: a pass in bf16 casts the weights it uses).
+# Who is hurt: whoever samples in bfloat16 with one autocast context around the whole loop: a linear layer of width 1024
+#   on four rows takes nearly twice as long on two CPU cores. attnbench opens autocast once a pass, where each weight is
+#   used once, so that its times hold the cast either way (DESIGN 37: a pass in bf16 casts the weights it uses).
 # Fails when this changes.
 set -euo pipefail
 place=$(mktemp -d)
