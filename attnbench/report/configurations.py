@@ -75,6 +75,13 @@ def over_seeds(configuration: Configuration, name: str) -> OverSeeds | None:
     )
 
 
+def seed_values(configuration: Configuration, name: str) -> dict[int, float]:
+    """Return a quantity's value at each seed that finished and has it, in the stored unit; NaN stays NaN."""
+    found = ((seed_of(result), result.measurement(name)) for result in configuration.results
+             if result.status == "ok")  # fmt: skip
+    return {seed: measured.value for seed, measured in found if measured is not None and measured.values}
+
+
 def seed_of(result: Result) -> int:
     """Return a result's seed; 0 of a result that does not say."""
     return int(result.case.get("seed", result.axes.get(_SEED_AXIS, 0)))
