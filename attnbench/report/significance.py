@@ -128,8 +128,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
 def adjusted(p_values: Sequence[float | None]) -> list[float | None]:
     """Return Benjamini-Hochberg adjusted p values; those of no test (None) stay out and stay None.
 
-    Calling a difference where its adjusted value is at most 0.05 keeps the expected share of false calls among
-    all calls at 5 %; where nothing differs, the chance of any call. Source: Benjamini and Hochberg 1995.
+    Calling a difference where its adjusted value is at most 0.05 keeps the expected share of false calls
+    among all calls at 5 %; where nothing differs, the chance of any call. Source: Benjamini, Hochberg 1995.
 
     >>> adjusted([0.01, 0.04, None, 0.03])
     [0.03, 0.04, None, 0.04]
@@ -158,11 +158,11 @@ def scale_of(name: str) -> Scale:
 def method_in_words(k: int, n: int) -> str:
     """Return the sentence that states test and assumption for a table of k configurations over n seeds."""
     return (
-        f"Over seeds: t test of the difference of means, paired by seed (weights, data order and noise of a "
-        f"seed are the same for every row), residual variance pooled over {k} rows, {(k - 1) * (n - 1)} degrees "
-        "of freedom. It assumes that a seed moves all rows alike and that what is left has one variance and is "
-        "near normal; losses, times, Frechet distances and inception scores are compared by ratio. What the "
-        "draw of images adds is part of each seed's value and so of the residual."
+        "Over seeds: t test of the difference of means, paired by seed (weights, data order and noise of a seed "
+        f"are the same in every row), residual variance pooled over {k} rows, {(k - 1) * (n - 1)} degrees of "
+        "freedom. It assumes that a seed moves all rows alike, and that what is left is near normal with one "
+        "variance; losses, times, Frechet distances and inception scores are compared by ratio. The draw of "
+        "images is a part of each seed's value, so the test holds it."
     )
 
 
