@@ -93,10 +93,10 @@ class Fairness:
         notes = [note.note for note in self.footnotes]
         if self.varied:
             axes = plain(" and ".join(self.varied))
-            notes.append(f"Compared, and bold, within each {axes}: only rows alike in it.")
+            notes.append(f"Quality is compared within each {axes}: a best for each.")
         if any(not note.ranked for note in self.footnotes):
             marks = ", ".join(note.mark for note in self.footnotes if not note.ranked)
-            notes.append(f"In quality, rows are compared (bold) only where they agree in {marks}.")
+            notes.append(f"Quality is compared only between rows that agree in {marks}.")
         return tuple(notes)
 
 
@@ -261,7 +261,8 @@ def _size(quantity: Quantity, rows: Sequence[Configuration], groups: Sequence[in
         f"{100 * share:+.0f} %".replace("-", "−") for share in (min(odd.values()), max(odd.values()))
     )
     by = low if low == high else f"{low} to {high}"
-    text = f"{quantity.title} not within {100 * TOLERANCE:.0f} % of those of {_list(list(bases))}: {by}"
+    percent = f"{100 * TOLERANCE:.0f} %"
+    text = f"{quantity.title} differ from those of {_list(list(bases))} by more than {percent}: {by}"
     return Footnote(mark="", aspect=quantity.title, text=plain(text), rows=tuple(sorted(odd)), ranked=True)
 
 
