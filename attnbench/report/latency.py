@@ -20,7 +20,7 @@ from attnbench.results import Measurement, Result
 
 PARAMS = SIZE[0]
 _SHOWN = {"p10": 10, "p90": 10, "p99": 100}
-"""Percentiles, each with the samples it takes for one of them to lie beyond it."""
+"""Percentiles, each with the samples of which one is expected beyond it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def _percentiles(row: ProfiledRow) -> Cell:
         return Cell()
     samples = [*all_samples(timing), *row.left_out]
     found = percentiles(samples)
-    # a percentile that no sample lies beyond is the largest or the smallest sample under another name
+    # of fewer samples it is the largest or the smallest under another name
     shown = [
         significant(found[name], 3) if len(samples) >= fewest else MISSING for name, fewest in _SHOWN.items()
     ]
