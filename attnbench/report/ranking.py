@@ -10,6 +10,7 @@ most 5 %.
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
 from collections.abc import Sequence
@@ -19,9 +20,9 @@ from attnbench.report.significance import (
     LEVEL,
     Difference,
     Scale,
+    SeedTable,
     SeedValues,
     adjusted,
-    difference_over_seeds,
 )
 from attnbench.results import Direction
 
@@ -107,11 +108,10 @@ def _finite(values: SeedValues) -> list[float]:
 def _against_best(contest: Contest, order: Sequence[int]) -> list[Difference]:
     """Return what each other row differs from the best by; its sign says which is better."""
     sign = 1 if contest.better == "higher" else -1
+    table = SeedTable([contest.values[i] for i in order], contest.scale)
     found = []
-    for i in order[1:]:
-        best, row = contest.values[order[0]], contest.values[i]
-        others = [contest.values[j] for j in order[1:] if j != i]
-        difference = difference_over_seeds(best, row, others, contest.scale)
+    for place in range(1, len(order)):
+        difference = table.difference(0, place)
         if difference.t is not None and difference.t * sign <= 0:
             # over the seeds both have, the best mean is behind: no claim against it, none for it
             difference = replace(difference, t=0.0, p=1.0)
@@ -136,13 +136,22 @@ def _near(differences: Sequence[Difference], p: float | None, level: float) -> l
         return [True] * len(differences)
     if all(found.p is not None and found.p <= level for found in differences):
         return [False] * len(differences)
-    return [not _differs(found, len(differences) + 1, level) for found in differences]
+    far = _far(differences, level)
+    return [i not in far for i in range(len(differences))]
 
 
-def _differs(found: Difference, k: int, level: float) -> bool:
-    if found.p is None or found.p > level:
-        return False
-    return _tukey(found, k, level) <= level
+def _far(differences: Sequence[Difference], level: float) -> set[int]:
+    """Return the places of the rows that Tukey's test tells from the best at this level."""
+    far: set[int] = set()
+    for df in {found.df for found in differences if found.t is not None}:
+        places = [i for i, found in enumerate(differences) if found.df == df and found.t is not None]
+        places.sort(key=lambda i: -abs(differences[i].t or 0))
+        # with the same degrees of freedom p falls as t rises: bisect in place of an integral for each row
+        k = len(differences) + 1
+        far.update(places[: bisect.bisect_left(
+            places, True, key=lambda i: _tukey(differences[i], k, level) > level
+        )])  # fmt: skip
+    return far
 
 
 def _tukey(found: Difference, k: int, level: float) -> float:
