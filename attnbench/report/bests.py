@@ -95,20 +95,24 @@ def over_seeds_notes(decided: Sequence[Decided], lines: Sequence[Line]) -> tuple
         + method_in_words(rows, seeds)
         + " Over the columns false calls are held to 5 % (METRICS.md)."
     ]
-    close, untested = [], []
+    close: dict[str, list[str]] = {}
+    untested: dict[str, list[str]] = {}
     for column in decided:
         title = plain(column.quantity.title)
         for standing in column.standings:
             if standing.close:
                 best, *others = (lines[i].label for i in (standing.rows[0], *standing.close))
-                close.append(f"{title}: {_listed([f'{best} (best mean)', *others])}")
+                close.setdefault(_listed([f"{best} (best mean)", *others]), []).append(title)
             for reason in dict.fromkeys(reason for _, reason in standing.untested):
-                labels = [lines[i].label for i, why in standing.untested if why == reason]
-                untested.append(f"{title}: {_listed(labels)}: {reason}")
-    if close:
-        notes.append(f"{CLOSE} not distinguishable from the best of the column: {'; '.join(close)}.")
-    if untested:
-        notes.append(f"{UNTESTED} not tested against the best of the column: {'; '.join(untested)}.")
+                labels = _listed([lines[i].label for i, why in standing.untested if why == reason])
+                untested.setdefault(f"{labels}: {reason}", []).append(title)
+    for mark, words, found in (
+        (CLOSE, "not distinguishable from the best of the column", close),
+        (UNTESTED, "not tested against the best of the column", untested),
+    ):
+        if found:
+            told = (f"{', '.join(dict.fromkeys(titles))}: {rows}" for rows, titles in found.items())
+            notes.append(f"{mark} {words}: {'; '.join(told)}.")
     return tuple(notes)
 
 

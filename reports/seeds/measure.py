@@ -21,7 +21,7 @@ from typing import Any
 
 from attnbench.report import comparison_table
 from attnbench.report.ranking import Contest, Standing, standings
-from attnbench.report.significance import LEVEL, adjusted, difference_over_seeds
+from attnbench.report.significance import LEVEL, SeedTable, adjusted, difference_over_seeds
 from attnbench.results import Environment, Measurement, Result
 
 HERE = Path(__file__).parent
@@ -76,11 +76,8 @@ def no_difference(draws: int) -> list[dict[str, Any]]:
             pairs, against = [], []
             for _ in range(_SINGLE * draws):
                 rows = values(rng, k, 3, rho)
-                p = [
-                    difference_over_seeds(rows[0], row, _others(rows, 0, i)).p
-                    for i, row in enumerate(rows)
-                    if i
-                ]
+                table = SeedTable(rows)
+                p = [table.difference(0, i).p for i in range(1, k)]
                 pairs.append((p[0] or 0) <= LEVEL)
                 against.append(min(q for q in adjusted(p) if q is not None) <= LEVEL)
             line["one comparison"] = _share(pairs)
@@ -154,10 +151,6 @@ def _result(columns: Sequence[Sequence[dict[int, float]]], row: int, seed: int) 
     )  # fmt: skip
 
 
-def _others(rows: Sequence[dict[int, float]], *but: int) -> list[dict[int, float]]:
-    return [row for i, row in enumerate(rows) if i not in but]
-
-
 def _share(outcomes: Any) -> float:
     seen = list(outcomes)
     return sum(seen) / len(seen)
@@ -180,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--draws", type=int, default=250, help="made-up tables of each kind")
+    parser.add_argument("--draws", type=int, default=200, help="made-up tables of each kind")
     draws = parser.parse_args().draws
     start = time.process_time()
     found = {
