@@ -56,7 +56,7 @@ def comparison_table(results: Sequence[Result]) -> Table:
           for i, axis in enumerate(axes)),
     ]  # fmt: skip
     if several := any(len(row.results) > 1 for row in rows):
-        columns.append((Column(title="Seeds"), [Cell(text=line.seeds or MISSING) for line in lines]))
+        columns.append((Column(title="Seeds"), [line.seeds for line in lines]))
     sides = {line.resolution for line in cells if line.resolution is not None}
     if len(sides) > 1:
         shown = [Cell(text=str(line.resolution or MISSING)) for line in lines]
@@ -126,7 +126,7 @@ def _notes(
     if several:
         seeded = [column for column in decided if varies_by_seed(column.quantity)]
         notes = [f"{arrows} {_OVER_SEEDS}", *over_seeds_notes(seeded, lines)]
-        if any(" of " in line.seeds for line in lines):
+        if any(" of " in line.seeds.text for line in lines):
             notes.append(
                 "Seeds, such as 2 of 3: those that finished; two rows compare over the seeds both have."
             )

@@ -23,7 +23,7 @@ from attnbench.report.quantities import (
     main_resolution,
 )
 from attnbench.report.significance import SeedValues, mean_interval
-from attnbench.report.tables import Entry, RowStatus
+from attnbench.report.tables import Cell, Entry, RowStatus
 from attnbench.report.timings import measured_entry
 from attnbench.results import Measurement, Result
 
@@ -46,13 +46,13 @@ class Line:
     """None of a floor."""
 
     @property
-    def seeds(self) -> str:
+    def seeds(self) -> Cell:
         """How many seeds finished, such as `3` or `2 of 3`; nothing of a floor."""
         if self.configuration is None:
-            return ""
+            return Cell()
         asked = len(self.configuration.results)
         done = sum(result.status == "ok" for result in self.configuration.results)
-        return str(asked) if done == asked else f"{done} of {asked}"
+        return Cell(text=str(asked) if done == asked else f"{done} of {asked}", value=done)
 
     def measured(self, quantity: Quantity) -> Measurement | None:
         """Return this row's measurement of one quantity, of several seeds the first's."""
