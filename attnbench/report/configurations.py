@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,10 +56,17 @@ class OverSeeds:
 
 
 def configurations(results: Sequence[Result]) -> list[Configuration]:
-    """Group results by everything but their seed, in the order their first cases appear."""
-    groups: dict[str, list[Result]] = {}
+    """Group results by everything but their seed, in the order their first cases appear.
+
+    Where two results share content and seed, the second begins a configuration of its own.
+    """
+    groups: dict[tuple[str, int], list[Result]] = {}
+    seen: Counter[tuple[str, int]] = Counter()
     for result in results:
-        groups.setdefault(_identity(result), []).append(result)
+        identity, seed = _identity(result), seed_of(result)
+        seen[identity, seed] += 1
+        # a second result of one seed, such as another run's, is no further seed of the first
+        groups.setdefault((identity, seen[identity, seed]), []).append(result)
     return [
         Configuration(label=label_without_seed(group[0]), results=tuple(sorted(group, key=seed_of)))
         for group in groups.values()
@@ -73,6 +81,13 @@ def over_seeds(configuration: Configuration, name: str) -> OverSeeds | None:
     return OverSeeds(
         name=name, unit=found[0].unit, better=found[0].better, values=tuple(m.value for m in found)
     )
+
+
+def seed_values(configuration: Configuration, name: str) -> dict[int, float]:
+    """Return a quantity's value at each seed that finished and has it, in the stored unit; NaN stays NaN."""
+    found = ((seed_of(result), result.measurement(name)) for result in configuration.results
+             if result.status == "ok")  # fmt: skip
+    return {seed: measured.value for seed, measured in found if measured is not None and measured.values}
 
 
 def seed_of(result: Result) -> int:
