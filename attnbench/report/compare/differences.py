@@ -85,8 +85,13 @@ def new_row(pair: Pair, quantity: Compared, base: float, value: float, **known: 
     return ComparedQuantity.model_validate(fields | known)
 
 
-def tested(pair: Pair, quantity: Compared, ours: SeedValues, theirs: SeedValues,
-           others: Sequence[SeedValues] = ()) -> ComparedQuantity:  # fmt: skip
+def row_over_seeds(
+    pair: Pair,
+    quantity: Compared,
+    ours: SeedValues,
+    theirs: SeedValues,
+    others: Sequence[SeedValues] = (),
+) -> ComparedQuantity:
     """Return the row of two cases over the seeds both have, two or more."""
     found = difference_over_seeds(ours, theirs, others, scale_of(quantity.name))
     seeds = list(found.seeds)
@@ -137,7 +142,7 @@ def _timed(pair: Pair, quantity: Compared) -> ComparedQuantity:
 def _over_seeds(pair: Pair, quantity: Compared, others: Sequence[Configuration]) -> ComparedQuantity:
     ours, theirs = (seed_values(c, quantity.name) for c in (pair.other, pair.base))
     if len(ours.keys() & theirs.keys()) > 1:
-        return tested(pair, quantity, ours, theirs, [seed_values(c, quantity.name) for c in others])
+        return row_over_seeds(pair, quantity, ours, theirs, [seed_values(c, quantity.name) for c in others])
     return _of_two_trainings(pair, quantity)
 
 

@@ -1,8 +1,8 @@
 """Is one case better than another at equal compute? Values at the same budget, along curves of trainings.
 
 Losses are interpolated along each training's own curve. Quality is known at a training's end alone: it is
-interpolated along a family of cases, such as one of several `train.steps`, and compared as it stands where two
-trainings end at the same budget. Models of the same latency are found along a family of sizes.
+interpolated along a family of cases, such as one of several `train.steps`, and compared as it stands where
+two trainings end at the same budget. Models of the same latency are found along a family of sizes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from attnbench.report.compare.budgets import (
 )
 from attnbench.report.compare.compared import Compared, compared_quantities, select
 from attnbench.report.compare.comparing import Wanted, with_unlike
-from attnbench.report.compare.differences import compare_quantity, new_row, tested, with_verdicts
+from attnbench.report.compare.differences import compare_quantity, new_row, row_over_seeds, with_verdicts
 from attnbench.report.compare.gates import check_gates, judge
 from attnbench.report.compare.matching import Pair, find_cases, finished
 from attnbench.report.compare.reading import Side
@@ -159,16 +159,16 @@ def _along_training(pair: Pair, quantity: Compared, equal: Equal) -> Found:
     within = [share for share in SHARES if all(curve.covers(share * largest) for curve in curves)]
     if not within:
         return [_not_within(pair, quantity, equal, ours[seeds[0]], theirs[seeds[0]])]
-    return [
-        _row(pair, quantity, share * largest, *({s: c[s].at(share * largest) for s in seeds}
-             for c in (ours, theirs)))
-        for share in within
-    ]  # fmt: skip
+    rows = []
+    for at in (share * largest for share in within):
+        values = ({seed: side[seed].at(at) for seed in seeds} for side in (ours, theirs))
+        rows.append(_row(pair, quantity, at, *values))
+    return rows
 
 
 def _row(pair: Pair, quantity: Compared, at: float, ours: Budgets, theirs: Budgets) -> ComparedQuantity:
     if len(ours) > 1:
-        return tested(pair, quantity, ours, theirs).model_copy(update={"at": at})
+        return row_over_seeds(pair, quantity, ours, theirs).model_copy(update={"at": at})
     (a,), (b,) = ours.values(), theirs.values()
     row = new_row(pair, quantity, b, a, at=at, seeds=list(ours))
     return row if row.verdict == "same" else row.model_copy(update={"why": "one seed"})

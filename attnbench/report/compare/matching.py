@@ -78,7 +78,7 @@ def match_runs(sides: Sequence[Side], cases: Sequence[str] = ()) -> Matched:
 
 
 def match_cases(sides: Sequence[Side], cases: Sequence[str], against: str) -> Matched:
-    """Match every case that is named with the one it is held against: that of the first run, these of the last.
+    """Match every case that is named, in the last run, with the one it is held against, in the first.
 
     Raises UnknownNameError for a name that the run does not have, UserInputError for several bases.
     """

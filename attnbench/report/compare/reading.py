@@ -77,8 +77,8 @@ def _read(name: str, runs: Path) -> tuple[Result, ...]:
     if not path.is_file():
         if not path.is_dir() and not (runs / name).is_dir():
             raise UserInputError(
-                f"{name!r} is neither a folder, nor a file, nor a run below {runs}{_there(runs)}; name a run's "
-                f"folder, its {RESULTS}, or a file of `attnbench profile --json`"
+                f"{name!r} is neither a folder, nor a file, nor a run below {runs}{_there(runs)}; "
+                f"name a run's folder, its {RESULTS}, or a file of `attnbench profile --json`"
             )
         return read_run(name, runs).results
     if path.suffix == ".json":

@@ -1,4 +1,4 @@
-"""A comparison as tables: one of each quantity with a row of each case, or one of all where there is one case."""
+"""A comparison as tables: one of each quantity with a row a case, or one of all where there is one case."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def _marks(rows: Sequence[ComparedQuantity]) -> dict[str, str]:
         "".join(word)
         for n in itertools.count(1)
         for word in itertools.product("abcdefghijklmnopqrstuvwxyz", repeat=n)
-    )  # noqa: E501
+    )
     return dict(zip(said, names, strict=False))
 
 
@@ -210,12 +210,12 @@ def _methods(comparison: RunComparison) -> list[str]:
     found = []
     if tests:
         found.append(
-            f"A verdict needs p < {comparison.alpha:g} after Benjamini-Hochberg over all {tests} tests; intervals "
-            "are 95 % each, not adjusted."
+            f"A verdict needs p < {comparison.alpha:g} after Benjamini-Hochberg over all {tests} tests; "
+            "intervals are 95 % each, not adjusted."
         )
     if "seeds" in bases:
         found.append(
-            "Over seeds: t test paired by seed, residual variance pooled over all cases that have those seeds."
+            "Over seeds: t test paired by seed, variance pooled over all cases that have those seeds."
         )
     if "images" in bases:
         found.append(
@@ -224,9 +224,9 @@ def _methods(comparison: RunComparison) -> list[str]:
         )
     if bases & {"rounds side by side", "rounds of two sessions"}:
         found.append(
-            "Latency: t test on logarithms of rounds, ratio of geometric means; in two sessions what changed in "
-            f"between is in no interval. Less than {100 * comparison.time_margin:g} % is not called a difference: "
-            "two processes of one code differ by as much (METRICS.md)."
+            "Latency: t test on logarithms of rounds, ratio of geometric means; in two sessions what changed "
+            f"in between is in no interval. Less than {100 * comparison.time_margin:g} % is not called a "
+            "difference: two processes of one code differ by as much (METRICS.md)."
         )
     return found
 
