@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import cast, get_args
 
 import typer
 
@@ -19,8 +19,6 @@ from attnbench.report.compare.reading import read_sides
 from attnbench.report.compare.records import Equal, RunComparison
 from attnbench.report.compare.tables import comparison_tables, gate_lines, notes
 from attnbench.report.markdown import escape, render_table
-
-Format = Literal["table", "md", "json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,9 @@ class Options:
 
 def compare_runs(options: Options) -> int:
     """Compare what the options name and print it; return the exit code."""
-    form, equal = _one_of(options.format, Format, "--format"), _one_of(options.equal, Equal, "--equal")
+    form = _one_of(options.format, ("table", "md", "json"), "--format")
+    if options.equal is not None:
+        _one_of(options.equal, get_args(Equal), "--equal")
     wanted = Wanted(
         cases=tuple(options.cases),
         against=options.against,
@@ -53,7 +53,10 @@ def compare_runs(options: Options) -> int:
         force=options.force,
     )
     sides = read_sides(options.runs, options.folder)
-    found = compare(sides, wanted) if equal is None else compare_equal(sides, wanted, equal)
+    if options.equal is None:
+        found = compare(sides, wanted)
+    else:
+        found = compare_equal(sides, wanted, cast(Equal, options.equal))
     if form == "json":
         typer.echo(found.model_dump_json(indent=2))
     elif form == "md":
@@ -84,9 +87,8 @@ def _markdown(found: RunComparison) -> str:
     return "\n\n".join(parts)
 
 
-def _one_of(text: str | None, allowed: object, option: str) -> str | None:
-    names = get_args(allowed)
-    if text is not None and text not in names:
+def _one_of(text: str, names: Sequence[str], option: str) -> str:
+    if text not in names:
         raise UserInputError(f"{option} takes {', '.join(names[:-1])} or {names[-1]}, got {text!r}")
     return text
 

@@ -90,7 +90,11 @@ def said_apart(pairs: Sequence[Pair]) -> list[str]:
     """Return the other settings, the code and the packages that differ, each once with its cases."""
     found: dict[str, list[str]] = {}
     for pair in pairs:
-        for name, a, b in pair.differing:
+        differing = pair.differing
+        another = {name.removesuffix("name") for name, _, _ in differing if name.endswith("attention.name")}
+        for name, a, b in differing:
+            if any(name.startswith(f"{prefix}options.") for prefix in another):
+                continue  # of another attention all options are others
             if name not in _SPOILED_BY and not name.startswith("data."):
                 known = Unlike(what=name, base=a, other=b, spoils=frozenset())
                 found.setdefault(known.words(pair), []).append(pair.label)

@@ -8,7 +8,7 @@ two trainings end at the same budget. Models of the same latency are found along
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from attnbench.errors import UserInputError
@@ -92,9 +92,17 @@ def compare_equal(sides: Sequence[Side], wanted: Wanted, equal: Equal) -> RunCom
         equal=equal,
         budget_unit=UNITS[equal],
         rows=rows,
-        left_out=list(dict.fromkeys(reason for reason in found if isinstance(reason, str) and reason)),
+        left_out=_together(reason for reason in found if isinstance(reason, str) and reason),
         gates=[judge(gate, rows, known) for gate in wanted.gates],
     )
+
+
+def _together(reasons: Iterable[str]) -> list[str]:
+    """Name all quantities that share a reason in front of it."""
+    titles: dict[str, list[str]] = {}
+    for title, _, reason in (said.partition(": ") for said in reasons):
+        titles.setdefault(reason, []).append(title)
+    return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in titles.items()]
 
 
 def _pairs(sides: Sequence[Side], wanted: Wanted) -> list[Pair]:
@@ -153,13 +161,13 @@ def _along_training(pair: Pair, quantity: Compared, equal: Equal) -> Found:
     )
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
-        return [f"{pair.label} against {pair.base.label}: {quantity.title}: no seed with a curve of both"]
+        return [f"{quantity.title}: no seed with a curve of both {pair.label} and {pair.base.label}"]
     curves = [curve for seed in seeds for curve in (ours[seed], theirs[seed])]
     largest = min(curve.range[1] for curve in curves)
     within = [share for share in SHARES if all(curve.covers(share * largest) for curve in curves)]
     if not within:
         return [_not_within(pair, quantity, equal, ours[seeds[0]], theirs[seeds[0]])]
-    rows = []
+    rows: Found = []
     for at in (share * largest for share in within):
         values = ({seed: side[seed].at(at) for seed in seeds} for side in (ours, theirs))
         rows.append(_row(pair, quantity, at, *values))

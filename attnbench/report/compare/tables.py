@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from attnbench.report.compare.records import ComparedQuantity, ComparedRun, RunComparison
 from attnbench.report.quantities import SIZE, unresolved
@@ -31,7 +32,7 @@ _BASES = {
     "seeds": "",
     "images": "images",
 }
-_BUDGETS = {"MAC": ("P", 1e-15), "step": ("", 1.0), "s": ("", 1.0), "ms": ("", 1.0)}
+_PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21}
 
 
 def comparison_tables(comparison: RunComparison) -> list[Table]:
@@ -51,7 +52,7 @@ def comparison_tables(comparison: RunComparison) -> list[Table]:
         for name in dict.fromkeys(row.name for row in shown):
             chosen = [row for row in shown if row.name == name]
             unit = f" [{chosen[0].unit}]" if chosen[0].unit else ""
-            title = f"{plain(chosen[0].title)}{plain(unit)} {ARROWS[chosen[0].better]}".rstrip()
+            title = plain(f"{chosen[0].title}{unit} {ARROWS[chosen[0].better]}")
             tables.append(_table(title, "Case", chosen, lambda row: (row.case, ""), comparison))
     return [table for table in tables if table.rows]
 
@@ -72,6 +73,7 @@ def notes(comparison: RunComparison) -> list[str]:
     if same:
         found.append(f"The same in every case: {', '.join(same)}.")
     found += _methods(comparison)
+    found += _advice(comparison)
     found += [f"{mark}: {said}" for said, mark in _marks(rows).items()]
     found += [f"Differs: {note}" for note in comparison.notes]
     found += [f"Not compared: {reason}" for reason in comparison.left_out]
@@ -122,28 +124,30 @@ def _table(
         (Column(title=head, numeric=False), [text_cell(text, unit) for text, unit, _ in lines])
     ]
     if comparison.equal:
-        unit, scale = _BUDGETS[comparison.budget_unit]
-        columns.append(
-            (
-                Column(title="At", unit=f"{unit}{comparison.budget_unit}"),
-                [Cell(text=significant((row.at or 0) * scale), value=row.at) for row in firsts],
-            )
-        )
-    against = {row.against for row in rows}
-    base = comparison.runs[0].letter if comparison.runs[0].letter not in letters else ""
-    base = base or plain(against.pop() if len(against) == 1 else "base")
-    columns.append((Column(title=base), [_value(row, row.base) for row in firsts]))
+        columns.append(_budgets(firsts, comparison.budget_unit))
+    first, against = comparison.runs[0].letter, {row.against for row in rows}
+    within = letters == [first]  # cases of one run
+    base = (against.pop() if len(against) == 1 else "base") if within else first
+    columns.append((Column(title=plain(base)), [_value(row, row.base) for row in firsts]))
     marks = _marks(comparison.rows)
     for letter in letters:
-        chosen = [line.get(letter) for line in lines.values()]
-        own = letter if letter != comparison.runs[0].letter else "value"
+        found = [line.get(letter) for line in lines.values()]
+        group = letter if len(letters) > 1 else ""
         columns += [
-            (Column(title=own, group=letter), [_value(row, row.value) if row else Cell() for row in chosen]),
-            (Column(title="Difference", group=letter), [_difference(row) for row in chosen]),
-            (Column(title="Ratio", group=letter), [_ratio(row) for row in chosen]),
-            (Column(title="Verdict", group=letter, numeric=False), [_verdict(row, marks) for row in chosen]),
+            (Column(title="value" if within else letter, group=group), [_compared(row) for row in found]),
+            (Column(title="Difference", group=group), [_difference(row) for row in found]),
+            (Column(title="Verdict", group=group, numeric=False), [_verdict(row, marks) for row in found]),
         ]
     return assemble(title, columns, [RowHead() for _ in firsts])
+
+
+def _budgets(rows: Sequence[ComparedQuantity], unit: str) -> FilledColumn:
+    """Return the column of the budgets at which values are equal, in a unit that makes them readable."""
+    most = max((row.at or 0.0 for row in rows), default=0.0)
+    fitting = [name for name, size in _PREFIXES.items() if most >= size] if unit == "MAC" else []
+    prefix = fitting[-1] if fitting else ""
+    cells = [Cell(text=significant((row.at or 0.0) / _PREFIXES[prefix]), value=row.at) for row in rows]
+    return Column(title="At", unit=prefix + unit), cells
 
 
 def _quantity_head(row: ComparedQuantity) -> tuple[str, str]:
@@ -158,26 +162,25 @@ def _value(row: ComparedQuantity, value: float) -> Cell:
     return Cell(text=significant(value * _scale(row)), value=value * _scale(row))
 
 
-def _difference(row: ComparedQuantity | None) -> Cell:
+def _compared(row: ComparedQuantity | None) -> Cell:
+    """Return the other run's value, and below it how many times the base's it is."""
     if row is None:
         return Cell()
-    scale, ends = _scale(row), row.difference_interval
-    return Cell(
-        text=_signed(row.difference * scale),
-        value=row.difference * scale,
-        detail="" if ends is None else " to ".join(_signed(end * scale) for end in ends),
-    )
+    known = row.ratio is not None and math.isfinite(row.ratio)
+    times = f"× {significant(row.ratio, 3)}" if known and row.ratio is not None else ""
+    return replace(_value(row, row.value), detail=times)
 
 
-def _ratio(row: ComparedQuantity | None) -> Cell:
-    if row is None or row.ratio is None or not math.isfinite(row.ratio):
+def _difference(row: ComparedQuantity | None) -> Cell:
+    """Return the difference, and below it the interval of what is tested: of the difference, or of the ratio."""
+    if row is None:
         return Cell()
-    ends = row.ratio_interval
-    return Cell(
-        text=f"× {significant(row.ratio, 3)}",
-        value=row.ratio,
-        detail="" if ends is None else " to ".join(significant(end, 3) for end in ends),
-    )
+    scale, interval = _scale(row), ""
+    if row.difference_interval is not None:
+        interval = " to ".join(_signed(end * scale) for end in row.difference_interval)
+    elif row.ratio_interval is not None:
+        interval = "× " + " to ".join(significant(end, 3) for end in row.ratio_interval)
+    return Cell(text=_signed(row.difference * scale), value=row.difference * scale, detail=interval)
 
 
 def _signed(value: float) -> str:
@@ -227,6 +230,22 @@ def _methods(comparison: RunComparison) -> list[str]:
             "Latency: t test on logarithms of rounds, ratio of geometric means; in two sessions what changed "
             f"in between is in no interval. Less than {100 * comparison.time_margin:g} % is not called a "
             "difference: two processes of one code differ by as much (METRICS.md)."
+        )
+    return found
+
+
+def _advice(comparison: RunComparison) -> list[str]:
+    """Say how equal budgets were found, and what would let more be said."""
+    found = []
+    if comparison.equal:
+        spent = " Spent: 3 x full MACs x batch size x steps." if comparison.equal == "macs" else ""
+        found.append(
+            "Between two measured points values are interpolated, linearly in the logarithm of the budget."
+            + spent
+        )
+    if any(row.basis == "images" or row.why in ("one value each", "one seed") for row in comparison.rows):
+        found.append(
+            "More than one seed would let methods be compared: seed: [0, 1, 2] in the suite's matrix."
         )
     return found
 
