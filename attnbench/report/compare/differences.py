@@ -155,7 +155,7 @@ def _of_two_trainings(pair: Pair, quantity: Compared) -> ComparedQuantity:
     if quantity.group != "quality":
         return row.model_copy(update={"why": "one value each"})
     found = difference_over_images(_with_interval(a, quantity), _with_interval(b, quantity))
-    return _with_test(row.model_copy(update={"basis": "images", "why": "these two trainings"}), found)
+    return _with_test(row.model_copy(update={"basis": "images", "why": "two trainings"}), found)
 
 
 def _one_each(pair: Pair, name: str) -> tuple[Measurement, Measurement]:

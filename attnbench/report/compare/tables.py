@@ -172,19 +172,19 @@ def _compared(row: ComparedQuantity | None) -> Cell:
 
 
 def _difference(row: ComparedQuantity | None) -> Cell:
-    """Return the difference, and below it the interval of what is tested: of the difference, or of the ratio."""
+    """Return the difference, and below it the interval of what is tested: itself, or the ratio."""
     if row is None:
         return Cell()
     scale, interval = _scale(row), ""
     if row.difference_interval is not None:
-        interval = " to ".join(_signed(end * scale) for end in row.difference_interval)
+        interval = " to ".join(_signed(end * scale, 2) for end in row.difference_interval)
     elif row.ratio_interval is not None:
         interval = "× " + " to ".join(significant(end, 3) for end in row.ratio_interval)
     return Cell(text=_signed(row.difference * scale), value=row.difference * scale, detail=interval)
 
 
-def _signed(value: float) -> str:
-    return f"+{significant(value, 3)}" if value > 0 else significant(value, 3)
+def _signed(value: float, digits: int = 3) -> str:
+    return f"+{significant(value, digits)}" if value > 0 else significant(value, digits)
 
 
 def _verdict(row: ComparedQuantity | None, marks: dict[str, str]) -> Cell:
@@ -222,8 +222,8 @@ def _methods(comparison: RunComparison) -> list[str]:
         )
     if "images" in bases:
         found.append(
-            "These two trainings: from the intervals over images; another seed may turn it round, so it says "
-            "nothing of the methods."
+            "Two trainings: from the intervals over images; another seed may turn it round, so it says nothing "
+            "of the methods."
         )
     if bases & {"rounds side by side", "rounds of two sessions"}:
         found.append(
@@ -239,14 +239,9 @@ def _advice(comparison: RunComparison) -> list[str]:
     found = []
     if comparison.equal:
         spent = " Spent: 3 x full MACs x batch size x steps." if comparison.equal == "macs" else ""
-        found.append(
-            "Between two measured points values are interpolated, linearly in the logarithm of the budget."
-            + spent
-        )
+        found.append(f"Between two measured points: linear in the logarithm of the budget.{spent}")
     if any(row.basis == "images" or row.why in ("one value each", "one seed") for row in comparison.rows):
-        found.append(
-            "More than one seed would let methods be compared: seed: [0, 1, 2] in the suite's matrix."
-        )
+        found.append("Methods are told apart by several seeds only: seed: [0, 1, 2] in the suite's matrix.")
     return found
 
 
