@@ -8,7 +8,7 @@ from attnbench.errors import UserInputError
 
 
 def schema(of: str) -> dict[str, Any]:
-    """Return the JSON schema of suite files, or of what `profile --json` or `compare --format json` writes."""
+    """Return the JSON schema of suite files, or of what `profile` or `compare` writes as JSON."""
     if of == "suite":
         from attnbench.suite.loading import suite_json_schema
 

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from attnbench.errors import UserInputError
 from attnbench.report.compare.compared import GROUPS, Compared, compared_quantities, select
 from attnbench.report.compare.conditions import said_apart, unlike, unlike_n
-from attnbench.report.compare.differences import ALPHA, TIME_MARGIN, compare_quantity, with_verdicts
+from attnbench.report.compare.differences import (
+    ALPHA,
+    TIME_MARGIN,
+    compare_quantity,
+    seed_values,
+    with_verdicts,
+)
 from attnbench.report.compare.gates import Gate, check_gates, judge
 from attnbench.report.compare.matching import Matched, Pair, match_cases, match_runs
 from attnbench.report.compare.reading import Side
 from attnbench.report.compare.records import ComparedQuantity, RunComparison
-from attnbench.report.configurations import Configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +50,17 @@ def compare(sides: Sequence[Side], wanted: Wanted) -> RunComparison:
     check_gates(wanted.gates, known)
     rows: list[ComparedQuantity] = []
     left_out = [*matched.left_out, *_unfinished(matched.pairs)]
-    for pair, quantity in ((p, q) for q in quantities for p in matched.pairs):
-        found = compare_quantity(pair, quantity, _others(pair, matched.pairs))
-        if isinstance(found, ComparedQuantity):
-            rows.append(found)
-        elif found:
-            left_out.append(found)
+    cases = {id(c): c for pair in matched.pairs for c in (pair.base, pair.other)}
+    for quantity in quantities:
+        values = {key: seed_values(case, quantity.name) for key, case in cases.items()}
+        for pair in matched.pairs:
+            its_own = (id(pair.base), id(pair.other))
+            others = [of_case for key, of_case in values.items() if key not in its_own]
+            found = compare_quantity(pair, quantity, others)
+            if isinstance(found, ComparedQuantity):
+                rows.append(found)
+            elif found:
+                left_out.append(found)
     rows = with_unlike(matched.pairs, quantities, rows, force=wanted.force)
     rows = with_verdicts(rows, wanted.alpha, wanted.time_margin)
     return RunComparison(
@@ -77,12 +87,6 @@ def _matched(sides: Sequence[Side], wanted: Wanted) -> Matched:
     if len(sides) > 2:
         raise UserInputError(f"--against takes one run or two, got {len(sides)}; leave some out")
     return match_cases(sides, wanted.cases, wanted.against)
-
-
-def _others(pair: Pair, pairs: Sequence[Pair]) -> list[Configuration]:
-    """Return the further cases of the table, each once."""
-    every = {id(c): c for p in pairs for c in (p.base, p.other)}
-    return [c for key, c in every.items() if key not in (id(pair.base), id(pair.other))]
 
 
 def _unfinished(pairs: Iterable[Pair]) -> list[str]:

@@ -26,16 +26,18 @@ TIME_MARGIN = 0.06
 """Two processes of one code differ by as much in passes of a millisecond, which no round of theirs shows: of
 20 equal pairs three were called different, by 5.4 % at most (reports/instrument)."""
 ALPHA = 0.05
+ROUNDING = 2.0**-30
+"""Relative: what float64 sums of up to a million terms (10^6 x 2^-52 = 2e-10) may differ by."""
 _NORMAL_95 = 1.959964
 
 
 def compare_quantity(
-    pair: Pair, quantity: Compared, others: Sequence[Configuration] = ()
+    pair: Pair, quantity: Compared, others: Sequence[SeedValues] = ()
 ) -> ComparedQuantity | str:
     """Compare one quantity of a pair, still without a verdict where that needs the whole table.
 
-    `others` are the further cases of the table: over seeds they help to estimate the variance. Returns the
-    reason in words where there is nothing to compare, an empty string where neither has it.
+    `others` are the values of the further cases of the table: over seeds they help to estimate the variance.
+    Returns the reason in words where there is nothing to compare, an empty string where neither has it.
     """
     ours, theirs = (c.measurements(quantity.name) for c in (pair.other, pair.base))
     if not ours or not theirs:
@@ -80,7 +82,7 @@ def new_row(pair: Pair, quantity: Compared, base: float, value: float, **known: 
         "value": value,
         "difference": value - base,
         "ratio": value / base if base > 0 and value > 0 else None,
-        "verdict": "same" if value == base else "not tested",
+        "verdict": "same" if _same(value, base) else "not tested",
     }
     return ComparedQuantity.model_validate(fields | known)
 
@@ -96,10 +98,14 @@ def row_over_seeds(
     found = difference_over_seeds(ours, theirs, others, scale_of(quantity.name))
     seeds = list(found.seeds)
     base, value = (statistics.fmean(values[seed] for seed in seeds) for values in (theirs, ours))
-    if all(ours[seed] == theirs[seed] for seed in seeds):
+    if all(_same(ours[seed], theirs[seed]) for seed in seeds):
         return new_row(pair, quantity, base, value, basis="seeds", seeds=seeds, verdict="same")
     row = new_row(pair, quantity, base, value, basis="seeds", seeds=seeds, verdict="not tested")
     return _with_test(row, found)
+
+
+def _same(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=ROUNDING)
 
 
 def _judged(
@@ -122,7 +128,7 @@ def _judged(
 def _counted(pair: Pair, quantity: Compared) -> ComparedQuantity:
     """Compare what is the same whenever it is counted."""
     ours, theirs = (c.measurements(quantity.name)[0].value for c in (pair.other, pair.base))
-    verdict = "same" if ours == theirs else verdict_of(quantity.group, worse=ours > theirs)
+    verdict = "same" if _same(ours, theirs) else verdict_of(quantity.group, worse=ours > theirs)
     return new_row(pair, quantity, theirs, ours, basis="counted", verdict=verdict)
 
 
@@ -139,10 +145,10 @@ def _timed(pair: Pair, quantity: Compared) -> ComparedQuantity:
     return new_row(pair, quantity, theirs.value, ours.value, **known)
 
 
-def _over_seeds(pair: Pair, quantity: Compared, others: Sequence[Configuration]) -> ComparedQuantity:
+def _over_seeds(pair: Pair, quantity: Compared, others: Sequence[SeedValues]) -> ComparedQuantity:
     ours, theirs = (seed_values(c, quantity.name) for c in (pair.other, pair.base))
     if len(ours.keys() & theirs.keys()) > 1:
-        return row_over_seeds(pair, quantity, ours, theirs, [seed_values(c, quantity.name) for c in others])
+        return row_over_seeds(pair, quantity, ours, theirs, others)
     return _of_two_trainings(pair, quantity)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 from collections.abc import Sequence
@@ -87,8 +88,7 @@ def match_cases(sides: Sequence[Side], cases: Sequence[str], against: str) -> Ma
     if len(bases) > 1:
         names = ", ".join(repr(base.label) for base in bases)
         raise UserInputError(f"--against takes one case, {against!r} is {len(bases)}: {names}; name one")
-    others = [c for c in find_cases(last, cases or [against]) if first is not last or c is not bases[0]]
-    others = [c for c in others if not (first is last and c.label == bases[0].label)]
+    others = [c for c in find_cases(last, cases or [against]) if c is not bases[0]]
     if not others:
         raise UserInputError(f"--case names nothing but {against!r} itself; name another case of {last.name}")
     return Matched(
@@ -107,8 +107,7 @@ def find_cases(side: Side, names: Sequence[str]) -> list[Configuration]:
 
 def settings(configuration: Configuration) -> dict[str, str]:
     """Return what a case is but for names, seed and code: dotted names and values; defaults are filled in."""
-    case = _whole(json.dumps(configuration.results[0].case, sort_keys=True, default=str))
-    return dict(_flat({key: value for key, value in case.items() if key not in _NO_SETTINGS}))
+    return _settings(json.dumps(configuration.results[0].case, sort_keys=True, default=str))
 
 
 def finished(configuration: Configuration) -> list[Result]:
@@ -123,13 +122,12 @@ def first_measurement(configuration: Configuration, name: str) -> Measurement | 
 
 
 @cache
-def _whole(written: str) -> dict[str, Any]:
-    """Fill in the defaults of settings that are newer than a result; foreign ones stay as they are."""
+def _settings(written: str) -> dict[str, str]:
+    """Read settings and fill in the defaults of those that are newer; foreign ones stay as they are."""
     case: dict[str, Any] = json.loads(written)
-    try:
-        return Case.model_validate_json(written).model_dump(mode="json")
-    except ValidationError:
-        return case
+    with contextlib.suppress(ValidationError):
+        case = Case.model_validate_json(written).model_dump(mode="json")
+    return dict(_flat({key: value for key, value in case.items() if key not in _NO_SETTINGS}))
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -149,21 +147,22 @@ def _match(
 ) -> list[tuple[Configuration, Configuration]]:
     """Pair cases of the same content, of several the one with the same label; then those of one label."""
     partners: dict[int, Configuration] = {}
-    free = list(theirs)
-    rules = (
-        lambda a, b: settings(a) == settings(b) and a.label == b.label,
-        lambda a, b: bool(settings(a)) and settings(a) == settings(b),
-        lambda a, b: a.label == b.label,
-    )
-    for rule in rules:
+    taken: set[int] = set()
+    for key in (lambda c: (_content(c), c.label), _content, lambda c: c.label):
+        free: dict[Any, list[Configuration]] = {}
+        for other in theirs:
+            if id(other) not in taken and key(other):
+                free.setdefault(key(other), []).append(other)
         for configuration in ours:
-            if id(configuration) in partners:
-                continue
-            partner = next((other for other in free if rule(configuration, other)), None)
-            if partner is not None:
+            if id(configuration) not in partners and free.get(key(configuration)):
+                partner = free[key(configuration)].pop(0)
                 partners[id(configuration)] = partner
-                free.remove(partner)
+                taken.add(id(partner))
     return [(c, partners[id(c)]) for c in ours if id(c) in partners]
+
+
+def _content(configuration: Configuration) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(settings(configuration).items()))
 
 
 def _alone(configurations: Sequence[Configuration], matched: set[int], here: str, there: str) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -31,7 +32,7 @@ class Side:
     name: str
     results: tuple[Result, ...]
 
-    @property
+    @cached_property
     def cases(self) -> list[Configuration]:
         """Its cases, those that differ by seed together."""
         return configurations(self.results)

@@ -175,6 +175,8 @@ def _difference(row: ComparedQuantity | None) -> Cell:
     """Return the difference, and below it the interval of what is tested: itself, or the ratio."""
     if row is None:
         return Cell()
+    if row.verdict == "same":
+        return Cell(text="0", value=0.0)
     scale, interval = _scale(row), ""
     if row.difference_interval is not None:
         interval = " to ".join(_signed(end * scale, 2) for end in row.difference_interval)
@@ -222,8 +224,8 @@ def _methods(comparison: RunComparison) -> list[str]:
         )
     if "images" in bases:
         found.append(
-            "Two trainings: from the intervals over images; another seed may turn it round, so it says nothing "
-            "of the methods."
+            "Two trainings: from the intervals over images; another seed may turn it round, so it says "
+            "nothing of the methods."
         )
     if bases & {"rounds side by side", "rounds of two sessions"}:
         found.append(
