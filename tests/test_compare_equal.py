@@ -7,7 +7,7 @@ import math
 import pytest
 from command_line import attnbench_here
 from compare_cases import retimed, sides_of, write_run
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_cases import ENVIRONMENT, make_result, with_measurement
 
@@ -155,7 +155,8 @@ def test_a_time_on_another_machine_is_no_budget(tmp_path):
     assert any(note.startswith("a: cpu") for note in notes(forced))
 
 
-@given(st.lists(st.tuples(st.floats(1, 1e20), st.floats(-1e3, 1e3)), min_size=1), st.floats(0, 1))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(st.floats(1, 1e20), st.floats(-1e3, 1e3)), min_size=1, max_size=5), st.floats(0, 1))
 def test_a_curve_stays_between_its_points(points, share):
     """Whatever was measured, an interpolated value lies between the lowest and the highest of it."""
     curve = curve_of(points)

