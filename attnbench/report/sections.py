@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from attnbench.profiling.statistics import rank_correlation
+from attnbench.report.configurations import configurations
 from attnbench.report.quantities import (
     ACCURACY,
     LATENCY,
@@ -22,6 +24,7 @@ from attnbench.report.quantities import (
     quality_quantities,
     unresolved,
 )
+from attnbench.report.significance import FEWEST_RANKED
 from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
 from attnbench.results import Environment, Result
 from attnbench.specs import TrainSpec
@@ -53,20 +56,23 @@ def at_a_glance(results: Sequence[Result]) -> list[tuple[str, str]]:
 
 
 def _loss_agreement(results: Sequence[Result]) -> tuple[str, str] | None:
-    """Return how the held-out loss orders the cases beside the first distance, where both are known."""
+    """Return how the held-out loss orders the rows beside the first distance; None of fewer than six.
+
+    Rows are configurations: their seeds are no further evidence on the order of attentions.
+    """
     distance = next((q.name for q in quality_quantities(results) if q.better == "lower"), None)
     pairs = []
-    for result in results:
-        loss, other = result.measurement("held_out_loss"), result.measurement(distance or "")
-        if loss and other and not (loss.disturbed or other.disturbed):
-            pairs.append((loss.value, other.value))
+    for row in configurations(results) if distance else ():
+        measured = [row.measurements(name) for name in ("held_out_loss", distance or "")]
+        if all(measured) and not any(m.disturbed for found in measured for m in found):
+            pairs.append(tuple(statistics.fmean(m.value for m in found) for found in measured))
     pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    if distance is None or len(pairs) < 3:
+    if len(pairs) < FEWEST_RANKED:
         return None
     rho = rank_correlation(*zip(*pairs, strict=True))
     if math.isnan(rho):
         return None
-    return f"Held-out loss against {distance}", f"rank correlation {rho:.2f} over {len(pairs)} cases"
+    return f"Held-out loss against {distance}", f"rank correlation {rho:.2f} over {len(pairs)} rows"
 
 
 def seeds_of(results: Sequence[Result]) -> list[str]:
