@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import runpy
 import statistics
 from pathlib import Path
 
@@ -27,18 +28,14 @@ from attnbench.commands.schema import schema
 from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.profiling.profile import ProfileReport
 from attnbench.report.compare import Wanted, compare
-from attnbench.report.compare.compared import Compared
-from attnbench.report.compare.differences import new_row, with_verdicts
-from attnbench.report.compare.matching import Pair
 from attnbench.report.compare.rounds import compare_rounds
 from attnbench.report.compare.tables import notes
-from attnbench.report.configurations import configurations
-from attnbench.report.quantities import LATENCY, Quantity
-from attnbench.report.significance import difference_over_seeds
 from attnbench.results import Measurement
 from attnbench.specs import ProfileSpec
 
-QUICK = next((Path(__file__).parent.parent / "reports" / "quick").glob("*/results.jsonl"))
+REPORTS = Path(__file__).parent.parent / "reports"
+QUICK = next((REPORTS / "quick").glob("*/results.jsonl"))
+SIMULATION = REPORTS / "compare" / "measure.py"
 LATENCY_AT_8 = "latency_ms@8"
 
 
@@ -207,46 +204,9 @@ def test_at_most_one_table_in_twenty_calls_something_where_nothing_differs():
 
     21 is what a binomial of 200 draws at 5 % exceeds once in a thousand.
     """
-    tables = [_null_rows(seed) for seed in range(200)]
-    called = sum(any(r.verdict in ("faster", "slower", "better", "worse") for r in table) for table in tables)
-    alone = sum(any(r.p < 0.05 for r in table) for table in tables)
-    assert called <= 21
-    assert alone > 80
-
-
-def _null_rows(draw):
-    """Return a table of twelve comparisons over three seeds and six of twelve rounds, nothing planted."""
-    rng = random.Random(draw)
-    pair = Pair(base=_CASE, base_letter="A", other=_CASE, letter="B")
-    rows = []
-    for name in ("FD-digits", "IS-digits"):
-        mood = [rng.gauss(10, 0.3) for _ in range(3)]
-        values = [{s: mood[s] + rng.gauss(0, 0.2) for s in range(3)} for _ in range(12)]
-        for i in range(0, 12, 2):
-            found = difference_over_seeds(values[i], values[i + 1], values[:i] + values[i + 2 :], "ratio")
-            rows.append(new_row(pair, _compared(name, "quality"), 10, 10.1, ratio=found.estimate,
-                                ratio_interval=found.interval, p=found.p))  # fmt: skip
-    for _ in range(6):
-        ours, theirs = ([rng.gauss(2, 0.04) for _ in range(12)] for _ in range(2))
-        found = compare_rounds(_rounds(ours, "now"), _rounds(theirs, "then"))
-        rows.append(new_row(pair, _compared(LATENCY_AT_8, "latency"), 2, 2.01, ratio=found.ratio,
-                            ratio_interval=found.interval, p=found.p))  # fmt: skip
-    return with_verdicts(rows, 0.05, 0.0)
-
-
-_CASE = configurations([make_result("linear")])[0]
-
-
-def _compared(name, group):
-    quantity = LATENCY if group == "latency" else Quantity(name=name, title=name, better="lower")
-    return Compared(name=name, group=group, quantity=quantity)
-
-
-def _rounds(values, session):
-    return Measurement(
-        name=LATENCY_AT_8, values=values, rounds=[[v] for v in values], clean_rounds=[True] * len(values),
-        session=session,
-    )  # fmt: skip
+    found = runpy.run_path(str(SIMULATION))["count"](200)
+    assert found.adjusted <= 21
+    assert found.alone > 80
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,8 @@ def select(names: Sequence[str], quantities: Sequence[Compared], option: str) ->
         called = set().union(*(quantity.called for quantity in quantities))
         if name.casefold() not in called:
             raise UserInputError(
-                f"{option}: {name!r} is no quantity that these runs have{did_you_mean(name.casefold(), called)}; "
-                f"available: {', '.join(available(quantities))}"
+                f"{option}: {name!r} is no quantity that these runs have"
+                f"{did_you_mean(name.casefold(), called)}; available: {', '.join(available(quantities))}"
             )
     wanted = {name.casefold() for name in names}
     return [quantity for quantity in quantities if quantity.called & wanted]

@@ -54,9 +54,7 @@ def compare(sides: Sequence[Side], wanted: Wanted) -> RunComparison:
     for quantity in quantities:
         values = {key: seed_values(case, quantity.name) for key, case in cases.items()}
         for pair in matched.pairs:
-            its_own = (id(pair.base), id(pair.other))
-            others = [of_case for key, of_case in values.items() if key not in its_own]
-            found = compare_quantity(pair, quantity, others)
+            found = compare_quantity(pair, quantity, _others(pair, values))
             if isinstance(found, ComparedQuantity):
                 rows.append(found)
             elif found:
@@ -87,6 +85,15 @@ def _matched(sides: Sequence[Side], wanted: Wanted) -> Matched:
     if len(sides) > 2:
         raise UserInputError(f"--against takes one run or two, got {len(sides)}; leave some out")
     return match_cases(sides, wanted.cases, wanted.against)
+
+
+def _others(pair: Pair, values: dict[int, dict[int, float]]) -> list[dict[int, float]]:
+    """Return the values of the further cases, those that repeat another once: a copy is no observation."""
+    seen = [values[id(pair.base)], values[id(pair.other)]]
+    for of_case in values.values():
+        if of_case not in seen:
+            seen.append(of_case)
+    return seen[2:]
 
 
 def _unfinished(pairs: Iterable[Pair]) -> list[str]:

@@ -132,7 +132,7 @@ def _table(
     marks = _marks(comparison.rows)
     for letter in letters:
         found = [line.get(letter) for line in lines.values()]
-        group = letter if len(letters) > 1 else ""
+        group = f"Run {letter}" if len(letters) > 1 else ""
         columns += [
             (Column(title="value" if within else letter, group=group), [_compared(row) for row in found]),
             (Column(title="Difference", group=group), [_difference(row) for row in found]),
