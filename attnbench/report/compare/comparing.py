@@ -53,8 +53,12 @@ def compare(sides: Sequence[Side], wanted: Wanted) -> RunComparison:
     cases = {id(c): c for pair in matched.pairs for c in (pair.base, pair.other)}
     for quantity in quantities:
         values = {key: seed_values(case, quantity.name) for key, case in cases.items()}
+        contents = {key: tuple(of_case.items()) for key, of_case in values.items()}
+        distinct = {contents[key]: of_case for key, of_case in values.items()}  # a copy is no observation
         for pair in matched.pairs:
-            found = compare_quantity(pair, quantity, _others(pair, values))
+            own = (contents[id(pair.base)], contents[id(pair.other)])
+            others = [of_case for content, of_case in distinct.items() if content not in own]
+            found = compare_quantity(pair, quantity, others)
             if isinstance(found, ComparedQuantity):
                 rows.append(found)
             elif found:
@@ -85,15 +89,6 @@ def _matched(sides: Sequence[Side], wanted: Wanted) -> Matched:
     if len(sides) > 2:
         raise UserInputError(f"--against takes one run or two, got {len(sides)}; leave some out")
     return match_cases(sides, wanted.cases, wanted.against)
-
-
-def _others(pair: Pair, values: dict[int, dict[int, float]]) -> list[dict[int, float]]:
-    """Return the values of the further cases, those that repeat another once: a copy is no observation."""
-    seen = [values[id(pair.base)], values[id(pair.other)]]
-    for of_case in values.values():
-        if of_case not in seen:
-            seen.append(of_case)
-    return seen[2:]
 
 
 def _unfinished(pairs: Iterable[Pair]) -> list[str]:
