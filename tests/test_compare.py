@@ -353,3 +353,22 @@ def test_one_case_against_another_of_the_run(tmp_path):
     assert rows_of(found, LATENCY_AT_8)["linear"].basis == "rounds side by side"
     with pytest.raises(UnknownNameError, match="unknown case of"):
         compare(sides_of(seeded(), folder=tmp_path / "b"), Wanted(cases=("lin",), against="softmax"))
+
+
+@pytest.mark.parametrize("words", [(), ("--case", "dydila-token", "--against", "linear", "--equal", "steps")])
+def test_everything_fits_80_columns(tmp_path, monkeypatch, words):
+    """On a narrow terminal words fold, numbers do not, and no line is longer than it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    runs = [QUICK.parent]
+    if not words:
+        suite = make_suite()[:3]
+        factors = (1.0, 1.2, 1.3)
+        runs = [
+            write_run(tmp_path / f"{factor}", [retimed(r, i, factor) for i, r in enumerate(suite)])
+            for factor in factors
+        ]
+    done = attnbench_here("compare", *runs, *words)
+    assert done.returncode == 0, done.stderr
+    assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 80
+    assert not words or "−1.0 to −0.17" in done.stdout
+    assert words or "Latency at 8 px [ms] ↓: run c" in done.stdout
