@@ -24,7 +24,7 @@ def contest(*values: SeedValues, better: Direction = "lower") -> Contest:
 
 
 def drawn(k: int, n: int, rng: random.Random, lead: float = 0.0) -> Contest:
-    """Return k rows over n seeds; nothing but the first's lead, in deviations of the rest, sets them apart."""
+    """Return k rows over n seeds; only the first's lead, in deviations of the rest, sets them apart."""
     blocks = [rng.gauss(0, 1) for _ in range(n)]
     return contest(*({s: blocks[s] + rng.gauss(0, 1) - lead * (i == 0) for s in range(n)} for i in range(k)))
 

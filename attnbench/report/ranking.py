@@ -10,6 +10,7 @@ most 5 %.
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
 from collections.abc import Sequence
@@ -19,9 +20,9 @@ from attnbench.report.significance import (
     LEVEL,
     Difference,
     Scale,
+    SeedTable,
     SeedValues,
     adjusted,
-    difference_over_seeds,
 )
 from attnbench.results import Direction
 
@@ -62,7 +63,8 @@ def standings(contests: Sequence[Contest]) -> list[Standing]:
     """
     ordered = [_by_mean(contest) for contest in contests]
     found = [_against_best(contest, order) for contest, order in zip(contests, ordered, strict=True)]
-    differ = [_rows_differ(differences) for differences in found]
+    least = LEVEL / max(1, sum(map(bool, found)))  # what Benjamini and Hochberg's first step asks for
+    differ = [_rows_differ(differences, least) for differences in found]
     held = adjusted([p if differences else None for p, differences in zip(differ, found, strict=True)])
     tested = sum(p is not None for p in held)
     level = LEVEL * sum(p is not None and p <= LEVEL for p in held) / max(1, tested)
@@ -106,11 +108,10 @@ def _finite(values: SeedValues) -> list[float]:
 def _against_best(contest: Contest, order: Sequence[int]) -> list[Difference]:
     """Return what each other row differs from the best by; its sign says which is better."""
     sign = 1 if contest.better == "higher" else -1
+    table = SeedTable([contest.values[i] for i in order], contest.scale)
     found = []
-    for i in order[1:]:
-        best, row = contest.values[order[0]], contest.values[i]
-        others = [contest.values[j] for j in order[1:] if j != i]
-        difference = difference_over_seeds(best, row, others, contest.scale)
+    for place in range(1, len(order)):
+        difference = table.difference(0, place)
         if difference.t is not None and difference.t * sign <= 0:
             # over the seeds both have, the best mean is behind: no claim against it, none for it
             difference = replace(difference, t=0.0, p=1.0)
@@ -118,7 +119,7 @@ def _against_best(contest: Contest, order: Sequence[int]) -> list[Difference]:
     return found
 
 
-def _rows_differ(differences: Sequence[Difference]) -> float:
+def _rows_differ(differences: Sequence[Difference], least: float) -> float:
     """Return Tukey's p value of the row that is farthest from the best; 1 where no row has one."""
     farthest: dict[int, Difference] = {}  # by degrees of freedom: with the same ones the largest t decides
     for found in differences:
@@ -126,7 +127,7 @@ def _rows_differ(differences: Sequence[Difference]) -> float:
             found.df not in farthest or abs(found.t) > abs(farthest[found.df].t or 0)
         ):
             farthest[found.df] = found
-    return min((_tukey(found, len(differences) + 1) for found in farthest.values()), default=1.0)
+    return min((_tukey(found, len(differences) + 1, least) for found in farthest.values()), default=1.0)
 
 
 def _near(differences: Sequence[Difference], p: float | None, level: float) -> list[bool]:
@@ -135,25 +136,36 @@ def _near(differences: Sequence[Difference], p: float | None, level: float) -> l
         return [True] * len(differences)
     if all(found.p is not None and found.p <= level for found in differences):
         return [False] * len(differences)
-    return [not _differs(found, len(differences) + 1, level) for found in differences]
+    far = _far(differences, level)
+    return [i not in far for i in range(len(differences))]
 
 
-def _differs(found: Difference, k: int, level: float) -> bool:
-    if found.p is None or found.p > level:
-        return False
-    # Bonferroni's bound on Tukey's p value spares most of its integrals
-    return found.p * math.comb(k, 2) <= level or _tukey(found, k) <= level
+def _far(differences: Sequence[Difference], level: float) -> set[int]:
+    """Return the places of the rows that Tukey's test tells from the best at this level."""
+    far: set[int] = set()
+    for df in {found.df for found in differences if found.t is not None}:
+        places = [i for i, found in enumerate(differences) if found.df == df and found.t is not None]
+        places.sort(key=lambda i: -abs(differences[i].t or 0))
+        # with the same degrees of freedom p falls as t rises: bisect in place of an integral for each row
+        k = len(differences) + 1
+        far.update(places[: bisect.bisect_left(
+            places, True, key=lambda i: _tukey(differences[i], k, level) > level
+        )])  # fmt: skip
+    return far
 
 
-def _tukey(found: Difference, k: int) -> float:
+def _tukey(found: Difference, k: int, level: float) -> float:
     """Return the p value of a difference that is looked at because it is one of those between k rows.
 
-    Above LEVEL it may be too small, but still above.
+    Its two bounds spare most integrals: never below the plain p value (which is returned above LEVEL) and
+    never above Bonferroni's (which is returned where it is within `level`). No decision is another for it.
     """
     if found.p is None or found.t is None:
         return 1.0
-    if k == 2 or found.p > LEVEL:  # Tukey's is never below the plain one: no integral says anything else
+    if k == 2 or found.p > LEVEL:
         return found.p
+    if (bound := found.p * math.comb(k, 2)) <= level:
+        return bound
     from scipy.stats import studentized_range  # late: a second that reports of one seed do not need
 
     # never below the plain p value: the integral is numerical, 1 in 10^8 off

@@ -7,6 +7,7 @@ two-way layout without interaction. The rest's variance is pooled over all confi
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,8 @@ from attnbench.results import Measurement
 LEVEL = 0.05
 """Differences whose p value is above it are called not distinguishable."""
 FEWEST_RANKED = 6
-"""A rank correlation of fewer pairs is not shown: by chance 8 % of the orders of five have one of 0.9 or more in
-size, and 2 % of the orders of six."""
+"""A rank correlation of fewer pairs is not shown: by chance 8 % of the orders of five have one of 0.9 or more
+in size, and 2 % of the orders of six."""
 Scale = Literal["difference", "ratio"]
 Basis = Literal["seeds", "images"]
 SeedValues = Mapping[int, float]
@@ -66,6 +67,49 @@ class Difference:
         return self.p is not None and self.p <= LEVEL
 
 
+class SeedTable:
+    """Rows of values by seed whose differences share one residual variance, computed once."""
+
+    def __init__(self, rows: Sequence[SeedValues], scale: Scale = "difference") -> None:
+        """Take the values of each row; of a ratio their logarithms count, so they must be positive."""
+        self.scale: Scale = scale
+        self._rows = [_finite(values, scale) for values in rows]
+        self._residuals: dict[tuple[int, ...], tuple[float | None, int]] = {}
+
+    def difference(self, ours: int, theirs: int) -> Difference:
+        """Return what two rows differ by over the seeds both have, as `difference_over_seeds` says."""
+        a, b = self._rows[ours], self._rows[theirs]
+        seeds = tuple(sorted(a.keys() & b.keys()))
+        if not seeds:
+            return Difference(estimate=math.nan, scale=self.scale, reason="no seed in common")
+        variance, pooled = self._residual(seeds)
+        estimate = statistics.fmean([a[seed] - b[seed] for seed in seeds])
+        found = Difference(
+            estimate=_back(estimate, self.scale),
+            scale=self.scale,
+            seeds=seeds,
+            pooled=pooled,
+            df=(pooled - 1) * (len(seeds) - 1),
+        )
+        if found.df == 0:
+            return replace(found, reason="one seed in common")
+        if variance is None:
+            return replace(found, reason="the values do not vary over seeds")
+        error = math.sqrt(2 * variance / len(seeds))
+        reach = _t_quantile(found.df) * error
+        low, high = _back(estimate - reach, self.scale), _back(estimate + reach, self.scale)
+        t = estimate / error
+        return replace(found, interval=(low, high), t=t, p=_two_sided_p(t, found.df))
+
+    def _residual(self, seeds: tuple[int, ...]) -> tuple[float | None, int]:
+        """Return the variance of the rest and the number of rows that have all these seeds."""
+        if seeds not in self._residuals:
+            rows = [[row[seed] for seed in seeds] for row in self._rows if row.keys() >= set(seeds)]
+            df = (len(rows) - 1) * (len(seeds) - 1)
+            self._residuals[seeds] = (_residual_variance(rows, df) if df else None, len(rows))
+        return self._residuals[seeds]
+
+
 def difference_over_seeds(
     ours: SeedValues, theirs: SeedValues, others: Sequence[SeedValues] = (), scale: Scale = "difference"
 ) -> Difference:
@@ -75,30 +119,10 @@ def difference_over_seeds(
     residual variance. t test with (k - 1)(n - 1) degrees of freedom for k configurations and n seeds; with
     k = 2 it is the paired t test. No p value from fewer than two common seeds, nor where residuals are
     nothing but rounding: then the seeds changed nothing and are no repetitions. A ratio is tested as a
-    difference of logarithms and needs positive values.
+    difference of logarithms and needs positive values. For many pairs of one table, `SeedTable` is faster.
     Source: Montgomery, Design and Analysis of Experiments, 8th ed., section 4.1 (randomized complete blocks).
     """
-    table = [_finite(values, scale) for values in (ours, theirs, *others)]
-    seeds = tuple(sorted(set(table[0]) & set(table[1])))
-    if not seeds:
-        return Difference(estimate=math.nan, scale=scale, reason="no seed in common")
-    rows = [[values[seed] for seed in seeds] for values in table if set(seeds) <= set(values)]
-    estimate = statistics.fmean(a - b for a, b in zip(rows[0], rows[1], strict=True))
-    df = (len(rows) - 1) * (len(seeds) - 1)
-    found = Difference(
-        estimate=_back(estimate, scale), scale=scale, seeds=seeds, pooled=len(rows), df=df,
-        reason="one seed in common" if df == 0 else "",
-    )  # fmt: skip
-    if df == 0:
-        return found
-    variance = _residual_variance(rows, df)
-    if variance is None:
-        return replace(found, reason="the values do not vary over seeds")
-    error = math.sqrt(2 * variance / len(seeds))
-    reach = _t_quantile(df) * error
-    low, high = _back(estimate - reach, scale), _back(estimate + reach, scale)
-    t = estimate / error
-    return replace(found, interval=(low, high), t=t, p=_two_sided_p(t, df))
+    return SeedTable((ours, theirs, *others), scale).difference(0, 1)
 
 
 def difference_over_images(ours: Measurement, theirs: Measurement) -> Difference:
@@ -197,6 +221,7 @@ def _residual_variance(rows: Sequence[Sequence[float]], df: int) -> float | None
     return math.fsum(r * r for r in rest) / df or None
 
 
+@functools.cache
 def _t_quantile(df: int) -> float:
     from scipy.special import stdtrit  # late: most reports need no test
 
