@@ -262,6 +262,16 @@ def test_cases_match_by_settings_then_by_label(tmp_path):
     assert found.left_out == ["in A, not in B: focused"]
 
 
+def test_two_cases_of_one_label_are_both_compared(tmp_path):
+    """What a changed suite left under one label are two cases, the second with a number."""
+    first = make_result("linear", 0)
+    second = with_setting([make_result("linear", 1)], "train", lr=1e-3)[0]
+    runs = [[first, second], [second, first]]
+    found = compare(sides_of(*runs, folder=tmp_path), Wanted(only=("size",)))
+    assert {row.case for row in found.rows} == {"linear", "linear (2)"}
+    assert {row.verdict for row in found.rows} == {"same"}
+
+
 def test_several_runs_stand_beside_the_first(tmp_path):
     """Each further run has its columns, and its rows say which run they are of."""
     suite = make_suite()[:2]

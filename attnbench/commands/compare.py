@@ -12,12 +12,16 @@ import typer
 
 from attnbench import console
 from attnbench.errors import UserInputError
-from attnbench.report.compare.comparing import Wanted, compare
-from attnbench.report.compare.equal import compare_equal
-from attnbench.report.compare.gates import parse_gates
-from attnbench.report.compare.reading import read_sides
-from attnbench.report.compare.records import Equal, RunComparison
-from attnbench.report.compare.tables import comparison_tables, gate_lines, notes
+from attnbench.report.compare import (
+    Equal,
+    RunComparison,
+    Wanted,
+    compare_named,
+    comparison_tables,
+    gate_lines,
+    notes,
+    parse_gates,
+)
 from attnbench.report.markdown import escape, render_table
 
 
@@ -52,11 +56,7 @@ def compare_runs(options: Options) -> int:
         time_margin=_margin(options.time_margin),
         force=options.force,
     )
-    sides = read_sides(options.runs, options.folder)
-    if options.equal is None:
-        found = compare(sides, wanted)
-    else:
-        found = compare_equal(sides, wanted, cast(Equal, options.equal))
+    found = compare_named(options.runs, options.folder, wanted, cast("Equal | None", options.equal))
     if form == "json":
         typer.echo(found.model_dump_json(indent=2))
     elif form == "md":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import string
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -34,8 +35,14 @@ class Side:
 
     @cached_property
     def cases(self) -> list[Configuration]:
-        """Its cases, those that differ by seed together."""
-        return configurations(self.results)
+        """Its cases, those that differ by seed together; a label that a changed suite left twice has a number."""
+        seen: Counter[str] = Counter()
+        found = []
+        for case in configurations(self.results):
+            seen[case.label] += 1
+            number = seen[case.label]
+            found.append(case if number == 1 else replace(case, label=f"{case.label} ({number})"))
+        return found
 
     @property
     def record(self) -> ComparedRun:
