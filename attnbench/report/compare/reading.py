@@ -35,7 +35,7 @@ class Side:
 
     @cached_property
     def cases(self) -> list[Configuration]:
-        """Its cases, those that differ by seed together; a label that a changed suite left twice has a number."""
+        """Its cases, those that differ by seed together; a label that stands twice has a number."""
         seen: Counter[str] = Counter()
         found = []
         for case in configurations(self.results):
