@@ -65,8 +65,10 @@ def judge(gate: Gate, rows: Sequence[ComparedQuantity], quantities: Sequence[Com
     """
     names = {quantity.name for quantity in select([gate.name], quantities, "--fail-on")}
     tripped, undecided, held = [], [], 0
+    several = len({row.run for row in rows}) > 1
     for row in (row for row in rows if row.name in names):
-        where = f"{row.case}: {row.title}" + (f" in {row.run}" if len({r.run for r in rows}) > 1 else "")
+        where = f"{row.case}: {row.title}" + (f" in {row.run}" if several else "")
+        where += f" at a budget of {row.at:.4g}" if row.at is not None else ""
         reason = _undecidable(row, gate)
         if reason:
             undecided.append(f"{where}: {reason}")

@@ -215,8 +215,8 @@ def _methods(comparison: RunComparison) -> list[str]:
     found = []
     if tests:
         found.append(
-            f"A verdict needs p < {comparison.alpha:g} after Benjamini-Hochberg ({tests} tested); intervals are "
-            "95 % each, not adjusted."
+            f"A verdict needs p < {comparison.alpha:g} after Benjamini-Hochberg ({tests} tested); "
+            "intervals are 95 % each, not adjusted."
         )
     if "seeds" in bases:
         found.append(
