@@ -8,7 +8,7 @@ from attnbench.errors import UserInputError
 
 
 def schema(of: str) -> dict[str, Any]:
-    """Return the JSON schema of suite files, or of what `attnbench profile --json` writes."""
+    """Return the JSON schema of suite files, or of what `profile` or `compare` writes as JSON."""
     if of == "suite":
         from attnbench.suite.loading import suite_json_schema
 
@@ -17,4 +17,8 @@ def schema(of: str) -> dict[str, Any]:
         from attnbench.profiling.profile import ProfileReport
 
         return ProfileReport.model_json_schema(mode="serialization")
-    raise UserInputError(f"--of takes suite or profile, got {of!r}")
+    if of == "compare":
+        from attnbench.report.compare import RunComparison
+
+        return RunComparison.model_json_schema(mode="serialization")
+    raise UserInputError(f"--of takes suite, profile or compare, got {of!r}")
