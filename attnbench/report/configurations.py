@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,10 +56,17 @@ class OverSeeds:
 
 
 def configurations(results: Sequence[Result]) -> list[Configuration]:
-    """Group results by everything but their seed, in the order their first cases appear."""
-    groups: dict[str, list[Result]] = {}
+    """Group results by everything but their seed, in the order their first cases appear.
+
+    Where two results share content and seed, the second begins a configuration of its own.
+    """
+    groups: dict[tuple[str, int], list[Result]] = {}
+    seen: Counter[tuple[str, int]] = Counter()
     for result in results:
-        groups.setdefault(_identity(result), []).append(result)
+        identity, seed = _identity(result), seed_of(result)
+        seen[identity, seed] += 1
+        # a second result of one seed, such as another run's, is no further seed of the first
+        groups.setdefault((identity, seen[identity, seed]), []).append(result)
     return [
         Configuration(label=label_without_seed(group[0]), results=tuple(sorted(group, key=seed_of)))
         for group in groups.values()

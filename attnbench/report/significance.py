@@ -41,6 +41,8 @@ class Difference:
     NaN where there is nothing in common."""
     interval: tuple[float, float] | None = None
     """95 % interval of the estimate."""
+    t: float | None = None
+    """The test's statistic: the estimate (of a ratio its logarithm) over its standard error."""
     p: float | None = None
     """Two-sided p value of no difference (of a ratio: of 1)."""
     scale: Scale = "difference"
@@ -92,7 +94,8 @@ def difference_over_seeds(
     error = math.sqrt(2 * variance / len(seeds))
     reach = _t_quantile(df) * error
     low, high = _back(estimate - reach, scale), _back(estimate + reach, scale)
-    return replace(found, interval=(low, high), p=_two_sided_p(estimate / error, df))
+    t = estimate / error
+    return replace(found, interval=(low, high), t=t, p=_two_sided_p(t, df))
 
 
 def difference_over_images(ours: Measurement, theirs: Measurement) -> Difference:
@@ -158,11 +161,11 @@ def scale_of(name: str) -> Scale:
 def method_in_words(k: int, n: int) -> str:
     """Return the sentence that states test and assumption for a table of k configurations over n seeds."""
     return (
-        "Over seeds: t test of the difference of means, paired by seed (weights, data order and noise of a seed "
-        f"are the same in every row), residual variance pooled over {k} rows, {(k - 1) * (n - 1)} degrees of "
-        "freedom. It assumes that a seed moves all rows alike, and that what is left is near normal with one "
-        "variance; losses, times, Frechet distances and inception scores are compared by ratio. The draw of "
-        "images is a part of each seed's value, so the test holds it."
+        "Over seeds: t test of the difference of means, paired by seed (weights, data order and noise of a "
+        f"seed are the same in every row), residual variance pooled over {k} rows, {(k - 1) * (n - 1)} "
+        "degrees of freedom. It assumes that a seed moves all rows alike, and that what is left is near "
+        "normal with one variance; losses, times, Frechet distances and inception scores are compared by "
+        "ratio. The draw of images is a part of each seed's value, so the test holds it."
     )
 
 

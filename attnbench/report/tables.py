@@ -102,6 +102,8 @@ class Entry:
 
     value: float | None = None
     spread: float | None = None
+    deviation: float | None = None
+    """Standard deviation over seeds."""
     interval: tuple[float, float] | None = None
     beside: tuple[str, float] | None = None
     """A word and the value to show behind it."""
@@ -179,10 +181,10 @@ def quantity_cells(quantity: Quantity, entries: Sequence[Entry], competing: Sequ
         )
         for value, entry in zip(scaled, entries, strict=True)
     ]
-    return _mark_best(cells, competing, quantity.better)
+    return mark_best(cells, competing, quantity.better)
 
 
-def _mark_best(cells: list[Cell], competing: Sequence[bool], better: Direction) -> list[Cell]:
+def mark_best(cells: list[Cell], competing: Sequence[bool], better: Direction) -> list[Cell]:
     """Mark every cell that prints the best value; none where nothing is to choose between."""
     values = {
         i: cell.value
@@ -228,6 +230,8 @@ def _detail(entry: Entry, scale: float, show: Callable[[float], str]) -> str:
     parts = []
     if entry.spread is not None:
         parts.append(f"± {show(entry.spread * scale)}")
+    if entry.deviation is not None:
+        parts.append(f"sd {show(entry.deviation * scale)}")
     if entry.interval is not None:
         low, high = entry.interval
         parts.append(f"{show(low * scale)} to {show(high * scale)}")
