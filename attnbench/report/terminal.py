@@ -70,7 +70,7 @@ def _least_width(table: Table) -> int:
 
 def _column_width(table: Table, index: int) -> int:
     column, cells = table.columns[index], [row.cells[index] for row in table.rows]
-    texts = [*(cell.text for cell in cells), *(cell.detail for cell in cells)]
+    texts = [*(f"{cell.text} {cell.marks}".rstrip() for cell in cells), *(cell.detail for cell in cells)]
     return max(map(cell_len, (*texts, *column.name.split(), f"[{column.small_print}]")))
 
 
@@ -96,6 +96,8 @@ def _texts(row: Row) -> list[Text]:
 
 def _text(cell: Cell) -> Text:
     text = Text(cell.text, style="bold green" if cell.best else "yellow" if cell.disturbed else "")
+    if cell.marks:
+        text.append(f" {cell.marks}", style="dim not bold")
     if cell.detail:
         text.append(f"\n{cell.detail}", style="dim not bold")
     return text

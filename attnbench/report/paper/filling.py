@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,14 +19,19 @@ from attnbench.report.paper.rows import (
     rows_by_recipe,
 )
 from attnbench.results import Result
-from attnbench.specs import OUTSIDE_KEY, content_hash
+from attnbench.specs import OUTSIDE_KEY, EvaluateSpec, SampleSpec, Spec, TrainSpec, content_hash
 
 PAPERS_DATA = ("prepared", "image-folder")
 PAPERS_EXTRACTOR = "inception-tf"
 _NAMES_OF_A_MODEL = ("name", "summary", "source", "size", "published", "origin")
 _MEANT_TO_DIFFER = ("model.", "code.", "sample.guidance_scale")
 _MOST_NAMED = 3
-_STAGES = ("data", "train", "sample", "evaluate", "code", "initial")
+_SPECS: dict[str, type[Spec]] = {"train": TrainSpec, "sample": SampleSpec, "evaluate": EvaluateSpec}
+_CHANGE_NO_RESULT = {
+    "train": ("log_every", "held_out_every", "held_out_images", "extra_ema_decays", "init_from"),
+    "evaluate": ("metrics", "class_accuracy", "per_class", "weights"),
+}
+_STAGES = ("data", "train", "sample", "evaluate", "code")
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,11 @@ class _Draft:
         self.left_out.setdefault(why, []).append(taken.label)
 
 
-def fill(table: PaperTable, runs: Mapping[str, Sequence[Result]], full: Recipes | None = None) -> Filling:
+def fill(
+    table: PaperTable,
+    runs: Mapping[str, Sequence[Result]],
+    full: Recipes | None = None,
+) -> Filling:
     """Put the results of some runs, by name, into a table of the paper.
 
     A case stands in a row by its recipe where its attention is the recipe's, else by its attention alone.
@@ -120,7 +129,7 @@ def fill(table: PaperTable, runs: Mapping[str, Sequence[Result]], full: Recipes 
     recipes = load_recipes()
     draft = _Draft()
     for run, results in runs.items():
-        for line, taken, rows in _by_line(table, run, results, recipes, draft):
+        for line, taken, rows in by_line(table, run, results, recipes, draft.leave_out):
             _place(table, line, taken, rows, draft)
             if line.recipe:
                 _note_attentions(table, line, taken, rows, recipes, draft)
@@ -139,12 +148,19 @@ def fill(table: PaperTable, runs: Mapping[str, Sequence[Result]], full: Recipes 
 
 
 def scored_settings(case: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a case's quality depends on, flat by dotted key, without its seed."""
-    kept: dict[str, Any] = {
-        stage: {key: value for key, value in found.items() if key not in OUTSIDE_KEY.get(stage, ())}
-        for stage in _STAGES
-        if isinstance(found := case.get(stage), Mapping)
-    }
+    """Return the settings that a case's quality depends on, flat by dotted key, without its seed.
+
+    A setting that was written down by no earlier version is its default.
+    """
+    kept: dict[str, Any] = {}
+    for stage in _STAGES:
+        found = case.get(stage)
+        if isinstance(found, Mapping):
+            fields = _SPECS[stage].model_fields.items() if stage in _SPECS else ()
+            unwritten = {key: field.default for key, field in fields if not field.is_required()}
+            silent = {*OUTSIDE_KEY.get(stage, ()), *_CHANGE_NO_RESULT.get(stage, ())}
+            kept[stage] = {k: v for k, v in {**unwritten, **found}.items() if k not in silent}
+    kept["initial"] = case.get("initial", "")  # the weights of train.init_from, wherever they lie
     model = case.get("model", {})
     kept["model"] = {key: value for key, value in model.items() if key not in _NAMES_OF_A_MODEL}
     return dict(_flat(kept, ""))
@@ -162,22 +178,26 @@ def scale_text(scale: float) -> str:
     return f"{scale:.1f}" if scale == round(scale, 1) else f"{scale:g}"
 
 
-def _by_line(
-    table: PaperTable, run: str, results: Sequence[Result], recipes: Recipes, draft: _Draft
+def by_line(
+    table: PaperTable,
+    run: str,
+    results: Sequence[Result],
+    recipes: Recipes,
+    leave_out: Callable[[Taken, str], object] = lambda _taken, _why: None,
 ) -> Iterator[tuple[Line, Taken, list[int]]]:
-    """Yield every result that stands in a row, with the line and rows it stands in."""
+    """Yield every result that stands in a row, with the line and rows it stands in, whatever its guidance."""
     swapped = {_name(r) for r in results if _name(r) in recipes and not _is_recipe(r, recipes)}
     for result in results:
         taken, model = Taken(run, result), result.case.get("model")
         if not isinstance(model, Mapping):
-            draft.leave_out(taken, "settings are not stored")
+            leave_out(taken, "settings are not stored")
             continue
         by_recipe = [] if _name(result) in swapped else rows_by_recipe(model, table)
         rows = by_recipe or rows_by_attention(model, table, recipes)
         if rows:
             yield _line(table, result, by_recipe=bool(by_recipe)), taken, rows
         else:
-            draft.leave_out(taken, "neither recipe nor attention is a row of this table")
+            leave_out(taken, "neither recipe nor attention is a row of this table")
 
 
 def _line(table: PaperTable, result: Result, *, by_recipe: bool) -> Line:
