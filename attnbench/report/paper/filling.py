@@ -24,7 +24,7 @@ from attnbench.specs import OUTSIDE_KEY, EvaluateSpec, SampleSpec, Spec, TrainSp
 PAPERS_DATA = ("prepared", "image-folder")
 PAPERS_EXTRACTOR = "inception-tf"
 _NAMES_OF_A_MODEL = ("name", "summary", "source", "size", "published", "origin")
-_MEANT_TO_DIFFER = ("model.", "code.", "sample.guidance_scale")
+MEANT_TO_DIFFER = ("model.", "code.", "sample.guidance_scale")
 _MOST_NAMED = 3
 _SPECS: dict[str, type[Spec]] = {"train": TrainSpec, "sample": SampleSpec, "evaluate": EvaluateSpec}
 _CHANGE_NO_RESULT = {
@@ -291,7 +291,7 @@ def _unlike_rows(
             values: dict[str, list[str]] = {}
             for label, settings in cases.items():
                 values.setdefault(str(settings.get(key, "not stored")), []).append(label)
-            if len(values) > 1 and not key.startswith(_MEANT_TO_DIFFER):
+            if len(values) > 1 and not key.startswith(MEANT_TO_DIFFER):
                 said = (f"{value} ({_some(labels)})" for value, labels in values.items())
                 yield f"{line.title}: rows differ in {key}: {', '.join(said)}."
 

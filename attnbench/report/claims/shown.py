@@ -1,0 +1,55 @@
+"""The checklist as text for a terminal, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from attnbench.report.claims.checklist import Checked
+from attnbench.report.claims.finding import Evidence
+from attnbench.report.markdown import escape
+from attnbench.report.tables import plain, significant
+
+FORMAT = 1
+FORMATS = ("text", "md", "json")
+
+
+def render(claims: Sequence[Checked], name: str) -> str:
+    """Return the checklist in one of FORMATS."""
+    if name == "json":
+        content = {"format": FORMAT, "claims": [claim.model_dump(mode="json") for claim in claims]}
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return "\n".join(_markdown(claims) if name == "md" else _text(claims)) + "\n"
+
+
+def _text(claims: Sequence[Checked]) -> list[str]:
+    lines = []
+    for claim in claims:
+        lines += [f"{claim.claim}  {claim.words}", f"    paper ({claim.where}): {claim.paper}"]
+        for finding in claim.findings:
+            lines += [f"    {finding.verdict.upper()}  {plain(finding.on)}", f"        {plain(finding.why)}"]
+            lines += [f"        {plain(_compared(one))}: {plain(one.said)}" for one in finding.evidence]
+        lines += [f"    test: {claim.test}", ""]
+    return lines[:-1]
+
+
+def _markdown(claims: Sequence[Checked]) -> list[str]:
+    lines = ["# The claims of arXiv:2601.13683 on these runs", ""]
+    lines += ["| | Claim | Verdict |", "| --- | --- | --- |"]
+    for claim in claims:
+        verdicts = ", ".join(dict.fromkeys(claim.verdicts))
+        lines.append(f"| {claim.claim} | {escape(claim.words)} | **{verdicts}** |")
+    for claim in claims:
+        lines += ["", f"## {claim.claim}: {escape(claim.words)}", ""]
+        lines += [
+            f"- Paper ({escape(claim.where)}): {escape(claim.paper)}.",
+            f"- Test: {escape(claim.test)}.",
+        ]
+        for finding in claim.findings:
+            lines += ["", f"**{finding.verdict}** on {escape(finding.on)}: {escape(finding.why)}.", ""]
+            lines += [f"- {escape(_compared(one))}: {escape(one.said)}" for one in finding.evidence]
+    return lines
+
+
+def _compared(one: Evidence) -> str:
+    return f"{one.what}: {significant(one.ours)} against {significant(one.theirs)}"
