@@ -23,32 +23,36 @@ def render(claims: Sequence[Checked], name: str) -> str:
 
 
 def _text(claims: Sequence[Checked]) -> list[str]:
-    lines = []
+    lines, seen = [], dict[str, str]()
     for claim in claims:
         lines += [f"{claim.claim}  {claim.words}", f"    paper ({claim.where}): {claim.paper}"]
         for finding in claim.findings:
             lines += [f"    {finding.verdict.upper()}  {plain(finding.on)}", f"        {plain(finding.why)}"]
             lines += [f"        {plain(_compared(one))}: {plain(one.said)}" for one in finding.evidence]
-        lines += [f"    test: {claim.test}", ""]
+        lines += [f"    test: {_said_once(claim, seen)}", ""]
     return lines[:-1]
 
 
 def _markdown(claims: Sequence[Checked]) -> list[str]:
-    lines = ["# The claims of arXiv:2601.13683 on these runs", ""]
+    lines, seen = ["# The claims of arXiv:2601.13683 on these runs", ""], dict[str, str]()
     lines += ["| | Claim | Verdict |", "| --- | --- | --- |"]
     for claim in claims:
         verdicts = ", ".join(dict.fromkeys(claim.verdicts))
         lines.append(f"| {claim.claim} | {escape(claim.words)} | **{verdicts}** |")
     for claim in claims:
         lines += ["", f"## {claim.claim}: {escape(claim.words)}", ""]
-        lines += [
-            f"- Paper ({escape(claim.where)}): {escape(claim.paper)}.",
-            f"- Test: {escape(claim.test)}.",
-        ]
+        lines += [f"- Paper ({escape(claim.where)}): {escape(claim.paper)}."]
+        lines += [f"- Test: {escape(_said_once(claim, seen))}."]
         for finding in claim.findings:
             lines += ["", f"**{finding.verdict}** on {escape(finding.on)}: {escape(finding.why)}.", ""]
             lines += [f"- {escape(_compared(one))}: {escape(one.said)}" for one in finding.evidence]
     return lines
+
+
+def _said_once(claim: Checked, seen: dict[str, str]) -> str:
+    """Return a claim's test, or the name of the claim that has had the same."""
+    first = seen.setdefault(claim.test, claim.claim)
+    return claim.test if first == claim.claim else f"as for {first}"
 
 
 def _compared(one: Evidence) -> str:
