@@ -73,7 +73,5 @@ def together(
         return "not tested", f"{len(verdicts) - len(tested)} of {len(verdicts)} comparisons have no test"
     if holds == len(verdicts):
         return "supported", f"all {len(verdicts)} comparisons hold" if holds > 1 else "the comparison holds"
-    return (
-        "not distinguishable",
-        f"{holds} of {len(verdicts)} comparisons hold, the others are within the spread",
-    )
+    rest = f"the others show nothing that {len(verdicts)} comparisons do not make likely"
+    return "not distinguishable", f"{holds} of {len(verdicts)} comparisons hold; {rest}"
