@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 from command_line import ROOT
 from paper_cases import full_run
+from report_cases import ENVIRONMENT
 from typer.testing import CliRunner
 
 from attnbench.cli import app
+from attnbench.commands.tables import recipes_in_full
 from attnbench.errors import AttnbenchError, UserInputError
 from attnbench.report.formats import record
-from attnbench.results import Result, append_result
+from attnbench.report.paper.filling import fill
+from attnbench.report.paper.published import paper_table
+from attnbench.results import Measurement, Result, append_result
+from attnbench.suite.loading import load_suite
 
 DIGITS, PHOTOS, QUICK = (
     next((ROOT / "reports" / name).iterdir()) for name in ("digits_all", "photos", "quick")
@@ -146,3 +151,29 @@ def test_claims_that_nothing_tests_are_exit_code_1(tmp_path: Path) -> None:
     assert code == 1
     assert out.count("**not tested**") >= 7
     assert "no claim could be tested" in said
+
+
+@pytest.mark.parametrize(
+    ("layout", "suite", "rows"),
+    [
+        ("table1", "subin_256", 18), ("table2", "subin_512", 6), ("table3", "imagenet_256", 7),
+        ("table4", "table4_components", 6), ("table5", "table5_paradigms", 2),
+        ("table6", "table6_lambda_init", 2), ("table7", "table7_guidance", 6),
+        ("table8", "table8_guidance", 3),
+    ],
+)  # fmt: skip
+def test_the_shipped_suites_fill_their_tables(layout: str, suite: str, rows: int) -> None:
+    """Cases as the suites make them, options written out: each in its row and column, nothing departs."""
+    cases = [case.model_dump(mode="json") for case in load_suite(suite, []).cases]
+    fid = Measurement(name="FID", values=[50.0], n=paper_table(layout).samples)
+    results = [
+        Result(case_id=str(i), suite=suite, label=case["label"], status="ok", measurements=[fid], case=case,
+               environment=ENVIRONMENT)
+        for i, case in enumerate(cases)
+    ]  # fmt: skip
+    runs = {suite: results}
+    filling = fill(paper_table(layout), runs, recipes_in_full(runs))
+    assert not filling.left_out
+    assert [line.title for line in filling.lines] == ["measured"]
+    assert len(filling.slots) == rows * len(paper_table(layout).scales)
+    assert not [remark for remark in filling.remarks if "rows differ in train.precision" not in remark]

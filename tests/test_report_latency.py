@@ -121,6 +121,16 @@ def test_rounds_samples_and_percentiles_stand_beside_the_median() -> None:
     assert against(results)[1][1].endswith(", slower")  # the pairs that are left are enough
 
 
+def test_percentiles_of_few_samples_are_not_shown() -> None:
+    """Of 99 samples the 99th percentile is the largest by another name; of nine, so are the others."""
+    results = []
+    for index, count in enumerate((9, 99, 100)):
+        timed = Measurement(name="latency_ms@8", unit="ms", values=[float(i + 1) for i in range(count)])
+        results.append(with_measurement(make_result(f"case {index}", index), timed))
+    shown = [cell.text for cell in cells(cost_table(results), "p10 / p90 / p99")]
+    assert shown == ["– / – / –", "10.8 / 89.2 / –", "10.9 / 90.1 / 99.0"]
+
+
 def test_samples_that_do_not_count_are_told() -> None:
     """What a session left out of a row stands in the count and in the percentiles, in no table of its own."""
     left_out = Measurement(name="waited_latency_ms@8", unit="ms", values=[50.0] * 100)
@@ -298,14 +308,14 @@ def test_an_interval_over_rounds_is_none_over_images() -> None:
 
 def test_disturbed_values_have_no_rank() -> None:
     """A rank correlation is one over the cases that may be ranked."""
-    losses = (0.1, 0.2, 0.3, 0.01)
+    losses = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.01)
     results = [
         with_measurement(
             make_result(f"case {i}", i),
-            Measurement(name="held_out_loss", values=[loss], disturbed=REASON if i == 3 else ""),
+            Measurement(name="held_out_loss", values=[loss], disturbed=REASON if i == 6 else ""),
         )
         for i, loss in enumerate(losses)
     ]
     assert (
-        dict(at_a_glance(results))["Held-out loss against FD-digits"] == "rank correlation 1.00 over 3 cases"
+        dict(at_a_glance(results))["Held-out loss against FD-digits"] == "rank correlation 1.00 over 6 rows"
     )

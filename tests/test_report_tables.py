@@ -98,18 +98,6 @@ def test_ties_share_the_mark_and_nan_never_gets_it() -> None:
     assert cells[2].text == "nan"
 
 
-def test_several_seeds_mark_no_best() -> None:
-    """The best of several seeds is no result: nothing is bold, and the seed has its column."""
-    results = [
-        make_result("softmax", i, case={"seed": i}, axes={"attention": "softmax", "seed": f"{i}"})
-        for i in range(3)
-    ]
-    table = comparison_table(results)
-    assert [c.text for c in column(table, "seed")] == ["0", "1", "2", "–"]
-    assert not any(c.best for row in table.rows for c in row.cells)
-    assert "Several seeds" in table.notes[0]
-
-
 def test_spread_and_real_accuracy_stand_beside_their_values() -> None:
     """The kernel distance has its deviation, the class accuracy the classifier's on real images."""
     table = comparison_table(make_suite())

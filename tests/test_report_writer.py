@@ -325,13 +325,18 @@ def _with_held_out(losses):
 
 @pytest.mark.parametrize(
     ("losses", "said"),
-    [([0.1, 0.2, 0.3], "1.00 over 3"), ([0.3, 0.2, 0.1], "-1.00 over 3"), ([0.1, math.nan, 0.2], None)],
+    [
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "1.00 over 6"),
+        ([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], "-1.00 over 6"),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], None),
+        ([0.1, 0.2, math.nan, 0.4, 0.5, 0.6], None),
+    ],
 )
 def test_held_out_loss_is_held_against_the_distance(losses, said):
-    """At a glance: how well the cheap signal orders the cases; nothing where fewer than three have both."""
+    """At a glance: how well the cheap signal orders the cases; nothing where fewer than six have both."""
     found = dict(at_a_glance(_with_held_out(losses)))
     told = [value for name, value in found.items() if name.startswith("Held-out loss against FD")]
-    assert told == ([f"rank correlation {said} cases"] if said else [])
+    assert told == ([f"rank correlation {said} rows"] if said else [])
 
 
 def test_intervals_over_images_stand_beside_the_values():

@@ -15,6 +15,8 @@ from attnbench.report.timings import time_ratio
 
 CLOSE = "≈"
 """Marks the values that are not distinguishable from the best of their column, and the best itself."""
+UNTESTED = "?"
+"""Marks the values that no test compares with the best of their column."""
 _NAMED = 6  # rows of a column that the note names
 
 
@@ -74,9 +76,10 @@ def over_seeds(
         for standing in ended:
             if standing.alone:
                 marked[standing.rows[0]] = replace(marked[standing.rows[0]], best=True)
-            elif standing.close:
-                for i in (standing.rows[0], *standing.close):
-                    marked[i] = replace(marked[i], marks=CLOSE)
+            for i in (standing.rows[0], *standing.close) if standing.close else ():
+                marked[i] = replace(marked[i], marks=CLOSE)
+            for i, _ in standing.untested:
+                marked[i] = replace(marked[i], marks=UNTESTED)
         decided.append(Decided(quantity=quantity, cells=tuple(marked), standings=ended))
     return decided
 
@@ -92,18 +95,26 @@ def over_seeds_notes(decided: Sequence[Decided], lines: Sequence[Line]) -> tuple
         + method_in_words(rows, seeds)
         + " Over the columns false calls are held to 5 % (METRICS.md)."
     ]
-    close = []
+    close, untested = [], []
     for column in decided:
+        title = plain(column.quantity.title)
         for standing in column.standings:
             if standing.close:
-                best, *others = (plain(lines[i].label) for i in (standing.rows[0], *standing.close))
-                more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-                close.append(
-                    f"{plain(column.quantity.title)}: {best} from {', '.join(others[:_NAMED])}{more}"
-                )
+                best, *others = (lines[i].label for i in (standing.rows[0], *standing.close))
+                close.append(f"{title}: {_listed([f'{best} (best mean)', *others])}")
+            for reason in dict.fromkeys(reason for _, reason in standing.untested):
+                labels = [lines[i].label for i, why in standing.untested if why == reason]
+                untested.append(f"{title}: {_listed(labels)}: {reason}")
     if close:
-        notes.append(f"{CLOSE} not distinguishable, the best mean from the next: {'; '.join(close)}.")
+        notes.append(f"{CLOSE} not distinguishable from the best of the column: {'; '.join(close)}.")
+    if untested:
+        notes.append(f"{UNTESTED} not tested against the best of the column: {'; '.join(untested)}.")
     return tuple(notes)
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+    return plain(", ".join(labels[:_NAMED])) + more
 
 
 def decide(

@@ -74,6 +74,30 @@ def comparison_table(results: Sequence[Result]) -> Table:
     return assemble("Comparison", columns, heads, notes)
 
 
+def seed_table(results: Sequence[Result]) -> Table | None:
+    """Return the quality of every single seed, the values behind the comparison; None of one seed each."""
+    rows = configurations(results)
+    if all(len(row.results) == 1 for row in rows):
+        return None
+    series = {id(result): index for index, result in enumerate(results)}
+    lines = [
+        configuration_line(replace(row, results=(result,)), (), series[id(result)])
+        for row in rows
+        for result in row.results
+    ]
+    columns: list[FilledColumn] = [
+        (Column(title="Case", numeric=False), [text_cell(line.label) for line in lines]),
+        (Column(title="Seed"), [_seed(line) for line in lines]),
+    ]
+    for quantity in (*quality_quantities(results), ACCURACY):
+        entries = [line.entry(quantity) for line in lines]
+        if any(entry.value is not None for entry in entries):
+            shown = quantity_cells(quantity, entries, [False] * len(lines))
+            columns.append((quantity_column(quantity, entries), shown))
+    heads = [RowHead(status=line.status, series=line.series) for line in lines]
+    return assemble("Quality of each seed", columns, heads)
+
+
 def shown_axes(results: Sequence[Result]) -> list[str]:
     """Return the matrix axes that differ between cases and that labels do not already tell."""
     names = dict.fromkeys(axis for result in results for axis in result.axes)
@@ -83,6 +107,11 @@ def shown_axes(results: Sequence[Result]) -> list[str]:
         if len({result.axes.get(axis) for result in results}) > 1
         and any(result.axes.get(axis, "") not in result.label for result in results)
     ]
+
+
+def _seed(line: Line) -> Cell:
+    seeds = line.configuration.seeds if line.configuration else ()
+    return Cell(text=", ".join(map(str, seeds)), value=seeds[0] if seeds else None)
 
 
 def _notes(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from attnbench.report.configurations import Configuration, configurations, seed_of
 from attnbench.report.latency import ProfiledRow, baseline, latency_columns, latency_notes
 from attnbench.report.quantities import (
     LATENCY,
     MEMORY,
+    RESOLVED,
     SIZE,
     TRAINING,
     Quantity,
@@ -32,12 +34,18 @@ from attnbench.results import Result
 
 
 def cost_table(results: Sequence[Result]) -> Table | None:
-    """Return what each case costs at each resolution, or None if nothing was profiled."""
+    """Return what each configuration costs at each resolution, or None if nothing was profiled.
+
+    Seeds share one profile and so one row; where they were profiled more than once, each profile has its own.
+    """
+    places = {id(result): place for place, result in enumerate(results)}
+    shown = [one for row in configurations(results) for one in _profiles(row, places)]
+    results = [result for result, _ in shown]
     sides = sorted({side for result in results for side in resolutions(result)})
     rows = [
-        ProfiledRow(result=result, side=side, series=series)
+        ProfiledRow(result=result, side=side, series=place)
         for side in sides
-        for series, result in enumerate(results)
+        for result, place in shown
         if side in resolutions(result)
     ]
     if not rows:
@@ -56,8 +64,27 @@ def cost_table(results: Sequence[Result]) -> Table | None:
     return assemble("Cost", columns, heads, latency_notes(rows, base))
 
 
+def _profiles(row: Configuration, places: dict[int, int]) -> list[tuple[Result, int]]:
+    """Return one result for each distinct profile of a configuration, with its place among the results.
+
+    It goes by the configuration's label where there is one profile alone.
+    """
+    distinct: dict[tuple[str, ...], Result] = {}
+    for result in sorted(row.results, key=lambda r: r.status != "ok"):  # stable: finished ones first
+        costs = tuple(m.model_dump_json() for m in result.measurements if RESOLVED.match(m.name))
+        if costs:
+            distinct.setdefault(costs, result)
+    return [
+        (result if len(distinct) > 1 else result.model_copy(update={"label": row.label}), places[id(result)])
+        for result in distinct.values()
+    ]
+
+
 def training_table(results: Sequence[Result]) -> Table | None:
-    """Return how long training and sampling took and where the loss ended, or None if nothing trained."""
+    """Return how long training and sampling took and where the loss ended, or None if nothing trained.
+
+    One row per case: with several seeds these are the single values, and the best of them is no result.
+    """
     return _plain_table("Training and sampling", TRAINING, results)
 
 
@@ -88,6 +115,7 @@ def problems_table(results: Sequence[Result]) -> Table | None:
 
 def _plain_table(title: str, quantities: Sequence[Quantity], results: Sequence[Result]) -> Table | None:
     """Return one row per case and one column per quantity that any case has, or None if none has any."""
+    several = len({seed_of(result) for result in results}) > 1
     columns: list[FilledColumn] = [
         (Column(title="Case", numeric=False), [text_cell(r.label) for r in results])
     ]
@@ -95,7 +123,8 @@ def _plain_table(title: str, quantities: Sequence[Quantity], results: Sequence[R
         entries = [measured_entry(result.measurement(quantity.name)) for result in results]
         if any(entry.value is not None for entry in entries):
             column = replace(quantity_column(quantity, entries), group="")
-            columns.append((column, quantity_cells(quantity, entries, [r.status == "ok" for r in results])))
+            competing = [r.status == "ok" and not several for r in results]
+            columns.append((column, quantity_cells(quantity, entries, competing)))
     if len(columns) == 1:
         return None
     heads = [RowHead(status=r.status, series=i) for i, r in enumerate(results)]

@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from attnbench.report.aspects import (
+    SETTINGS,
+    Aspect,
+    axis_of,
+    concerns_quality,
+    differ,
+    images_of,
+    machines_of,
+    models_of,
+    seeds_of,
+    settings_of,
+)
 from attnbench.report.configurations import Configuration, configurations
 from attnbench.report.latency import baseline
-from attnbench.report.quantities import MACS, SIZE, Quantity, is_quality, main_resolution
+from attnbench.report.quantities import MACS, SIZE, Quantity, main_resolution
 from attnbench.report.tables import plain
 from attnbench.results import Result
-from attnbench.specs import OUTSIDE_KEY, EvaluateSpec, ProfileSpec, SampleSpec, Spec, TrainSpec
 
 TOLERANCE = 0.02
 """Parameters and MACs this close count as equal: what rounding widths to whole heads costs."""
 
-_SPECS: dict[str, type[Spec]] = {
-    "train": TrainSpec,
-    "sample": SampleSpec,
-    "evaluate": EvaluateSpec,
-    "profile": ProfileSpec,
-}
-_NAMES = {
-    "data.name": "data",
-    "train.init_from": "initial weights",
-    "train.steps": "training steps",
-    "train.batch_size": "images per training step",
-    "train.precision": "precision in training",
-    "sample.guidance_scale": "guidance scale",
-    "sample.sampler": "sampler",
-    "sample.num_steps": "sampling steps",
-    "sample.per_class": "images per class",
-    "sample.precision": "precision in sampling",
-    "evaluate.extractor": "extractor",
-    "evaluate.reference": "images compared with",
-}
-_CHANGE_NO_RESULT = {
-    *(f"{stage}.{name}" for stage, names in OUTSIDE_KEY.items() for name in names),
-    *(f"train.{name}" for name in ("log_every", "held_out_every", "held_out_images", "extra_ema_decays")),
-    *(f"evaluate.{name}" for name in ("metrics", "class_accuracy", "per_class", "weights")),
-    *(f"profile.{name}" for name in ("measure", "rounds", "interval", "timeout_s")),
-}
-_ONLY_ROUNDING = ("train.grad_accumulation", "train.compile", "sample.compile")
-_NO_PART_OF_A_MODEL = ("name", "summary", "source", "size", "published", "origin", "attention")
-_FEW = 4  # labels or seeds that a footnote lists
-_LONGEST = 60  # characters of a setting in a footnote
+_FEW = 4  # labels that a footnote lists
+_LONGEST = 60  # characters of a value in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +74,10 @@ class Fairness:
         notes = [note.note for note in self.footnotes]
         if self.varied:
             axes = plain(" and ".join(self.varied))
-            notes.append(f"Compared, and bold, within each {axes}: only rows alike in it.")
+            notes.append(f"Quality is compared within each {axes}: a best for each.")
         if any(not note.ranked for note in self.footnotes):
             marks = ", ".join(note.mark for note in self.footnotes if not note.ranked)
-            notes.append(f"In quality, rows are compared (bold) only where they agree in {marks}.")
+            notes.append(f"Quality is compared only between rows that agree in {marks}.")
         return tuple(notes)
 
 
@@ -106,35 +87,31 @@ def fairness(rows: Sequence[Configuration]) -> Fairness:
     A setting that the suite varies on purpose (an axis of its matrix) has no footnote, since labels and
     columns tell it; rows are compared within each of its values, unless it is the only thing that varies.
     """
-    settings = [dict(_settings(row.results[0])) for row in rows]
-    names = [
-        n for n in dict.fromkeys(n for s in settings for n in s) if _differ([s.get(n) for s in settings])
-    ]
-    axes = {name: axis for name in names if (axis := _axis_of(name, rows))}
+    settings = [dict(settings_of(row.results[0])) for row in rows]
+    names = [n for n in dict.fromkeys(n for s in settings for n in s) if differ([s.get(n) for s in settings])]
+    axes = {name: axis for name in names if (axis := axis_of(name, rows))}
     aspects = [
-        _Aspect(name=_NAMES.get(n, n), values=[s.get(n) for s in settings], ranked=not _of_quality(n))
+        Aspect(name=SETTINGS.get(n, n), values=[s.get(n) for s in settings], ranked=not concerns_quality(n))
         for n in names
         if n not in axes and not n.startswith("model.")
     ]
-    aspects += [
-        _images(rows),
-        _model(settings, [n for n in names if n.startswith("model.") and n not in axes]),
-    ]
-    aspects.append(_Aspect(name="seeds", values=[_list(row.seeds) for row in rows], ranked=True))
+    models = models_of(settings, [n for n in names if n.startswith("model.") and n not in axes])
+    machines = machines_of(rows)
+    aspects += [images_of(rows), models, seeds_of(rows), machines]
     unlike = [aspect.values for aspect in aspects if not aspect.ranked]
-    varied = [name for name in axes if _of_quality(name)]
+    varied = [name for name in axes if concerns_quality(name)]
     quality = _numbered([*unlike, *([s.get(n) for s in settings] for n in varied)], len(rows))
     if varied and len(set(quality)) == len(rows):  # each row alone: the axis itself is what is compared
         varied, quality = [], _numbered(unlike, len(rows))
     profiled = [[s.get(n) for s in settings] for n in names if n.startswith("profile.")]
     sides = [str(main_resolution(row.results[0])) for row in rows]
-    cost = _numbered([*profiled, sides], len(rows))
+    passes = _numbered([*profiled, sides], len(rows))
     found = [note for aspect in aspects if (note := _footnote(aspect, rows))]
-    found += [note for quantity in (SIZE[0], MACS) if (note := _size(quantity, rows, cost))]
+    found += [note for quantity in (SIZE[0], MACS) if (note := _size(quantity, rows, passes))]
     return Fairness(
         footnotes=tuple(replace(note, mark=_mark(i)) for i, note in enumerate(found)),
         quality=quality,
-        cost=cost,
+        cost=_numbered([*profiled, sides, machines.values], len(rows)),
         varied=tuple(dict.fromkeys(axes[n] for n in varied)),
     )
 
@@ -144,97 +121,18 @@ def differences(results: Sequence[Result]) -> list[Footnote]:
     return list(fairness(configurations(results)).footnotes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Aspect:
-    """One thing that rows may differ in, as text; None where a row does not say."""
-
-    name: str
-    values: list[str | None]
-    ranked: bool
-
-
-def _settings(result: Result) -> Iterator[tuple[str, str]]:
-    """Yield the settings that can change a result, as (dotted name, text); where unwritten, the default."""
-    for section in ("data", "train", "sample", "evaluate", "profile", "model"):
-        settings = result.case.get(section)
-        if not isinstance(settings, dict):
-            continue
-        if section == "train" and result.case.get("initial"):
-            settings = {**settings, "init_from": result.case["initial"]}  # what is in it, wherever it lies
-        if section == "model":
-            settings = {key: value for key, value in settings.items() if key not in _NO_PART_OF_A_MODEL}
-        if spec := _SPECS.get(section):
-            fields = spec.model_fields.items()
-            settings = {key: f.default for key, f in fields if not f.is_required()} | settings
-        for name, text in _leaves(settings, section):
-            if name not in _CHANGE_NO_RESULT:
-                yield name, text
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{name}.{key}")
-    else:
-        yield name, _shown(value)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # 2 and 2.0 are one guidance scale
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = plain(text)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def _of_quality(name: str) -> bool:
-    """Whether quality does not compare between rows that differ in this setting."""
-    return name.startswith(("data.", "train.", "sample.", "evaluate.")) and name not in _ONLY_ROUNDING
-
-
-def _differ(values: Sequence[str | None]) -> bool:
-    return len({value for value in values if value is not None}) > 1
-
-
-def _axis_of(name: str, rows: Sequence[Configuration]) -> str | None:
-    """Return the axis of the suite that varies a setting; axes are named by the end of what they vary."""
-    axes = dict.fromkeys(axis for row in rows for axis in row.results[0].axes)
-    return next((axis for axis in axes if f".{axis}." in f".{name}."), None)
-
-
-def _images(rows: Sequence[Configuration]) -> _Aspect:
-    """Return how many images stand behind each row's quality."""
-    values = []
-    for row in rows:
-        counts = {m.n for r in row.results for m in r.measurements if is_quality(m.name) and m.n}
-        values.append(" and ".join(f"{n:,}" for n in sorted(counts)) or None)
-    return _Aspect(name="images scored", values=values, ranked=False)
-
-
-def _model(settings: Sequence[dict[str, str]], names: Sequence[str]) -> _Aspect:
-    """Return each row's model beside its attention, as far as the rows differ there."""
-    values = [
-        ", ".join(f"{n.removeprefix('model.')} {s[n]}" for n in names if n in s) or None for s in settings
-    ]
-    return _Aspect(name="model beside its attention:", values=values, ranked=True)
-
-
-def _footnote(aspect: _Aspect, rows: Sequence[Configuration]) -> Footnote | None:
+def _footnote(aspect: Aspect, rows: Sequence[Configuration]) -> Footnote | None:
     """Return what an aspect's rows differ in; the rows that are not as most are, all where none is usual."""
-    if not _differ(aspect.values):
+    if not differ(aspect.values):
         return None
     ranked = Counter(value for value in aspect.values if value is not None).most_common()
     usual = ranked[0][0] if ranked[0][1] > ranked[1][1] else None
     odd = [value for value, _ in ranked if value != usual]
     having = {value: [i for i, v in enumerate(aspect.values) if v == value] for value in odd}
-    if len(odd) == 1:
-        text = f"{aspect.name} {odd[0]}"
-    else:
-        text = f"{aspect.name} " + "; ".join(
-            f"{value} ({_list([rows[i].label for i in places])})" for value, places in having.items()
-        )
+    named = [f"{_short(v)} ({_list([rows[i].label for i in places])})" for v, places in having.items()]
+    text = f"{aspect.name} {_short(odd[0]) if len(odd) == 1 else '; '.join(named)}"
     if usual is not None:
-        text += f", the others {usual}"
+        text += f", the others {_short(usual)}"
     places = tuple(sorted(i for found in having.values() for i in found))
     return Footnote(mark="", aspect=aspect.name, text=plain(text), rows=places, ranked=aspect.ranked)
 
@@ -261,7 +159,8 @@ def _size(quantity: Quantity, rows: Sequence[Configuration], groups: Sequence[in
         f"{100 * share:+.0f} %".replace("-", "−") for share in (min(odd.values()), max(odd.values()))
     )
     by = low if low == high else f"{low} to {high}"
-    text = f"{quantity.title} not within {100 * TOLERANCE:.0f} % of those of {_list(list(bases))}: {by}"
+    percent = f"{100 * TOLERANCE:.0f} %"
+    text = f"{quantity.title} differ from those of {_list(list(bases))} by more than {percent}: {by}"
     return Footnote(mark="", aspect=quantity.title, text=plain(text), rows=tuple(sorted(odd)), ranked=True)
 
 
@@ -280,6 +179,12 @@ def _numbered(values: Sequence[Sequence[str | None]], rows: int) -> tuple[int, .
     keys = [tuple(column[i] for column in values) for i in range(rows)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return tuple(numbers[key] for key in keys)
+
+
+def _short(value: str) -> str:
+    """Return a value as a footnote shows it; of a long one, such as a folder, its end."""
+    value = plain(value)
+    return value if len(value) <= _LONGEST else "…" + value[1 - _LONGEST :]
 
 
 def _list(items: Sequence[object]) -> str:

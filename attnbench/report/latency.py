@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from attnbench.profiling.statistics import percentiles
 from attnbench.report.quantities import LATENCY, LEFT_OUT, SIZE, Quantity
-from attnbench.report.tables import Cell, Column, FilledColumn, plain, significant
+from attnbench.report.tables import MISSING, Cell, Column, FilledColumn, plain, significant
 from attnbench.report.timings import (
     WITHOUT_ROUNDS,
     all_samples,
@@ -19,7 +19,8 @@ from attnbench.report.timings import (
 from attnbench.results import Measurement, Result
 
 PARAMS = SIZE[0]
-_SHOWN = ("p10", "p90", "p99")
+_SHOWN = {"p10": 10, "p90": 10, "p99": 100}
+"""Percentiles, each with the samples of which one is expected beyond it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def latency_notes(rows: Sequence[ProfiledRow], base: Result) -> tuple[str, ...]:
     notes = [
         "Latency: median over rounds of each round's median; beside it the 95 % interval over rounds (order "
         "statistics). Rounds: those behind it, of all that were taken. p10 / p90 / p99: of all samples, "
-        "left out or not.",
+        "left out or not; none of fewer than 10 samples, p99 of fewer than 100.",
         f"Time against {label}: median of ratios, each of two rounds taken side by side; faster or slower "
         "where the 95 % interval of that median leaves out 1.",
     ]
@@ -110,8 +111,13 @@ def _percentiles(row: ProfiledRow) -> Cell:
     timing = row.timing
     if timing is None:
         return Cell()
-    found = percentiles([*all_samples(timing), *row.left_out])
-    return Cell(text=" / ".join(significant(found[name], 3) for name in _SHOWN), value=found[_SHOWN[0]])
+    samples = [*all_samples(timing), *row.left_out]
+    found = percentiles(samples)
+    # of fewer samples it is the largest or the smallest under another name
+    shown = [
+        significant(found[name], 3) if len(samples) >= fewest else MISSING for name, fewest in _SHOWN.items()
+    ]
+    return Cell(text=" / ".join(shown), value=found["p10"])
 
 
 def _ratio(row: ProfiledRow, base: Result) -> Cell:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnbench.report.significance import (
     LEVEL,
@@ -43,14 +43,16 @@ class Standing:
     """How a contest ended."""
 
     rows: tuple[int, ...]
-    """The rows that have a value, best mean first."""
+    """The rows that have values of two seeds or more, best mean first."""
     close: tuple[int, ...]
-    """Those not distinguishable from the first, best mean first; empty where the best stands alone."""
+    """Those not distinguishable from the first, best mean first."""
+    untested: tuple[tuple[int, str], ...] = ()
+    """Those that no test can tell from the first, each with the reason."""
 
     @property
     def alone(self) -> bool:
         """Whether the best differs from every other row."""
-        return len(self.rows) > 1 and not self.close
+        return len(self.rows) > 1 and not self.close and not self.untested
 
 
 def standings(contests: Sequence[Contest]) -> list[Standing]:
@@ -65,43 +67,55 @@ def standings(contests: Sequence[Contest]) -> list[Standing]:
     tested = sum(p is not None for p in held)
     level = LEVEL * sum(p is not None and p <= LEVEL for p in held) / max(1, tested)
     return [
-        Standing(
-            rows=tuple(contest.rows[i] for i in order),
-            close=tuple(
-                contest.rows[i]
-                for i, near in zip(order[1:], _near(differences, p, level), strict=True)
-                if near
-            ),
-        )
+        _standing(contest, order, differences, _near(differences, p, level))
         for contest, order, differences, p in zip(contests, ordered, found, held, strict=True)
     ]
 
 
+def _standing(
+    contest: Contest, order: Sequence[int], differences: Sequence[Difference], near: Sequence[bool]
+) -> Standing:
+    behind = [(contest.rows[i], d, close) for i, d, close in zip(order[1:], differences, near, strict=True)]
+    single = [
+        row for row, values in zip(contest.rows, contest.values, strict=True) if len(_finite(values)) == 1
+    ]
+    return Standing(
+        rows=tuple(contest.rows[i] for i in order),
+        close=tuple(row for row, found, close in behind if close and not found.reason),
+        untested=(
+            *((row, found.reason) for row, found, _ in behind if found.reason),
+            *((row, "one seed") for row in single if order),
+        ),
+    )
+
+
 def _by_mean(contest: Contest) -> list[int]:
-    """Return the places of the contest's rows that have a finite value, best mean first."""
+    """Return the places of the contest's rows that have two finite values or more, best mean first."""
     means = {
         i: statistics.fmean(finite)
         for i, values in enumerate(contest.values)
-        if (finite := [value for value in values.values() if math.isfinite(value)])
+        if len(finite := _finite(values)) > 1
     }
     return sorted(means, key=lambda i: -means[i] if contest.better == "higher" else means[i])
 
 
+def _finite(values: SeedValues) -> list[float]:
+    return [value for value in values.values() if math.isfinite(value)]
+
+
 def _against_best(contest: Contest, order: Sequence[int]) -> list[Difference]:
-    """Return what each other row differs from the best by; t is positive where the best is better."""
+    """Return what each other row differs from the best by; its sign says which is better."""
     sign = 1 if contest.better == "higher" else -1
     found = []
     for i in order[1:]:
         best, row = contest.values[order[0]], contest.values[i]
         others = [contest.values[j] for j in order[1:] if j != i]
         difference = difference_over_seeds(best, row, others, contest.scale)
-        found.append(difference if (difference.t or 0) * sign > 0 else _without_claim(difference))
+        if difference.t is not None and difference.t * sign <= 0:
+            # over the seeds both have, the best mean is behind: no claim against it, none for it
+            difference = replace(difference, t=0.0, p=1.0)
+        found.append(difference)
     return found
-
-
-def _without_claim(difference: Difference) -> Difference:
-    """Return a difference of which nothing is said: the seeds both have put the best behind this row."""
-    return Difference(estimate=difference.estimate, reason=difference.reason or "ordered otherwise by seed")
 
 
 def _rows_differ(differences: Sequence[Difference]) -> float:
@@ -132,10 +146,13 @@ def _differs(found: Difference, k: int, level: float) -> bool:
 
 
 def _tukey(found: Difference, k: int) -> float:
-    """Return the p value of a difference that is looked at because it is one of those between k rows."""
+    """Return the p value of a difference that is looked at because it is one of those between k rows.
+
+    Above LEVEL it may be too small, but still above.
+    """
     if found.p is None or found.t is None:
         return 1.0
-    if k == 2:
+    if k == 2 or found.p > LEVEL:  # Tukey's is never below the plain one: no integral says anything else
         return found.p
     from scipy.stats import studentized_range  # late: a second that reports of one seed do not need
 

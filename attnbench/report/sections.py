@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from attnbench.profiling.statistics import rank_correlation
+from attnbench.report.configurations import configurations, label_without_seed
 from attnbench.report.quantities import (
     ACCURACY,
     LATENCY,
@@ -22,6 +24,7 @@ from attnbench.report.quantities import (
     quality_quantities,
     unresolved,
 )
+from attnbench.report.significance import FEWEST_RANKED
 from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
 from attnbench.results import Environment, Result
 from attnbench.specs import TrainSpec
@@ -53,20 +56,23 @@ def at_a_glance(results: Sequence[Result]) -> list[tuple[str, str]]:
 
 
 def _loss_agreement(results: Sequence[Result]) -> tuple[str, str] | None:
-    """Return how the held-out loss orders the cases beside the first distance, where both are known."""
+    """Return how the held-out loss orders the rows beside the first distance; None of fewer than six.
+
+    Rows are configurations: their seeds are no further evidence on the order of attentions.
+    """
     distance = next((q.name for q in quality_quantities(results) if q.better == "lower"), None)
     pairs = []
-    for result in results:
-        loss, other = result.measurement("held_out_loss"), result.measurement(distance or "")
-        if loss and other and not (loss.disturbed or other.disturbed):
-            pairs.append((loss.value, other.value))
+    for row in configurations(results) if distance else ():
+        measured = [row.measurements(name) for name in ("held_out_loss", distance or "")]
+        if all(measured) and not any(m.disturbed for found in measured for m in found):
+            pairs.append(tuple(statistics.fmean(m.value for m in found) for found in measured))
     pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    if distance is None or len(pairs) < 3:
+    if len(pairs) < FEWEST_RANKED:
         return None
     rho = rank_correlation(*zip(*pairs, strict=True))
     if math.isnan(rho):
         return None
-    return f"Held-out loss against {distance}", f"rank correlation {rho:.2f} over {len(pairs)} cases"
+    return f"Held-out loss against {distance}", f"rank correlation {rho:.2f} over {len(pairs)} rows"
 
 
 def seeds_of(results: Sequence[Result]) -> list[str]:
@@ -97,10 +103,10 @@ def warnings(results: Sequence[Result]) -> list[str]:
         )
     if len(seeds_of(results)) == 1:
         found.append("One seed per case: the spread between seeds is unknown.")
-    excuses: dict[str, list[str]] = {}
+    excuses: dict[str, dict[str, None]] = {}
     for result in results:
         for excuse in result.case.get("exceptions", ()):
-            excuses.setdefault(excuse, []).append(result.label)
+            excuses.setdefault(excuse, {})[label_without_seed(result)] = None
     found += [
         f"Set for some cases only: {excuse}: {', '.join(labels)}." for excuse, labels in excuses.items()
     ]
@@ -117,13 +123,13 @@ def warnings(results: Sequence[Result]) -> list[str]:
     return [plain(warning) for warning in found]
 
 
-def _settings_warned_of(results: Sequence[Result]) -> dict[str, list[str]]:
-    """Return what the settings of a training ruin without an error, each with the cases it is for."""
-    found: dict[str, list[str]] = {}
+def _settings_warned_of(results: Sequence[Result]) -> dict[str, dict[str, None]]:
+    """Return what the settings of a training ruin without an error, each with what it is for."""
+    found: dict[str, dict[str, None]] = {}
     for result in results:
         said = {key: value for key, value in result.case.get("train", {}).items() if key in WARNED_BY}
         for warning in TrainSpec.model_validate_json(json.dumps(said)).warnings():
-            found.setdefault(warning, []).append(result.label)
+            found.setdefault(warning, {})[label_without_seed(result)] = None
     return found
 
 
@@ -173,15 +179,23 @@ def environment_table(results: Sequence[Result]) -> Table:
 
 
 def settings_tables(results: Sequence[Result]) -> tuple[Table | None, Table | None]:
-    """Return the settings that differ between cases, and those all cases share."""
-    flat = [dict(_settings(result.case)) for result in results]
+    """Return the settings that differ between configurations, a row each, and those all of them share."""
+    shown = configurations(results)
+    places = {id(result): place for place, result in enumerate(results)}
+    flat = [dict(_settings(row.results[0].case)) for row in shown]
+    for row, settings in zip(shown, flat, strict=True):
+        if "seed" in settings:
+            settings["seed"] = ", ".join(map(str, row.seeds))
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     differing = [n for n in names if len({settings.get(n) for settings in flat}) > 1]
     shared = [n for n in names if n not in differing]
     columns = tuple(Column(title=name, numeric=False) for name in ("Case", *map(plain, differing)))
     rows = tuple(
-        Row(cells=(text_cell(r.label), *(text_cell(s.get(n, MISSING)) for n in differing)), series=i)
-        for i, (r, s) in enumerate(zip(results, flat, strict=True))
+        Row(
+            cells=(text_cell(row.label), *(text_cell(s.get(n, MISSING)) for n in differing)),
+            series=min(places[id(result)] for result in row.results),
+        )
+        for row, s in zip(shown, flat, strict=True)
     )
     differences = Table(title="Settings that differ", columns=columns, rows=rows) if differing else None
     columns = (Column(title="Setting", numeric=False), Column(title="Value", numeric=False))

@@ -63,15 +63,19 @@ def _split(table: Table, width: int) -> list[Table]:
 
 def _least_width(table: Table) -> int:
     """Return the characters a table needs: headings break between words, numbers never."""
-    labels = max((cell_len(row.cells[0].text) for row in table.rows), default=0)
+    labels = max((cell_len(_first_line(row.cells[0])) for row in table.rows), default=0)
     others = (_column_width(table, index) + _BORDER for index in range(1, len(table.columns)))
     return min(labels, _LABEL_WIDTH) + _BORDER + sum(others) + 1
 
 
 def _column_width(table: Table, index: int) -> int:
     column, cells = table.columns[index], [row.cells[index] for row in table.rows]
-    texts = [*(f"{cell.text} {cell.marks}".rstrip() for cell in cells), *(cell.detail for cell in cells)]
+    texts = [*map(_first_line, cells), *(cell.detail for cell in cells)]
     return max(map(cell_len, (*texts, *column.name.split(), f"[{column.small_print}]")))
+
+
+def _first_line(cell: Cell) -> str:
+    return f"{cell.text} {cell.marks}".rstrip()
 
 
 def _draw(table: Table) -> RichTable:
