@@ -260,7 +260,7 @@ def test_another_attention_is_not_the_recipes_row() -> None:
     """dit-s with linear attention is not DiT-S; beside Sana-S it stands by its attention, no difference."""
     model = {**recipe_of("dit-s"), "attention": {"name": "linear", "options": {}}}
     table = laid_out("table1", [paper_result("dit-s", "table1", "4.0", {"fid": 40.0}, model=model)])
-    assert cell(table, "Sana-S", "dit-s on prepared 256 px", "CFG=4.0", "FID").text == "40.00"
+    assert cell(table, "Sana-S", "prepared 256 px", "CFG=4.0", "FID").text == "40.00"
     assert not rows_called(table, "difference")
 
 
@@ -302,7 +302,7 @@ def test_rows_of_a_line_that_are_not_alike_are_told() -> None:
 def test_digits_fill_the_rows_of_their_attentions(name: str, filled: set[str]) -> None:
     """Under their own metric names, without difference; ranks only from six rows on."""
     table = laid_out(name, list(read_run(DIGITS, DIGITS).results))
-    rows = [row for row in rows_called(table, "tiny-dit on digits") if row.status == "ok"]
+    rows = [row for row in rows_called(table, "digits 8 px, CFG=2.0") if row.status == "ok"]
     assert {row.cells[0].text for row in rows if row.cells[2].value is not None} == filled
     assert table.columns[2].small_print == "measured: FD-digits-cnn"
     assert not rows_called(table, "difference")

@@ -8,14 +8,8 @@ from typing import Any
 
 from attnbench.models.recipes import load_recipes
 from attnbench.report.configurations import Configuration, seed_of
-from attnbench.report.paper.filling import (
-    MEANT_TO_DIFFER,
-    Line,
-    Taken,
-    by_line,
-    scale_text,
-    scored_settings,
-)
+from attnbench.report.paper.conditions import MEANT_TO_DIFFER, scored_settings
+from attnbench.report.paper.filling import Line, Taken, by_line, scale_text
 from attnbench.report.paper.published import PaperTable
 from attnbench.results import Result
 from attnbench.specs import content_hash
@@ -70,10 +64,9 @@ def _contest(line: Line, size: str, scale: str, rows: Mapping[int, Sequence[Take
         label = _label(taken[0].result)
         sides[row] = Configuration(label=label, results=tuple(by_seed[seed] for seed in sorted(by_seed)))
     everything = [one for taken in rows.values() for one in taken]
-    models = f"attentions in {line.recipe}" if line.recipe else f"the paper's recipes, {size}"
     runs = ", ".join(dict.fromkeys(one.run for one in everything))
     return Contest(
-        on=f"{runs}: {models} on {line.data}, {line.extractor}",
+        on=f"{runs}: {line.what}" + ("" if line.recipe else f", size {size}"),
         size=size,
         scale=scale,
         conditions=_conditions(everything[0].result.case),

@@ -29,11 +29,11 @@ def agreement(grid: Grid) -> Agreement:
             cells = [_cell(some) for some in pairs]
             most = max(len(some) for some in pairs)
             if any(cell.value is not None for cell in cells):
-                heads = (Cell(text=heading), Cell(text=plain(line.title)))
+                heads = (Cell(text=heading), Cell(text=plain(grid.filling.title(line))))
                 rows.append(Row(cells=(*heads, *cells), status="floor"))
             elif 1 < most < FEWEST_ROWS:
                 few = f"not shown, {most} rows are fewer than {FEWEST_ROWS}"
-                notes.append(plain(f"{heading} of {line.title}: {few}."))
+                notes.append(plain(f"{heading} of {grid.filling.title(line)}: {few}."))
     shown = sum(cell.value is not None for row in rows for cell in row.cells)
     if shown:
         notes.append(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from attnbench.models.recipes import load_recipes
 from attnbench.report.configurations import seed_of
+from attnbench.report.paper.conditions import MEANT_TO_DIFFER, scored_settings
 from attnbench.report.paper.published import PaperTable
 from attnbench.report.paper.rows import (
     Recipes,
@@ -19,19 +19,11 @@ from attnbench.report.paper.rows import (
     rows_by_recipe,
 )
 from attnbench.results import Result
-from attnbench.specs import OUTSIDE_KEY, EvaluateSpec, SampleSpec, Spec, TrainSpec, content_hash
+from attnbench.specs import content_hash
 
 PAPERS_DATA = ("prepared", "image-folder")
 PAPERS_EXTRACTOR = "inception-tf"
-_NAMES_OF_A_MODEL = ("name", "summary", "source", "size", "published", "origin")
-MEANT_TO_DIFFER = ("model.", "code.", "sample.guidance_scale")
 _MOST_NAMED = 3
-_SPECS: dict[str, type[Spec]] = {"train": TrainSpec, "sample": SampleSpec, "evaluate": EvaluateSpec}
-_CHANGE_NO_RESULT = {
-    "train": ("log_every", "held_out_every", "held_out_images", "extra_ema_decays", "init_from"),
-    "evaluate": ("metrics", "class_accuracy", "per_class", "weights"),
-}
-_STAGES = ("data", "train", "sample", "evaluate", "code")
 
 
 @dataclass(frozen=True)
@@ -62,13 +54,10 @@ class Line:
     """Whether its metrics are those of the paper: by recipe, of its image size, on its feature network."""
 
     @property
-    def title(self) -> str:
-        """What the line is called."""
-        if self.comparable:
-            return "measured"
-        on = f"{self.recipe} on {self.data}" if self.recipe else f"measured on {self.data}"
-        at = f", CFG={self.scale}" if self.scale else ""
-        return f"{on}, {self.extractor}{at}"
+    def what(self) -> str:
+        """What the line is, in full."""
+        models = f"attentions in {self.recipe}" if self.recipe else "the paper's recipes"
+        return f"{models} on {self.data}, scored by {self.extractor}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +85,19 @@ class Filling:
     """What stands in no cell, by the reason."""
     remarks: tuple[str, ...]
     """Which attention stands for which row, and in what cases depart from the paper."""
+
+    def title(self, line: Line) -> str:
+        """Return what a line is called: its data, and what tells it from other lines on the same."""
+        if line.comparable:
+            return "measured"
+        peers = [other for other in self.lines if other.data == line.data]
+        told = (
+            line.data,
+            line.recipe or "the paper's recipes" if len({other.recipe for other in peers}) > 1 else "",
+            line.extractor if len({other.extractor for other in peers}) > 1 else "",
+            f"CFG={line.scale}" if line.scale else "",
+        )
+        return ", ".join(filter(None, told))
 
     @property
     def empty(self) -> bool:
@@ -145,32 +147,6 @@ def fill(
         left_out={why: tuple(dict.fromkeys(labels)) for why, labels in draft.left_out.items()},
         remarks=(*_remarks(draft, lines), *_unlike_rows(lines, places)),
     )
-
-
-def scored_settings(case: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a case's quality depends on, flat by dotted key, without its seed.
-
-    A setting that was written down by no earlier version is its default.
-    """
-    kept: dict[str, Any] = {}
-    for stage in _STAGES:
-        found = case.get(stage)
-        if isinstance(found, Mapping):
-            fields = _SPECS[stage].model_fields.items() if stage in _SPECS else ()
-            unwritten = {key: field.default for key, field in fields if not field.is_required()}
-            silent = {*OUTSIDE_KEY.get(stage, ()), *_CHANGE_NO_RESULT.get(stage, ())}
-            kept[stage] = {k: v for k, v in {**unwritten, **found}.items() if k not in silent}
-    kept["initial"] = case.get("initial", "")  # the weights of train.init_from, wherever they lie
-    model = case.get("model", {})
-    kept["model"] = {key: value for key, value in model.items() if key not in _NAMES_OF_A_MODEL}
-    return dict(_flat(kept, ""))
-
-
-def settings_that_differ(cases: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the dotted keys in which cases differ, of what their quality depends on."""
-    flat = [scored_settings(case) for case in cases]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    return [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat[1:])]
 
 
 def scale_text(scale: float) -> str:
@@ -273,8 +249,8 @@ def _remarks(draft: _Draft, lines: Mapping[Line, None]) -> Iterator[str]:
     for line, said in draft.stands_for.items():
         if (line.recipe, line.data, line.extractor) in shown:
             yield (
-                f"{line.title}: rows are told by their attention alone, in one skeleton, of one size: "
-                f"{'; '.join(said)}. In brackets: what differs from the attention of the row's recipe."
+                f"{line.data}: rows are told by their attention alone, in {line.recipe}: {'; '.join(said)}. "
+                "In brackets: what differs from the attention of the row's recipe."
             )
     for departure, labels in draft.departures.items():
         yield f"Not as the paper: {departure} ({', '.join(labels)})."
@@ -293,7 +269,7 @@ def _unlike_rows(
                 values.setdefault(str(settings.get(key, "not stored")), []).append(label)
             if len(values) > 1 and not key.startswith(MEANT_TO_DIFFER):
                 said = (f"{value} ({_some(labels)})" for value, labels in values.items())
-                yield f"{line.title}: rows differ in {key}: {', '.join(said)}."
+                yield f"{line.what}: rows differ in {key}: {', '.join(said)}."
 
 
 def _some(labels: Sequence[str]) -> str:
@@ -307,11 +283,3 @@ def _is_recipe(result: Result, recipes: Recipes) -> bool:
 def _name(result: Result) -> str:
     model = result.case.get("model")
     return str(model.get("name", "")) if isinstance(model, Mapping) else ""
-
-
-def _flat(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{prefix}{key}.")
-        elif key != "label":
-            yield f"{prefix}{key}", inner

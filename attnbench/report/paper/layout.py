@@ -59,7 +59,7 @@ def layout_table(filling: Filling, name: str) -> Table:
                 )
                 for place, value in own
             ]
-            rows.append(_row(row, _line_title(line, [value for _, value in own]), shown))
+            rows.append(_row(row, _line_title(filling, line, [value for _, value in own]), shown))
             if line.comparable:
                 cells = [_difference_cell(grid, row, place, value, footnotes) for place, value in own]
                 rows.append(_row(row, "difference", cells))
@@ -100,9 +100,10 @@ def _row(row: PaperRow, title: str, cells: Sequence[Cell]) -> Row:
     return Row(cells=(Cell(text=plain(row.title)), Cell(text=plain(title)), *cells))
 
 
-def _line_title(line: Line, values: Sequence[Value]) -> str:
+def _line_title(filling: Filling, line: Line, values: Sequence[Value]) -> str:
     counts = {len(value.seeds) for value in values if value.seeds and value.n is not None} - {1}
-    return f"{line.title}, mean of {counts.pop()} seeds" if len(counts) == 1 else line.title
+    title = filling.title(line)
+    return f"{title}, mean of {counts.pop()} seeds" if len(counts) == 1 else title
 
 
 def _published_row(grid: Grid, index: int) -> Row:

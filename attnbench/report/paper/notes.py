@@ -32,11 +32,11 @@ def notes_of(grid: Grid) -> Iterator[str]:
     for line in lines:
         if not line.comparable:
             yield (
-                f"{line.title}: other data, model or feature network than the paper's; its numbers compare "
-                "with nothing published, so only their order is set against it."
+                f"{grid.filling.title(line)}: {line.what}; not the paper's data, models or feature network, "
+                "so that its numbers compare with nothing published, at most their order."
             )
     if any(line.scale for line in lines):
-        yield "CFG in a row: sampled at that guidance, set against every column."
+        yield "CFG in a row: sampled at that guidance, which is no column's, and so set against each."
     if any(place.metric is GFLOPS for place in grid.places):
         yield "GFLOPs, measured: multiply-adds in the paper's count (macs_paper)."
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attnbench.report.configurations import Configuration, OverSeeds, over_seeds, seed_of
-from attnbench.report.paper.filling import Filling, Line, Slot, Taken, settings_that_differ
+from attnbench.report.paper.conditions import settings_that_differ
+from attnbench.report.paper.filling import Filling, Line, Slot, Taken
 from attnbench.report.paper.published import GFLOPS, Metric
 from attnbench.report.quantities import QUALITY, SPREAD, main_resolution
 from attnbench.results import Measurement, Result
