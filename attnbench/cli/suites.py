@@ -83,11 +83,12 @@ def report(
     --layout shows runs in a table of the paper; --format or --to without it is the comparison of one run.
     Exit code 1 where no result stands in any row of a layout.
     """
-    from attnbench.commands import suites as suite_commands
-    from attnbench.commands import tables
-
     if layout or format or to is not None or len(run) > 1:
+        from attnbench.commands import tables
+
         raise typer.Exit(tables.report_layout(run, layout, format, to, runs))
+    from attnbench.commands import suites as suite_commands
+
     suite_commands.report(run[0], runs)
 
 

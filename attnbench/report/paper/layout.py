@@ -187,7 +187,7 @@ def _measured_best(grid: Grid) -> set[tuple[int, Line, Place]]:
 
 def _significant_best(grid: Grid, line: Line, size: str, place: Place) -> int | None:
     own: Mapping[int, Value] = {i: grid.values[i, line, place] for i in grid.one_row_a_recipe(size)}
-    means = {i: value.mean for i, value in own.items() if value.mean is not None}
+    means = {i: v.mean for i, v in own.items() if v.mean is not None and math.isfinite(v.mean)}
     order = sorted(means, key=lambda i: means[i], reverse=place.metric.better == "higher")
     if len(order) < 2:
         return None
