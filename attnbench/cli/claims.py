@@ -13,7 +13,7 @@ from attnbench.cli.app import RUNS, Runs, app
 @app.command()
 def claims(
     run: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Suites' names, or folders of runs; one or more.")
+        list[str], typer.Argument(metavar="RUN", help="Suites' names, or folders of runs; one or more.")
     ],
     format: Annotated[str, typer.Option("--format", help="text, md or json (by --to's ending; text).")] = "",
     to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write it here instead.")] = None,

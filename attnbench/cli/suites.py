@@ -64,7 +64,7 @@ def validate(suite: SuiteArgument, override: Overrides = None, runs: Runs = RUNS
 def report(
     run: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="Suites' names, or folders of runs; several with --layout."),
+        typer.Argument(metavar="RUN", help="Suites' names, or folders of runs; several with --layout."),
     ],
     layout: Annotated[
         str, typer.Option(help="table1 to table8 of arXiv:2601.13683, published beside measured.")
