@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from typer.testing import CliRunner
 from attnbench.cli import app
 from attnbench.commands.tables import recipes_in_full
 from attnbench.errors import AttnbenchError, UserInputError
+from attnbench.report.claims.shown import Checklist
 from attnbench.report.formats import record
 from attnbench.report.paper.filling import fill
 from attnbench.report.paper.published import paper_table
@@ -69,10 +69,10 @@ def test_comparison_alone_in_a_format() -> None:
 def test_terminal_tells_equal_columns_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guidance stands in the heading where one table holds several."""
     monkeypatch.setenv("COLUMNS", "400")
-    code, out, _ = run("report", DIGITS, "--layout", "table1")
+    code, out, _ = run("report", DIGITS, "--layout", "table7")
     assert code == 0
-    assert "CFG=1.0 FID" in out
-    assert "CFG=4.0 FID" in out
+    assert "CFG=2.0 FID" in out
+    assert "CFG=3.0 FID" in out
 
 
 def test_a_layout_that_nothing_fills_is_exit_code_1(tmp_path: Path) -> None:
@@ -139,9 +139,9 @@ def test_claims_on_one_seed_test_costs_alone(tmp_path: Path) -> None:
     assert "one seed supports nothing about methods" in out
     code, _, said = run("claims", DIGITS, "--to", tmp_path / "claims.json")
     assert (code, "claims.json" in said) == (0, True)
-    claims = json.loads((tmp_path / "claims.json").read_text())["claims"]
-    assert [claim["claim"] for claim in claims] == [f"C{n}" for n in range(1, 8)]
-    assert claims[0]["findings"][0]["verdict"] == "not tested"
+    read = Checklist.model_validate_json((tmp_path / "claims.json").read_text())
+    assert [claim.claim for claim in read.claims] == [f"C{n}" for n in range(1, 8)]
+    assert read.claims[0].findings[0].verdict == "not tested"
 
 
 def test_claims_that_nothing_tests_are_exit_code_1(tmp_path: Path) -> None:

@@ -156,7 +156,15 @@ def test_oversmoothing_needs_the_stage_diagnose_and_all_three_measures() -> None
     assert claim("C6", results).verdicts == ["supported"]
     assert len(claim("C6", results).findings[0].evidence) == 3
     without = [replaced(r, Measurement(name="diagnose:effective_rank", values=[])) for r in results]
-    assert "not measured of both: diagnose:effective_rank" in claim("C6", without).findings[0].why
+    missing = "not measured of both in one way: diagnose:effective_rank"
+    assert missing in claim("C6", without).findings[0].why
+    ranks = [r.measurement("diagnose:effective_rank") for r in results]
+    unlike = [
+        replaced(r, m.model_copy(update={"note": r.axes["recipe"]}))
+        for r, m in zip(results, ranks, strict=True)
+        if m
+    ]
+    assert missing in claim("C6", unlike).findings[0].why
     assert "add `diagnose: {}`" in claim("C6", seeded("table7")).findings[0].why
 
 

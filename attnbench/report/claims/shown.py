@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from typing import Literal
 
 from attnbench.report.claims.checklist import Checked
 from attnbench.report.claims.finding import Evidence
 from attnbench.report.markdown import escape
 from attnbench.report.tables import plain, significant
+from attnbench.results import Record
 
-FORMAT = 1
 FORMATS = ("text", "md", "json")
+
+
+class Checklist(Record):
+    """What `claims --format json` writes."""
+
+    format: Literal[1] = 1
+    claims: tuple[Checked, ...]
 
 
 def render(claims: Sequence[Checked], name: str) -> str:
     """Return the checklist in one of FORMATS."""
     if name == "json":
-        content = {"format": FORMAT, "claims": [claim.model_dump(mode="json") for claim in claims]}
-        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        return Checklist(claims=tuple(claims)).model_dump_json(indent=1) + "\n"
     return "\n".join(_markdown(claims) if name == "md" else _text(claims)) + "\n"
 
 
