@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,15 +62,34 @@ def validate(suite: SuiteArgument, override: Overrides = None, runs: Runs = RUNS
 
 @app.command()
 def report(
-    suite: Annotated[
-        str, typer.Argument(metavar="RUN", help="A suite's name, or its folder below the runs folder.")
+    run: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="Suites' names, or folders of runs; several with --layout."),
     ],
+    layout: Annotated[
+        str, typer.Option(help="table1 to table8 of arXiv:2601.13683, published beside measured.")
+    ] = "",
+    format: Annotated[
+        str, typer.Option("--format", help="One table alone, as html, md, csv, latex or json.")
+    ] = "",
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="FILE", help="Write that table here; the ending is its format."),
+    ] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Write the report of a suite again from its results alone."""
+    """Write the report of a suite again from its results alone, or one table of runs.
+
+    --layout shows runs in a table of the paper; --format or --to without it is the comparison of one run.
+    Exit code 1 where no result stands in any row of a layout.
+    """
+    if layout or format or to is not None or len(run) > 1:
+        from attnbench.commands import tables
+
+        raise typer.Exit(tables.report_layout(run, layout, format, to, runs))
     from attnbench.commands import suites as suite_commands
 
-    suite_commands.report(suite, runs)
+    suite_commands.report(run[0], runs)
 
 
 @app.command()

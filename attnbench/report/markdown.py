@@ -77,6 +77,7 @@ def _row(row: Row) -> list[str]:
 
 def _cell(cell: Cell) -> str:
     text = f"**{escape(cell.text)}**" if cell.best else escape(cell.text)
+    text += f"<sup>{escape(cell.marks)}</sup>" if cell.marks else ""
     return f"{text} ({escape(cell.detail)})" if cell.detail else text
 
 
