@@ -66,14 +66,14 @@ def separation_figure(
     finished = [case for case in cases if case.result.status == "ok"]
     folders = {id(case): finished_samples(case.folder, case.result) for case in finished}
     shown = [case for case in finished if folders[id(case)] is not None]
-    for case in finished:
-        if folders[id(case)] is None:
-            say(f"figure 11 without {plain(case.result.label)}: its samples are not in the store")
     if len(shown) < 2:
         raise UserInputError(
             f"figure 11 compares the features of samples, and {len(shown)} of {len(cases)} cases have them "
             "in the store beside their run; run the suite (again)"
         )
+    if len(shown) < len(finished):
+        lost = ", ".join(plain(c.result.label) for c in finished if folders[id(c)] is None)
+        say(f"figure 11 without {lost}: not in the store beside the run any more")
     check_same_noise("11", [c.result for c in shown], [case_of(c.folder, c.result) for c in shown])
     asked = EvaluationRequest(
         samples=shown[0].folder,
@@ -171,8 +171,8 @@ def _check_counts(counts: dict[int, int], panels: Labelled, names: Sequence[str]
             found = {title: own for title, (_, own) in panels.items() if own is not None}
             who = ", ".join(plain(title) for title, own in found.items() if (own == label).sum() < _LEAST)
             raise UserInputError(
-                f"figure 11: {who} has {count} images of class {names[label]!r}, {_LEAST} or more are needed; "
-                "choose other --classes, or sample more (sample.per_class)"
+                f"figure 11: {who} has {count} images of class {names[label]!r}, at least {_LEAST} are "
+                "needed; choose other --classes, or sample more (sample.per_class)"
             )
 
 

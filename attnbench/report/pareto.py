@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from attnbench.report.configurations import configurations
 from attnbench.report.drawing import (
@@ -132,14 +132,14 @@ def _cost_order(ours: Value, theirs: Value) -> Order:
         if ours.value == theirs.value:
             return "equal"
         return "better" if ours.value < theirs.value else "unknown"
-    timed = ours.measured, theirs.measured
-    if timed[0] is None or timed[1] is None or min(ours.value, theirs.value) <= 0:
+    mine, other = ours.measured, theirs.measured
+    if mine is None or other is None or min(ours.value, theirs.value) <= 0:
         return "unknown"
-    if timed[0] == timed[1]:
-        return "equal"  # one model, measured once for both
-    if not timed[0].session or timed[0].session != timed[1].session:
+    if mine.session and mine == other:
+        return "equal"  # one model, timed once for both
+    if not mine.session or mine.session != other.session:
         return "unknown"
-    return "better" if time_ratio(*timed, same_environment=True).words == "faster" else "unknown"
+    return "better" if time_ratio(mine, other, same_environment=True).words == "faster" else "unknown"
 
 
 def _better_by_value(ours: Point, theirs: Point, better: Literal["lower", "higher"]) -> bool:
@@ -181,16 +181,24 @@ def caption(front: Front, cost: Cost, quality: Quantity) -> str:
         f"{plain(quality.title)} against {_in_a_sentence(cost.title)}; the line joins what nothing beats in "
         "both by value."
     ]
-    if any(point.cost.exact or point.cost.low > float("-inf") for point in front.points):
-        parts.append(RULE)
+    unknown = [
+        what
+        for what, values in (
+            (plain(quality.title), [point.quality for point in front.points]),
+            (_in_a_sentence(cost.title), [point.cost for point in front.points]),
+        )
+        if not any(value.known for value in values)
+    ]
+    if unknown:
+        parts.append(f"No interval of {' or '.join(unknown)} is known, so nothing is called worse.")
     else:
-        parts.append("Measured without an interval, so nothing is called worse.")
+        parts.append(RULE)
     if hollow := front.of("disturbed"):
         names = ", ".join(plain(point.label) for point in hollow)
         parts.append(f"Hollow: disturbed, not ranked ({names}).")
     if any(point.several_seeds for point in front.points):
         parts.append("Bars: 95 % over seeds.")
-    else:
+    elif any(point.quality.known for point in front.points):
         parts.append("Bars: 95 % over images, of these trainings and not of the methods (one seed each).")
     return " ".join(parts)
 
@@ -237,8 +245,8 @@ def _draw_point(axes: Axes, point: Point, standing: Standing, cost: Cost) -> Non
     axes.plot(
         [x], [y], marker(point.series), color=colour(point.series), markersize=7, fillstyle=fill, alpha=faint
     )
-    whisker = {"color": colour(point.series), "linewidth": 1.0, "alpha": 0.45 * faint}
-    if abs(point.quality.low) != float("inf"):
+    whisker: dict[str, Any] = {"color": colour(point.series), "linewidth": 1.0, "alpha": 0.45 * faint}
+    if point.quality.known:
         axes.plot([x, x], [point.quality.low, point.quality.high], **whisker)
-    if not point.cost.exact and abs(point.cost.low) != float("inf"):
+    if point.cost.known and not point.cost.exact:
         axes.plot([point.cost.low * cost.scale, point.cost.high * cost.scale], [y, y], **whisker)

@@ -31,6 +31,11 @@ class Value:
     """Where it was measured."""
 
     @property
+    def known(self) -> bool:
+        """Whether it has an interval, of whatever width."""
+        return math.isfinite(self.low)
+
+    @property
     def exact(self) -> bool:
         """Whether there is nothing to be uncertain about."""
         return self.low == self.value == self.high
