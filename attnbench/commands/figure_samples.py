@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from attnbench.commands.sample_sources import SampleSource, open_source
 from attnbench.errors import DataError, UserInputError, did_you_mean
 from attnbench.report.paper_figures.catalogue import PaperFigure
-from attnbench.report.paper_figures.families import SIZES, model_of
+from attnbench.report.paper_figures.families import SIZES, model_of, without_shared
 from attnbench.report.paper_figures.sample_grid import ModelSamples, draw_samples
 from attnbench.report.tables import plain
 from attnbench.results import Result
@@ -74,9 +74,10 @@ def sample_figure(
         first_sample=figure.first_sample,
         most=_MOST_COLUMNS if sizes == 1 else _MOST_COLUMNS_OF_SEVERAL,
     )
+    called = without_shared([model.series for model in models])
     rows = [
         ModelSamples(
-            series=model.series,
+            series=called[model.series],
             size=model.size,
             images=[source.image(label, number) for label, number in columns],
         )

@@ -24,7 +24,7 @@ from attnbench.evaluation.reference import Reference
 from attnbench.evaluation.requirements import extractor_problems
 from attnbench.evaluation.run_samples import finished_samples
 from attnbench.evaluation.tsne import tsne_panels
-from attnbench.report.paper_figures.families import model_of
+from attnbench.report.paper_figures.families import model_of, without_shared
 from attnbench.report.paper_figures.separation import Choice, Cloud, draw_separation, numbers
 from attnbench.report.tables import plain
 from attnbench.storage.atomic import atomic_write, storage_errors
@@ -89,9 +89,11 @@ def separation_figure(
             raise UserInputError(problem)
         reference = scorer.reference_from(own.reference())
         panels: Labelled = {}
+        called = without_shared([model_of(case.result).series for case in shown])
         for case in sorted(shown, key=lambda case: model_of(case.result).place):
             model = model_of(case.result)
-            images = open_npz_shards(folders[id(case)] or folder, name=f"{model.series} {model.size}".strip())
+            name = f"{called[model.series]} {model.size}".strip()
+            images = open_npz_shards(folders[id(case)] or folder, name=name)
             panels[images.name] = (scorer.features(images).pooled, labels_as_in(reference, images))
         panels["real images"] = (reference.features.pooled, reference.labels)
         extractor = scorer.settings.extractor

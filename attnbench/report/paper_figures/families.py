@@ -58,6 +58,20 @@ def model_of(result: Result) -> Model:
     return Model(family=family, series=_BETWEEN.join(named), size=size)
 
 
+def without_shared(series: Sequence[str]) -> dict[str, str]:
+    """Return each series without the parts of its name that all of them share, where there are several.
+
+    >>> without_shared(["DiT · guidance_scale=4.0", "Sana · guidance_scale=4.0"])["DiT · guidance_scale=4.0"]
+    'DiT'
+    """
+    parts = {name: name.split(_BETWEEN) for name in series}
+    if len(parts) < 2:
+        return {name: name for name in parts}
+    shared = set.intersection(*map(set, parts.values()))
+    kept = {name: [part for part in own if part not in shared] for name, own in parts.items()}
+    return {name: _BETWEEN.join(own) or name for name, own in kept.items()}
+
+
 def by_series(found: Sequence[Configuration]) -> dict[str, list[tuple[Model, Configuration]]]:
     """Return the configurations of each series by ascending size, series in the order of the paper."""
     models = [(model_of(configuration.results[0]), configuration) for configuration in found]
