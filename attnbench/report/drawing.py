@@ -59,7 +59,7 @@ def shortened(label: str, letters: int = _LABEL_LETTERS) -> str:
     """Return a label on one line and not too long: its middle is cut out, since labels differ at their ends.
 
     >>> shortened("dydila(mode=token, num_factors=9)", 17)
-    'dydila(m…actors=9)'
+    'dydila(m…ctors=9)'
     """
     label = plain(label)
     if len(label) <= letters:
@@ -74,7 +74,7 @@ def distinct(labels: Sequence[str], letters: int = _LABEL_LETTERS) -> list[str]:
     Where labels were equal before they were cut, there is nothing to tell them apart by: they stay equal.
 
     >>> distinct(["one long label", "one lone label"], 9)
-    ['one… (1)', 'one… (2)']
+    ['one … (1)', 'one … (2)']
     """
     cut = {label: shortened(label, letters) for label in labels}
     several = {text for text, count in Counter(cut.values()).items() if count > 1}
