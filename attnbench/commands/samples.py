@@ -29,7 +29,7 @@ def export(
     if npz is not None:
         if not npz.absolute().parent.is_dir() or npz.is_dir():
             raise UserInputError(f"--npz: {npz} cannot be a file; name one in a folder that exists")
-        names, fault = _class_names(run_dir, result)
+        names, fault = class_names_of(run_dir, result)
         repeated = write_npz(folder, npz, count, names)
         note = "; grey images: their channel three times, as ADM's evaluator needs RGB" if repeated else ""
         called = (
@@ -41,7 +41,7 @@ def export(
         typer.echo(f"{png}: {count} images of {result.label}, {written} of them new")
 
 
-def _class_names(run_dir: Path, result: Result) -> tuple[Sequence[str], str]:
+def class_names_of(run_dir: Path, result: Result) -> tuple[Sequence[str], str]:
     """Return what the classes were called when the stage `prepare` read the data, or nothing and why.
 
     A user's folders may be others by now, so that they are not asked.

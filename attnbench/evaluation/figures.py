@@ -21,7 +21,7 @@ from attnbench.evaluation.tsne import Panel, tsne_figure
 NEIGHBOURS = 5  # training images beside each sample
 PER_CLASS, PERPLEXITY = 100, 30.0  # of t-SNE
 LEVEL = 0.01  # a sample closer to the training set than this part of real images is looked at
-_CHOICE = re.compile(r"^(?P<how>close|random):(?P<count>\d+)$")
+CLASS_CHOICE = re.compile(r"^(?P<how>close|random):(?P<count>\d+)$")
 
 
 def draw_nearest(path: Path, scorer: Scorer, images: ImageCollection, training: ImageCollection) -> str:
@@ -69,7 +69,7 @@ def draw_tsne(
     labels = {images.name: labels_as_in(reference, images) for images in sets}
     names, real = class_names(reference), reference.features.pooled
     assert reference.labels is not None  # or there would be no labels as in it
-    choice = _CHOICE.match(classes)
+    choice = CLASS_CHOICE.match(classes)
     if choice:
         how: Literal["close", "random"] = "close" if choice["how"] == "close" else "random"
         chosen = choose_classes(reference.labels, real, int(choice["count"]), how, num_classes=len(names))

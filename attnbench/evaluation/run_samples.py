@@ -17,16 +17,24 @@ def sample_folder(run_dir: Path, case: str | None) -> tuple[Result, Path]:
     `case` is a label or an id; None: the only case. Raises UserInputError where the choice is open, DataError
     where the samples are not there.
     """
-    result, store = choose_result(run_dir, case), store_of(run_dir)
-    for key in _keys(run_dir, result):
-        folder = store / "sample" / key
-        if (folder / DONE).is_file():
-            return result, folder
+    result = choose_result(run_dir, case)
+    folder = finished_samples(run_dir, result)
+    if folder is not None:
+        return result, folder
     why = f" ({result.reason})" if result.reason else ""
     raise DataError(
-        f"{run_dir}: no finished samples of {result.label!r} in {store}{why}; run the suite again, or name "
-        "the folder or npz file with the images"
+        f"{run_dir}: no finished samples of {result.label!r} in {store_of(run_dir)}{why}; run the suite "
+        "again, or name the folder or npz file with the images"
     )
+
+
+def finished_samples(run_dir: Path, result: Result) -> Path | None:
+    """Return the folder of a result's samples in the store beside its run, or None where there are none."""
+    store = store_of(run_dir)
+    if not store.is_dir():
+        return None
+    folders = (store / "sample" / key for key in _keys(run_dir, result))
+    return next((folder for folder in folders if (folder / DONE).is_file()), None)
 
 
 def _keys(run_dir: Path, result: Result) -> list[str]:

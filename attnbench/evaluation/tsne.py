@@ -102,6 +102,34 @@ def tsne_figure(
     Raises UserInputError for 1 or more than 20 classes, DataError for missing labels or a panel that
     lacks a class. Source: arXiv:2601.13683, appendix D and Fig. 11.
     """
+    counts, drawn = tsne_panels(
+        panels, class_names, classes=classes, per_class=per_class, perplexity=perplexity, seed=seed,
+        neighbours=neighbours,
+    )  # fmt: skip
+    settings = {"extractor": extractor, "perplexity": perplexity, "seed": seed}
+    images = {class_names[c]: n for c, n in counts.items()}
+    atomic_write(path.with_suffix(".csv"), _csv(drawn, class_names))
+    atomic_write(path.with_suffix(".json"), _json(drawn, {**settings, "images_per_class": images}))
+    heading = (
+        f"t-SNE of {extractor} features, {sum(counts.values())} images of {len(counts)} classes per panel, "
+        f"perplexity {perplexity:g}, seed {seed}\n"
+        "each panel is embedded on its own: compare the numbers below, not places or distances"
+    )
+    _draw(drawn, classes, class_names, heading, path)
+    return drawn
+
+
+def tsne_panels(
+    panels: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]],
+    class_names: Sequence[str],
+    *,
+    classes: Sequence[int],
+    per_class: int = 100,
+    perplexity: float = 30.0,
+    seed: int = 0,
+    neighbours: int = 10,
+) -> tuple[dict[int, int], list[Panel]]:
+    """Return how many images of each class every panel shows, and the panels, as `tsne_figure` draws them."""
     _check_classes(panels, classes, class_names)
     labels = {
         title: checked_labels(own, f"images of {title!r}", images=len(x), classes=len(class_names))
@@ -115,17 +143,7 @@ def tsne_figure(
         points = tsne_embedding(x, seed=seed, perplexity=perplexity)
         found = separability(x, own, neighbours=neighbours)
         drawn.append(Panel(title=title, rows=rows, labels=own, points=points, separability=found))
-    settings = {"extractor": extractor, "perplexity": perplexity, "seed": seed}
-    images = {class_names[c]: n for c, n in counts.items()}
-    atomic_write(path.with_suffix(".csv"), _csv(drawn, class_names))
-    atomic_write(path.with_suffix(".json"), _json(drawn, {**settings, "images_per_class": images}))
-    heading = (
-        f"t-SNE of {extractor} features, {sum(counts.values())} images of {len(counts)} classes per panel, "
-        f"perplexity {perplexity:g}, seed {seed}\n"
-        "each panel is embedded on its own: compare the numbers below, not places or distances"
-    )
-    _draw(drawn, classes, class_names, heading, path)
-    return drawn
+    return counts, drawn
 
 
 def _check_classes(panels: Mapping[str, object], classes: Sequence[int], class_names: Sequence[str]) -> None:

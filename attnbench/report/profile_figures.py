@@ -14,10 +14,11 @@ from attnbench.report.drawing import (
     PALETTE,
     colour,
     dash,
+    distinct,
     drawing,
+    legend,
     marker,
     plain_ticks,
-    shortened,
     svg,
 )
 
@@ -57,7 +58,7 @@ def cost_figure(rows: Sequence[ProfileRow], crossovers: Sequence[Crossover] = ()
     measured at two resolutions.
     """
     models = by_model(rows)
-    panels = [name for name in _columns(models) if _sides(rows, name) > 1]
+    panels = panels_of(rows)
     if not panels:
         return None
     with drawing():
@@ -76,6 +77,11 @@ def block_figure(parts: Sequence[BlockParts], times: Sequence[BlockTimes] = ()) 
     with drawing():
         side = parts[0].resolution
         return svg(draw_blocks(parts, times), f"block-{side}", f"Where a block spends at {side} px")
+
+
+def panels_of(rows: Sequence[ProfileRow]) -> list[str]:
+    """Return the columns that `draw_costs` can draw of rows of one setting: told at two resolutions."""
+    return [name for name in _columns(by_model(rows)) if _sides(rows, name) > 1]
 
 
 def draw_costs(
@@ -177,16 +183,11 @@ def _legend(figure: Figure, models: Sequence[str], *, crossed: bool) -> None:
         Line2D([], [], color=colour(i), linestyle=dash(i), marker=marker(i), markersize=5, linewidth=1.5)
         for i in range(len(models))
     ]
-    names = [shortened(model) for model in models]
+    names = distinct(models)
     if crossed:
         handles.append(Line2D([], [], color=INK, linewidth=1.2, **_RING))
         names.append("less than the baseline from here")
-    legend = figure.legend(
-        handles, [str(i) for i in range(len(names))], loc="outside right upper", frameon=False,
-        fontsize=8.5, handlelength=3.6,
-    )  # fmt: skip
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(name)  # here, since matplotlib leaves out names that begin with _
+    legend(figure, handles, names, loc="outside right upper", fontsize=8.5, handlelength=3.6)
 
 
 def draw_blocks(parts: Sequence[BlockParts], times: Sequence[BlockTimes]) -> Figure:
@@ -214,7 +215,7 @@ def draw_blocks(parts: Sequence[BlockParts], times: Sequence[BlockTimes]) -> Fig
             Patch(facecolor=fill, edgecolor=stripes, hatch="///", linewidth=0, label=label)
             for label, fill, stripes, _ in _TIMES
         ]
-    grid[0].set_yticks(range(len(names)), [shortened(name) for name in names])
+    grid[0].set_yticks(range(len(names)), distinct(names))
     grid[0].invert_yaxis()
     figure.suptitle(f"Where the middle block spends at {parts[0].resolution} px", fontsize=10)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)), frameon=False)

@@ -1,0 +1,1 @@
+"""The figures of arXiv:2601.13683, drawn from one's own runs: `attnbench figures`."""
