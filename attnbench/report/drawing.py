@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from attnbench.report.charts import Chart
 from attnbench.report.tables import plain
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ class Drawing:
     name: str
     svg: str
     caption: str
+    chart: Chart | None = None
+    """What it shows, where the page can draw it again: with values to hover and series to hide."""
 
 
 def colour(i: int) -> str:
@@ -54,6 +58,32 @@ def shortened(label: str) -> str:
     return label if len(label) <= _LABEL_LETTERS else label[: _LABEL_LETTERS - 1] + "…"
 
 
+def shortened_apart(labels: Sequence[str]) -> list[str]:
+    """Return labels as one figure shows them: not too long, and different where they were.
+
+    Where the beginnings are alike the middle is left out; where both ends are, a number is put behind.
+
+    >>> shortened_apart(["a" * 40, "a" * 39 + "b"])
+    ['aaaaaaaaaaaa…aaaaaaaaaaaaaaaaaaaaa', 'aaaaaaaaaaaa…aaaaaaaaaaaaaaaaaaaab']
+    """
+    shown = [shortened(label) for label in labels]
+    alike = _told_alike(labels, shown)
+    shown = [_without_middle(plain(labels[i])) if i in alike else text for i, text in enumerate(shown)]
+    alike = _told_alike(labels, shown)
+    return [f"{text[:-6]}… #{i + 1}" if i in alike else text for i, text in enumerate(shown)]
+
+
+def _told_alike(labels: Sequence[str], shown: Sequence[str]) -> set[int]:
+    """Return the positions whose text stands for another label too."""
+    counts = Counter(text for text, _ in set(zip(shown, labels, strict=True)))
+    return {i for i, text in enumerate(shown) if counts[text] > 1}
+
+
+def _without_middle(label: str) -> str:
+    head = _LABEL_LETTERS // 3 + 1
+    return label if len(label) <= _LABEL_LETTERS else f"{label[:head]}…{label[head + 1 - _LABEL_LETTERS :]}"
+
+
 @contextmanager
 def drawing() -> Iterator[None]:
     """Draw with our own settings, whatever the user's matplotlibrc says; labels are never markup."""
@@ -66,7 +96,9 @@ def drawing() -> Iterator[None]:
         "ytick.color": INK, "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6,
         "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
-    with matplotlib.rc_context(rc=dict(matplotlib.rcParamsDefault)), warnings.catch_warnings():
+    # Without the backend, for which pyplot would be imported: files need neither.
+    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with matplotlib.rc_context(rc=defaults), warnings.catch_warnings():
         # A glyph missing in DejaVu only affects measuring: the reader's browser draws the text.
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         matplotlib.rcParams.update(ours)
