@@ -187,7 +187,7 @@ def test_a_disturbed_row_is_marked_in_every_rendering(tmp_path: Path) -> None:
         assert REASON in text
     assert "disturbed) |" in markdown
     # of the comparison and the cost the latency, of the cost the ratio too, and the CPU time
-    assert len(re.findall(r'<td class="number disturbed( first)?">', html)) == 4
+    assert len(re.findall(r'<td class="number disturbed( first)?"', html)) == 4
     assert hollow_points(results, LATENCY) == ["linear"]
     assert hollow_points(results, MACS) == []
     figures = {figure.name: figure for figure in gather(tmp_path, results, "t", "").figures}

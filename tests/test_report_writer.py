@@ -72,15 +72,6 @@ def markdown_cells(text: str) -> list[list[str]]:
     return rows
 
 
-def test_page_is_self_contained(run_dir: Path) -> None:
-    """No script, no frame, no address but those within the page and data URIs."""
-    page = Page((run_dir / "report.html").read_text())
-    assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & set(page.tags)
-    assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
-    assert "url(http" not in (run_dir / "report.html").read_text()
-    assert "@import" not in (run_dir / "report.html").read_text()
-
-
 def test_page_ids_are_unique_and_links_find_them(run_dir: Path) -> None:
     """Several drawings share one page without sharing ids."""
     page = Page((run_dir / "report.html").read_text())
@@ -101,8 +92,7 @@ def test_page_holds_every_part(run_dir: Path) -> None:
     html = (run_dir / "report.html").read_text()
     page = Page(html)
     assert page.tags.count("img") == 6
-    assert page.tags.count("svg") == 3
-    assert html.count("image-rendering: pixelated") == 1
+    assert html.count("<svg role=") == 3
     assert html.count('class="pixels"') == 6
     for part in ("Cost", "Training and sampling", "Other measurements", "Environment", "Reproduce"):
         assert part in page.texts

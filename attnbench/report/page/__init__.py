@@ -63,7 +63,7 @@ def render(content: Content) -> str:
         content=content,
         data=Markup(page_json(content)),
         scripts=[Markup(script) for script in scripts],
-        hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
+        hashes=Markup(" ".join(f"'sha256-{_sha256(script)}'" for script in scripts)),
     )
 
 
@@ -72,10 +72,8 @@ def _file(name: str) -> str:
     return resources.files("attnbench.report.page").joinpath(name).read_text(encoding="utf-8")
 
 
-def _sha256(script: str) -> Markup:
-    from markupsafe import Markup
-
-    return Markup(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"))
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
 
 
 def _groups(table: Table) -> list[tuple[str, int]]:

@@ -2,7 +2,7 @@
 // drawing fails, the written drawing stays.
 
 const MOST_LABELS = 40; // names beside the lines; of more, the one pointed at
-const LABEL_GAP = 14, LABEL_WIDTH = 220, NARROW = 560; // pixels
+const LABEL_GAP = 14, LABEL_WIDTH = 260, NARROW = 560; // pixels
 
 const SYMBOLS = (DATA.shapes ?? []).map((outline) => ({
   draw(context, size) {
@@ -27,7 +27,7 @@ function drawChart(holder, chart) {
   const axis = ({ label, log }) => ({ label, type: log ? "log" : "linear", nice: true, tickFormat: log ? (v) => `${v}` : undefined });
   const marks = [Plot.gridX({ stroke: "var(--line)", strokeOpacity: 1 }), Plot.gridY({ stroke: "var(--line)", strokeOpacity: 1 })];
   const axisOf = (where, of, ticks) =>
-    (where === "x" ? Plot.axisX : Plot.axisY)({ label: of.label, labelArrow: "none", ...(of.log ? { ticks, tickFormat: "~g" } : { ticks }) });
+    (where === "x" ? Plot.axisX : Plot.axisY)({ label: of.label, labelArrow: "none", ...(where === "x" ? { labelAnchor: "center" } : {}), ...(of.log ? { ticks, tickFormat: "~g" } : { ticks }) });
   marks.push(axisOf("x", chart.x, Math.max(3, Math.round(width / 130))), axisOf("y", chart.y, 6));
   if (chart.front.length > 1)
     marks.push(Plot.line(chart.front, { curve: "step-after", stroke: "var(--soft)", strokeDasharray: "3 3" }));
@@ -73,9 +73,9 @@ function labelEnds(svg, lines, edge) {
     const one = layer.append("g").attr("class", `series series-${end.series}`);
     one.append("path").attr("d", `M${end.x + 5},${end.y}L${edge + 24},${at[i]}h6`).attr("fill", "none")
       .attr("stroke", colourOf(end.series)).attr("stroke-dasharray", "1 2");
-    const label = DATA.series[end.series].label;
+    const { label, short } = DATA.series[end.series];
     one.append("text").attr("x", edge + 34).attr("y", at[i]).attr("dy", "0.35em").attr("fill", "currentColor")
-      .text(label.length > 28 ? `${label.slice(0, 12)}…${label.slice(-15)}` : label).append("title").text(label);
+      .text(short ?? label).append("title").text(label);
   });
 }
 

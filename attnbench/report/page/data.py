@@ -8,7 +8,7 @@ from typing import Any
 
 from attnbench.report.charts import Axis, Chart, Point
 from attnbench.report.content import Content
-from attnbench.report.drawing import DASHES, MARKERS, PALETTE
+from attnbench.report.drawing import DASHES, MARKERS, PALETTE, shortened_apart
 from attnbench.report.page.shapes import SHAPES
 
 MOST_POINTS = 200
@@ -19,8 +19,12 @@ _DIGITS = 5
 def page_json(content: Content) -> str:
     """Return the data as JSON that may stand in a script element: no markup can begin or end in it."""
     charts = [figure.chart for figure in content.figures if figure.chart is not None]
+    named = zip(content.series, shortened_apart(content.series), strict=True)
     data = {
-        "series": [{"label": label, **style(i)} for i, label in enumerate(content.series)],
+        "series": [
+            {"label": label, **({} if short == label else {"short": short}), **style(i)}
+            for i, (label, short) in enumerate(named)
+        ],
         "shapes": [SHAPES[mark] for mark in MARKERS],
         "charts": {chart.name: _chart(chart) for chart in charts},
     }

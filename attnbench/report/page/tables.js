@@ -35,7 +35,13 @@ function enhanceTable(table) {
   }
 
   headings.forEach((heading, column) => {
-    const button = element("button", { type: "button", class: "sort", onclick: () => sortBy(heading, column) });
+    // No button element: Chromium leaves those out of the headings that a printed table repeats on each page.
+    const button = element("span", { role: "button", tabindex: 0, class: "sort", onclick: () => sortBy(heading, column) });
+    button.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      sortBy(heading, column);
+    });
     button.append(...heading.childNodes);
     heading.append(button);
   });
@@ -47,7 +53,7 @@ function enhanceTable(table) {
     tools.append(filter);
   }
   if (headings.length > 4) tools.append(columnChooser(table, headings, names, title));
-  if (tools.childElementCount) scroll.before(tools);
+  if (tools.childElementCount) scroll.parentElement.before(tools);
   followers.push(filterRows);
 }
 
