@@ -122,7 +122,7 @@ def draw(chart: Chart, labels: Sequence[str]) -> str:
         if not chart.joined:
             axes.margins(0.12)
         _label_ends(axes, chart.lines, named)
-        return svg(axes.figure, chart.name, chart.description)
+        return svg(axes.get_figure(root=True), chart.name, chart.description)
 
 
 def _drawn(chart: Chart | None, results: Sequence[Result]) -> str | None:
