@@ -30,6 +30,7 @@ from attnbench.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_LABELS = 60
 """Lines that a drawing names; of more it would be a column of text with a chart beside it."""
@@ -104,7 +105,7 @@ def draw(chart: Chart, labels: Sequence[str]) -> str:
     if len(named) > MOST_LABELS:
         named = []
     with drawing():
-        axes = _axes(chart, named)
+        figure, axes = _figure(named)
         if chart.front:
             x, y = zip(*chart.front, strict=True)
             axes.step(x, y, where="post", color=INK, alpha=0.5, linewidth=1, linestyle=(0, (3, 2)))
@@ -121,8 +122,8 @@ def draw(chart: Chart, labels: Sequence[str]) -> str:
         axes.set_ylabel(chart.y.label)
         if not chart.joined:
             axes.margins(0.12)
-        _label_ends(axes, chart.lines, named)
-        return svg(axes.get_figure(root=True), chart.name, chart.description)
+        _label_ends(figure, axes, chart.lines, named)
+        return svg(figure, chart.name, chart.description)
 
 
 def _drawn(chart: Chart | None, results: Sequence[Result]) -> str | None:
@@ -139,8 +140,8 @@ def _draw_line(axes: Axes, chart: Chart, line: Line) -> None:
     )  # fmt: skip
 
 
-def _axes(chart: Chart, labels: Sequence[str]) -> Axes:
-    """Return axes of one size, with room for the labels to their right."""
+def _figure(labels: Sequence[str]) -> tuple[Figure, Axes]:
+    """Return a figure whose axes have one size, with room for the labels to their right."""
     from matplotlib.figure import Figure
 
     left, below, above = 0.85, 0.6, 0.15
@@ -150,15 +151,15 @@ def _axes(chart: Chart, labels: Sequence[str]) -> Axes:
     place = (left / width, below / height, _AXES_INCHES / width, (height - below - above) / height)
     axes = figure.add_axes(place)
     axes.set_axisbelow(True)
-    return axes
+    return figure, axes
 
 
-def _label_ends(axes: Axes, lines: Sequence[Line], labels: Sequence[str]) -> None:
+def _label_ends(figure: Figure, axes: Axes, lines: Sequence[Line], labels: Sequence[str]) -> None:
     """Write every label to the right of the axes, joined to the line's last point by a thin one."""
     axes.get_xlim(), axes.get_ylim()  # fixes the limits, so that data can be placed in axes coordinates
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = [to_axes.transform(line.points[-1]) for line in lines] if labels else []
-    gap = min(_LABEL_INCHES * axes.figure.dpi / axes.bbox.height, 1 / max(1, len(ends) - 1))
+    gap = min(_LABEL_INCHES * figure.dpi / axes.bbox.height, 1 / max(1, len(ends) - 1))
     heights = spread_out([float(y) for _, y in ends], gap)
     for line, label, (x, y), height in zip(lines, labels, ends, heights, strict=False):
         axes.plot(
