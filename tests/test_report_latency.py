@@ -213,7 +213,7 @@ def test_only_the_disturbed_point_is_hollow() -> None:
         tradeoff_figure([suite[0], with_profile(suite[1], profile_row(1, 8, disturbed=words))], LATENCY) or ""
         for words in ("", REASON)
     ]
-    assert [figure.count("fill-opacity: 0;") for figure in drawn] == [0, 1]
+    assert [figure.count('class="hollow"') for figure in drawn] == [0, 1]
 
 
 def test_rows_of_another_session_are_not_paired() -> None:

@@ -16,10 +16,10 @@ from report_cases import HOSTILE, make_suite, with_measurement
 
 from attnbench.report import write_report
 from attnbench.report.charts import loss_chart, scaling_chart, tradeoff_chart
-from attnbench.report.drawing import MARKERS, PALETTE, shortened_apart
+from attnbench.report.drawing import MARKERS, PALETTE, distinct
 from attnbench.report.grids import COLUMNS, GAP, read_grids
+from attnbench.report.marks import OUTLINES
 from attnbench.report.page.data import MOST_POINTS, page_json, style
-from attnbench.report.page.shapes import SHAPES
 from attnbench.report.quantities import LATENCY
 from attnbench.results import Measurement
 from attnbench.stages.sampling.grid import GAP as WRITTEN_GAP
@@ -297,11 +297,11 @@ def test_grids_are_cut_as_the_stage_lays_them_out(tmp_path: Path) -> None:
 
 
 def test_many_series_are_told_apart() -> None:
-    """No two of 32 lines share colour and dash, no two of 56 points colour and mark; marks have shapes."""
+    """No two of 28 lines share mark and dash, no two of 56 points colour and mark; marks have shapes."""
     looks = [style(i) for i in range(56)]
-    assert len({(look["colour"], look["dash"]) for look in looks[:32]}) == 32
+    assert len({(look["mark"], look["dash"]) for look in looks[:28]}) == 28
     assert len({(look["colour"], look["mark"]) for look in looks}) == len(PALETTE) * len(MARKERS) == 56
-    assert set(SHAPES) == set(MARKERS)
+    assert set(OUTLINES) == set(MARKERS)
 
 
 def test_long_labels_stay_different() -> None:
@@ -314,7 +314,7 @@ def test_long_labels_stay_different() -> None:
         f"{stem}{'x' * 40}1{'y' * 30})",
         f"{stem}{'x' * 40}2{'y' * 30})",
     ]
-    shown = shortened_apart([*ends, "softmax"])
+    shown = distinct([*ends, "softmax"])
     assert len(set(shown)) == len(ends)
     assert max(map(len, shown)) <= 34
     assert shown[2] == shown[5] == "softmax"

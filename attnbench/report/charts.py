@@ -45,6 +45,11 @@ class Line:
     points: tuple[Point, ...]
     hollow: bool = False
     """Disturbed: shown, but not to be ranked."""
+    faint: bool = False
+    """Surely beaten by another."""
+    x_interval: Point | None = None
+    y_interval: Point | None = None
+    """From and to, of a single point: a bar through it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What all figures share: colours and marks of series, our own settings of matplotlib, SVG text."""
+"""What all figures share: looks and labels of series, our own settings of matplotlib, SVG text."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import io
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attnbench.report.charts import Chart
+from attnbench.report.placement import spread_out
 from attnbench.report.tables import plain
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colour-blind-safe palette without its yellow (too pale on white) and its black (the ink),
-# then two of Paul Tol's "muted".
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
+# then a wine of Paul Tol's "muted" and a violet: no pair is harder to tell apart than the hardest of Okabe
+# and Ito's own, for any of the three kinds of colour blindness.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#7a5cff")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT = "#1c2024", "#c9ced6"  # text and axes; grid lines
@@ -43,8 +46,11 @@ def colour(i: int) -> str:
 
 
 def dash(i: int) -> Any:
-    """Return the line style of the i-th series: the next one with every turn of the colours."""
-    return DASHES[i // len(PALETTE) % len(DASHES)]
+    """Return the line style of the i-th series: the next one with every turn of the markers.
+
+    So marker and line alone, without colour, tell as many series apart as there are pairs of them: 28.
+    """
+    return DASHES[i // len(MARKERS) % len(DASHES)]
 
 
 def marker(i: int) -> str:
@@ -52,36 +58,63 @@ def marker(i: int) -> str:
     return MARKERS[i % len(MARKERS)]
 
 
-def shortened(label: str) -> str:
-    """Return a label as a figure shows it: on one line and not too long."""
-    label = plain(label)
-    return label if len(label) <= _LABEL_LETTERS else label[: _LABEL_LETTERS - 1] + "…"
+def shortened(label: str, letters: int = _LABEL_LETTERS) -> str:
+    """Return a label on one line and not too long: its middle is cut out, since labels differ at their ends.
 
-
-def shortened_apart(labels: Sequence[str]) -> list[str]:
-    """Return labels as one figure shows them: not too long, and different where they were.
-
-    Where the beginnings are alike the middle is left out; where both ends are, a number is put behind.
-
-    >>> shortened_apart(["a" * 40, "a" * 39 + "b"])
-    ['aaaaaaaaaaaa…aaaaaaaaaaaaaaaaaaaaa', 'aaaaaaaaaaaa…aaaaaaaaaaaaaaaaaaaab']
+    >>> shortened("dydila(mode=token, num_factors=9)", 17)
+    'dydila(m…ctors=9)'
     """
-    shown = [shortened(label) for label in labels]
-    alike = _told_alike(labels, shown)
-    shown = [_without_middle(plain(labels[i])) if i in alike else text for i, text in enumerate(shown)]
-    alike = _told_alike(labels, shown)
-    return [f"{text[:-6]}… #{i + 1}" if i in alike else text for i, text in enumerate(shown)]
+    label = plain(label)
+    if len(label) <= letters:
+        return label
+    tail = (letters - 1) // 2
+    return label[: letters - 1 - tail] + "…" + label[len(label) - tail :]
 
 
-def _told_alike(labels: Sequence[str], shown: Sequence[str]) -> set[int]:
-    """Return the positions whose text stands for another label too."""
-    counts = Counter(text for text, _ in set(zip(shown, labels, strict=True)))
-    return {i for i, text in enumerate(shown) if counts[text] > 1}
+def distinct(labels: Sequence[str], letters: int = _LABEL_LETTERS) -> list[str]:
+    """Return labels as figures show them: shortened, and numbered where several are cut to the same text.
+
+    Where labels were equal before they were cut, there is nothing to tell them apart by: they stay equal.
+
+    >>> distinct(["one long label", "one lone label"], 9)
+    ['one … (1)', 'one … (2)']
+    """
+    cut = {label: shortened(label, letters) for label in labels}
+    several = {text for text, count in Counter(cut.values()).items() if count > 1}
+    numbers: Counter[str] = Counter()
+    shown = {}
+    for label, text in cut.items():
+        if text in several:
+            numbers[text] += 1
+            number = f" ({numbers[text]})"
+            text = plain(label)[: letters - 1 - len(number)] + "…" + number
+        shown[label] = text
+    return [shown[label] for label in labels]
 
 
-def _without_middle(label: str) -> str:
-    head = _LABEL_LETTERS // 3 + 1
-    return label if len(label) <= _LABEL_LETTERS else f"{label[:head]}…{label[head + 1 - _LABEL_LETTERS :]}"
+def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], **settings: Any) -> None:
+    """Add a legend that shows every name, those too that begin with `_`, which matplotlib leaves out."""
+    drawn = figure.legend(handles, [str(i) for i in range(len(names))], frameon=False, **settings)
+    for text, name in zip(drawn.get_texts(), names, strict=True):
+        text.set_text(name)
+
+
+def label_ends(
+    figure: Figure, axes: Axes, ends: Mapping[int, tuple[float, float]], labels: Mapping[int, str]
+) -> None:
+    """Write the label of every series to the right of the axes, joined to its point by a thin line."""
+    axes.get_xlim(), axes.get_ylim()  # fixes the limits, so that data can be placed in axes coordinates
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = [float(to_axes.transform(point)[1]) for point in ends.values()]
+    gap = min(0.075, 1 / max(1, len(ends) - 1))
+    texts = distinct([labels[i] for i in ends])
+    for (i, point), height, text in zip(ends.items(), spread_out(heights, gap), texts, strict=True):
+        axes.annotate(
+            text, xy=point, xytext=(1.06, height), textcoords="axes fraction",
+            va="center", parse_math=False, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour(i), "linewidth": 0.8, "linestyle": (0, (1, 2)),
+                        "shrinkA": 2, "shrinkB": 3, "relpos": (0, 0.5)},
+        )  # fmt: skip
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from attnbench.report.content import Content
 from attnbench.report.drawing import FAINT, INK, MARKERS, PALETTE, Drawing
 from attnbench.report.grids import GAP, Grid
+from attnbench.report.marks import outline
 from attnbench.report.page.data import page_json, style
-from attnbench.report.page.shapes import path
 from attnbench.report.tables import Row, Table
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def render(content: Content) -> str:
         data_uri=_data_uri,
         inline=_inline,
         style=style,
-        marks=[path(mark) for mark in MARKERS],
+        marks=[outline(mark) for mark in MARKERS],
         bodies=_bodies,
         pixelated=_pixelated,
         gap=GAP,
@@ -118,5 +118,5 @@ def _inline(figure: Drawing) -> Markup:
     svg = figure.svg.replace(INK, "currentColor").replace(FAINT, "var(--line)")
     for number, colour in enumerate(PALETTE, start=1):
         svg = svg.replace(colour, f"var(--series-{number})")
-    svg = svg.replace("'DejaVu Sans'", "system-ui, sans-serif")
+    svg = svg.replace("'DejaVu Sans'", "system-ui, sans-serif")  # of drawings by matplotlib
     return Markup(svg)

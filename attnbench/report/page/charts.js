@@ -31,15 +31,19 @@ function drawChart(holder, chart) {
   marks.push(axisOf("x", chart.x, Math.max(3, Math.round(width / 130))), axisOf("y", chart.y, 6));
   if (chart.front.length > 1)
     marks.push(Plot.line(chart.front, { curve: "step-after", stroke: "var(--soft)", strokeDasharray: "3 3" }));
-  for (const { series, hollow, points } of lines) {
+  for (const { series, hollow, faint, points, xInterval, yInterval } of lines) {
     const { dash, mark } = DATA.series[series];
     const className = `series series-${series}`;
     const colour = colourOf(series);
+    const opacity = faint ? 0.35 : undefined;
+    const [at] = points;
+    if (yInterval) marks.push(Plot.line(yInterval.map((y) => [at[0], y]), { stroke: colour, strokeOpacity: 0.5, opacity, className }));
+    if (xInterval) marks.push(Plot.line(xInterval.map((x) => [x, at[1]]), { stroke: colour, strokeOpacity: 0.5, opacity, className }));
     if (chart.joined && points.length > 1)
       marks.push(Plot.line(points, { stroke: colour, strokeWidth: 1.8, strokeDasharray: dash || undefined, className }));
     if (chart.marked || points.length === 1)
       marks.push(Plot.dot(points, {
-        r: chart.joined ? 3.5 : 5.5, symbol: SYMBOLS[mark], stroke: colour, fill: hollow ? "none" : colour, className,
+        r: chart.joined ? 3.5 : 5.5, symbol: SYMBOLS[mark], stroke: colour, fill: hollow ? "none" : colour, opacity, className,
         ariaLabel: ([x, y]) => told({ x, y, series, hollow }).replaceAll("\n", ", "),
       }));
   }

@@ -8,8 +8,8 @@ from typing import Any
 
 from attnbench.report.charts import Axis, Chart, Point
 from attnbench.report.content import Content
-from attnbench.report.drawing import DASHES, MARKERS, PALETTE, shortened_apart
-from attnbench.report.page.shapes import SHAPES
+from attnbench.report.drawing import MARKERS, PALETTE, dash, distinct
+from attnbench.report.marks import OUTLINES
 
 MOST_POINTS = 200
 """Of one curve on the page: more than a screen has room for would only make the file larger."""
@@ -19,13 +19,13 @@ _DIGITS = 5
 def page_json(content: Content) -> str:
     """Return the data as JSON that may stand in a script element: no markup can begin or end in it."""
     charts = [figure.chart for figure in content.figures if figure.chart is not None]
-    named = zip(content.series, shortened_apart(content.series), strict=True)
+    named = zip(content.series, distinct(content.series), strict=True)
     data = {
         "series": [
             {"label": label, **({} if short == label else {"short": short}), **style(i)}
             for i, (label, short) in enumerate(named)
         ],
-        "shapes": [SHAPES[mark] for mark in MARKERS],
+        "shapes": [OUTLINES[mark] for mark in MARKERS],
         "charts": {chart.name: _chart(chart) for chart in charts},
     }
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII: U+2028 is escaped too
@@ -35,10 +35,10 @@ def page_json(content: Content) -> str:
 def style(series: int) -> dict[str, Any]:
     """Return colour, dash and mark of a series, the same as in the drawings.
 
-    Colours repeat after 8 series, marks after 7 and dashes change with every turn of the colours: 56 points
-    and 32 lines are told apart.
+    Colours repeat after 8 series, marks after 7, and dashes change with every turn of the marks: 56 points
+    and 28 lines are told apart, these without colour too where they have marks.
     """
-    dashes = DASHES[series // len(PALETTE) % len(DASHES)]
+    dashes = dash(series)
     return {
         "colour": series % len(PALETTE) + 1,
         "dash": "" if isinstance(dashes, str) else " ".join(f"{2 * length:g}" for length in dashes[1]),
@@ -55,7 +55,14 @@ def _chart(chart: Chart) -> dict[str, Any]:
         "marked": chart.marked,
         "front": _rounded(chart.front),
         "lines": [
-            {"series": line.series, "hollow": line.hollow, "points": _rounded(_thinned(line.points))}
+            {
+                "series": line.series,
+                "hollow": line.hollow,
+                "faint": line.faint,
+                "points": _rounded(_thinned(line.points)),
+                **({"xInterval": _rounded([line.x_interval])[0]} if line.x_interval else {}),
+                **({"yInterval": _rounded([line.y_interval])[0]} if line.y_interval else {}),
+            }
             for line in chart.lines
         ],
     }

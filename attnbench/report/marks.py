@@ -1,4 +1,4 @@
-"""The marks of series as outlines, for tables and charts of the page alike."""
+"""The marks of series as outlines, for tables and charts alike."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CROSS = [
     (-_ARM, 1.1), (-_ARM, _ARM), (-1.1, _ARM), (-1.1, -_ARM), (-_ARM, -_ARM), (-_ARM, -1.1),
 ]  # fmt: skip
 
-SHAPES: dict[str, list[tuple[float, float]]] = {
+OUTLINES: dict[str, list[tuple[float, float]]] = {
     "o": [_turned([(1.0, 0.0)], 15 * i)[0] for i in range(24)],
     "s": _SQUARE,
     "^": _TRIANGLE,
@@ -28,9 +28,9 @@ SHAPES: dict[str, list[tuple[float, float]]] = {
     "P": _CROSS,
     "X": _turned(_CROSS, 45),
 }
-"""Outline of every marker of matplotlib that series have, in a circle of radius 1, y downwards."""
+"""Outline of every marker of matplotlib that series have, of radius 1, y downwards."""
 
 
-def path(mark: str) -> str:
-    """Return an outline as the data of an SVG path."""
-    return "M" + "L".join(f"{x:g},{y:g}" for x, y in SHAPES[mark]) + "Z"
+def outline(mark: str, radius: float = 1.0) -> str:
+    """Return a mark around the origin as the data of an SVG path."""
+    return "M" + "L".join(f"{x * radius:.3g},{y * radius:.3g}" for x, y in OUTLINES[mark]) + "Z"
