@@ -27,6 +27,7 @@ from attnbench.stages.sampling.grid import MAX_COLUMNS, write_grid
 
 MARKUP = "<img src=x onerror='window.ran=1'><b>\u2028</script><script>window.ran=1</script>"
 ROWS = "[...document.querySelector('table').querySelectorAll('tbody tr:not([hidden])')]"
+EXPLORED = "document.documentElement.dataset.explored"
 VENDOR = Path(__file__).parent.parent / "attnbench" / "report" / "page" / "vendor"
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
 
@@ -61,6 +62,7 @@ def tab(started: Browser, page: Path) -> Browser:
     """The page, freshly opened at 1280 pixels."""
     started.size(1280)
     started.open(page)
+    started.wait(EXPLORED)
     return started
 
 
@@ -204,8 +206,9 @@ def test_the_same_sample_of_every_model_is_cut_out(tab: Browser, page: Path) -> 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_no_column_hides_without_a_sign(started: Browser, page: Path, width: int) -> None:
     """The page itself never scrolls sideways; a table that does has a shadow, and its first column stays."""
-    started.size(width)
+    started.size(width, 20_000)  # tables below the window are not laid out
     started.open(page)
+    started.wait(EXPLORED)
     assert started.run("document.documentElement.scrollWidth") <= width
     wide = "[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth + 1)"
     started.wait(f"{wide}.every(s => s.parentElement.classList.contains('more'))")

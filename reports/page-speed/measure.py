@@ -2,10 +2,10 @@
 
     python reports/page-speed/measure.py [--before CHECKOUT] [--rounds 7] [--runs 300,10000]
 
-The run is the shipped one of `digits_all` (22 cases), copied; larger runs repeat its lines under other labels,
-10,000 lines being 300 cases run again and again, of which the last line counts. Each report is a process of
-its own, started as the command line starts it. `--before` times the code of another checkout in turns with
-this one. The page's paint is Chromium's own measure, where there is one, at 1280 pixels.
+The run is the shipped one of `digits_all` (22 cases), copied; larger runs repeat its lines under other
+labels, 10,000 lines being 300 cases run again and again, of which the last line counts. Each report is a
+process of its own, started as the command line starts it. `--before` times the code of another checkout in
+turns with this one. The page's paint is Chromium's own measure, where there is one, at 1280 pixels.
 """
 
 from __future__ import annotations
@@ -91,10 +91,13 @@ def page(path: Path) -> str:
         painted = []
         for _ in range(5):
             browser.open(path)
-            painted.append(browser.run("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+            paint = "performance.getEntriesByName('first-contentful-paint')"
+            browser.wait(f"{paint}.length")
+            painted.append(browser.run(f"{paint}[0].startTime"))
         ready = browser.run("performance.getEntriesByType('navigation')[0].loadEventEnd")
     painted.sort()
-    return f"{told}; painted after {painted[2]:.0f} ms ({painted[0]:.0f} to {painted[-1]:.0f}), loaded after {ready:.0f} ms"
+    spread = f"{painted[0]:.0f} to {painted[-1]:.0f}"
+    return f"{told}; painted after {painted[2]:.0f} ms ({spread}), loaded after {ready:.0f} ms"
 
 
 def main() -> None:
@@ -121,9 +124,8 @@ def main() -> None:
         if arguments.before:
             for i, what in enumerate(("clock", "CPU")):
                 ratios = [old[i] / new[i] for new, old in zip(*times, strict=True)]
-                print(
-                    f"before / now, {what}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-                )
+                spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+                print(f"before / now, {what}: {statistics.median(ratios):.2f} ({spread})")
         print(f"page of digits_all: {page(runs[0] / 'report.html')}")
         for count in (int(text) for text in arguments.runs.split(",") if text):
             run = larger(folder, count)

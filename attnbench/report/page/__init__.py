@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 OWN_SCRIPTS = ("series.js", "tables.js", "charts.js", "samples.js")
 LIBRARIES = ("vendor/d3.min.js", "vendor/plot.min.js")
+_AFTER_PAINT = (
+    '"use strict";\nrequestAnimationFrame(() => setTimeout(() => {\n%s}));\n'  # what is read comes first
+)
 _PIXEL_ART_SIDE = 256  # grids up to this width are enlarged with hard pixels, wider ones smoothly
 _SMALLEST_GRID, _LARGEST_GRID = 176, 360  # least width of a grid on the page, in CSS pixels
 
@@ -58,7 +61,7 @@ def render(content: Content) -> str:
         grid_side=_grid_side,
     )
     charts = any(figure.chart for figure in content.figures)
-    scripts = [*map(_file, LIBRARIES if charts else ()), "\n".join(map(_file, OWN_SCRIPTS))]
+    scripts = [*map(_file, LIBRARIES if charts else ()), _AFTER_PAINT % "\n".join(map(_file, OWN_SCRIPTS))]
     return environment.get_template("page.html.j2").render(
         content=content,
         data=Markup(page_json(content)),

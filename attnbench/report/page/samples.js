@@ -67,3 +67,5 @@
   }, { rootMargin: "600px" });
   near.observe(browser);
 })();
+
+document.documentElement.dataset.explored = "yes";

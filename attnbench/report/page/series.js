@@ -1,4 +1,3 @@
-"use strict";
 // Which cases are shown: one choice for tables, charts and samples. Names become text, never markup.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
