@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ from report_cases import HOSTILE, make_suite, with_measurement
 
 from attnbench.report import write_report
 from attnbench.report.charts import loss_chart, scaling_chart, tradeoff_chart
+from attnbench.report.content import gather
 from attnbench.report.drawing import MARKERS, PALETTE, distinct
 from attnbench.report.grids import COLUMNS, GAP, read_grids
+from attnbench.report.markdown import render_table
 from attnbench.report.marks import OUTLINES
+from attnbench.report.page import render
 from attnbench.report.page.data import MOST_POINTS, page_json, style
 from attnbench.report.quantities import LATENCY
 from attnbench.results import Measurement
@@ -339,10 +343,6 @@ def test_charts_hold_what_the_results_hold() -> None:
 
 def test_long_curves_are_thinned_on_the_page() -> None:
     """Of a thousand points two hundred are shown, the first and the last among them."""
-    from dataclasses import replace
-
-    from attnbench.report.content import gather
-
     curve = [(float(step), 1 / step) for step in range(1, 1001)]
     result = make_suite()[0].model_copy(update={"curves": {"loss": curve}})
     chart = loss_chart([result])
@@ -351,3 +351,29 @@ def test_long_curves_are_thinned_on_the_page() -> None:
     lines = json.loads(page_json(replace(content, figures=figures)))["charts"]["loss"]["lines"]
     assert len(lines[0]["points"]) == MOST_POINTS
     assert (lines[0]["points"][0], lines[0]["points"][-1]) == ([1, 1], [1000, 0.001])
+
+
+def test_seeds_of_one_configuration_look_alike_and_are_chosen_together(tmp_path: Path) -> None:
+    """Cases that differ by seed alone share colour, dash and mark, and one box hides all of them."""
+    results = [
+        make_suite()[i].model_copy(
+            update={"label": f"{name} · seed={seed}", "axes": {"seed": str(seed)}, "case_id": f"{i}{seed}",
+                    "case": {"seed": seed, "model": {"depth": 4 + i}}}
+        )
+        for i, name in enumerate(("a", "b")) for seed in (0, 1)
+    ]  # fmt: skip
+    data = json.loads(page_json(gather(tmp_path, results, "t", "")))
+    assert data["choices"] == [{"label": "a", "series": [0, 1]}, {"label": "b", "series": [2, 3]}]
+    looks = [(series["colour"], series["dash"], series["mark"]) for series in data["series"]]
+    assert looks[0] == looks[1] != looks[2] == looks[3]
+
+
+def test_marks_of_footnotes_are_raised(tmp_path: Path) -> None:
+    """A cell's marks stand behind its text, smaller and higher, in Markdown and on the page."""
+    results = make_suite()
+    content = gather(tmp_path, results, "t", "")
+    row = content.comparison.rows[0]
+    cells = (row.cells[0], replace(row.cells[1], text="1.5", detail="", marks="a, <b>"), *row.cells[2:])
+    table = replace(content.comparison, rows=(replace(row, cells=cells),))
+    assert "| 1.5<sup>a, &#60;b&#62;</sup> |" in render_table(table)
+    assert "1.5<sup>a, &lt;b&gt;</sup></td>" in render(replace(content, comparison=table))

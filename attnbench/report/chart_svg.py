@@ -22,8 +22,8 @@ _LEFT, _ABOVE, _BELOW = 66, 12, 46  # pixels around the axes
 _WIDTH, _LEAST_HEIGHT, _LABEL_HEIGHT, _LETTER = 420, 300, 15, 6.6
 
 
-def draw(chart: Chart, labels: Sequence[str]) -> str:
-    """Return a chart as one SVG element; `labels` are those of all cases."""
+def draw(chart: Chart, labels: Sequence[str], looks: Sequence[int]) -> str:
+    """Return a chart as one SVG element; `labels` and `looks` are those of all cases."""
     named = [labels[line.series] for line in chart.lines] if len(chart.lines) <= MOST_LABELS else []
     place = _Place(chart, max(_LEAST_HEIGHT, _LABEL_HEIGHT * len(named)))
     parts = list(_axes(chart, place))
@@ -31,9 +31,9 @@ def draw(chart: Chart, labels: Sequence[str]) -> str:
         path = _steps([place.at(point) for point in chart.front])
         parts.append(_path(path, stroke=INK, stroke_opacity=0.5, stroke_dasharray="3 2"))
     for line in chart.lines:
-        parts += _line(chart, line, place)
+        parts += _line(chart, line, place, looks[line.series])
     shown = distinct(named)
-    parts += _labels(chart, place, named, shown)
+    parts += _labels(chart, place, named, shown, looks)
     width = round(_LEFT + _WIDTH + 30 + _LETTER * max(map(len, shown), default=0))
     height = round(_ABOVE + place.height + _BELOW)
     return (
@@ -80,24 +80,26 @@ def _axes(chart: Chart, place: _Place) -> Iterator[str]:
     yield f'<g transform="translate(14 {_ABOVE + place.height / 2:.1f}) rotate(-90)">{title}</g>'
 
 
-def _line(chart: Chart, line: Line, place: _Place) -> Iterator[str]:
-    style = {"stroke": colour(line.series), **({"opacity": 0.3} if line.faint else {})}
+def _line(chart: Chart, line: Line, place: _Place, look: int) -> Iterator[str]:
+    style = {"stroke": colour(look), **({"opacity": 0.3} if line.faint else {})}
     at = [place.at(point) for point in line.points]
     if chart.joined and len(at) > 1:
-        yield _path(_joined(at), stroke_width=1.8, **_dashes(line.series), **style)
+        yield _path(_joined(at), stroke_width=1.8, **_dashes(look), **style)
     x, y = line.points[0]
     if line.x_interval is not None:
         yield _path(_joined([place.at((end, y)) for end in line.x_interval]), stroke_opacity=0.5, **style)
     if line.y_interval is not None:
         yield _path(_joined([place.at((x, end)) for end in line.y_interval]), stroke_opacity=0.5, **style)
     if chart.marked or len(at) == 1:
-        shape = outline(marker(line.series), 3.5 if chart.joined else 5)
-        kind = {"class_": "hollow"} if line.hollow else {"fill": colour(line.series)}
+        shape = outline(marker(look), 3.5 if chart.joined else 5)
+        kind = {"class_": "hollow"} if line.hollow else {"fill": colour(look)}
         for left, top in at:
             yield _path(shape, transform=f"translate({left:.1f} {top:.1f})", **kind, **style)
 
 
-def _labels(chart: Chart, place: _Place, named: Sequence[str], shown: Sequence[str]) -> Iterator[str]:
+def _labels(
+    chart: Chart, place: _Place, named: Sequence[str], shown: Sequence[str], looks: Sequence[int]
+) -> Iterator[str]:
     """Write every label to the right of the axes, joined to the line's last point by a thin one."""
     if not named:
         return
@@ -108,7 +110,7 @@ def _labels(chart: Chart, place: _Place, named: Sequence[str], shown: Sequence[s
     for line, label, text, (x, y), share in zip(chart.lines, named, shown, ends, heights, strict=True):
         top = _ABOVE + place.height * (1 - share)
         path = f"M{x + 4:.1f},{y:.1f}L{edge + 16},{top:.1f}h6"
-        yield _path(path, stroke=colour(line.series), stroke_width=0.8, stroke_dasharray="1 2")
+        yield _path(path, stroke=colour(looks[line.series]), stroke_width=0.8, stroke_dasharray="1 2")
         yield _text(text, edge + 25, top + 4, whole=label if text != plain(label) else "")
 
 
@@ -135,6 +137,6 @@ def _steps(points: Sequence[Point]) -> str:
     return f"M{x:.1f},{y:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in others)
 
 
-def _dashes(series: int) -> dict[str, str]:
-    style = dash(series)
+def _dashes(look: int) -> dict[str, str]:
+    style = dash(look)
     return {} if isinstance(style, str) else {"stroke_dasharray": " ".join(f"{1.8 * n:g}" for n in style[1])}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from attnbench.report.configurations import configurations
 from attnbench.report.quantities import (
     LATENCY,
     Quantity,
@@ -139,6 +140,16 @@ def scaling_chart(results: Sequence[Result], cost: Quantity = LATENCY) -> Chart 
         lines=tuple(lines),
         marked=True,
     )
+
+
+def looks(results: Sequence[Result]) -> list[int]:
+    """Return which colour, dash and mark each case has: those of its configuration, whatever its seed."""
+    found = {
+        id(result): look
+        for look, configuration in enumerate(configurations(results))
+        for result in configuration.results
+    }
+    return [found[id(result)] for result in results]
 
 
 def hollow_labels(chart: Chart | None, results: Sequence[Result]) -> list[str]:

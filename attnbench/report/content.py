@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnbench.report import sections as facts
+from attnbench.report.charts import looks
 from attnbench.report.comparison import comparison_table
+from attnbench.report.configurations import configurations
 from attnbench.report.costs import cost_table, other_table, problems_table, training_table
 from attnbench.report.drawing import Drawing
 from attnbench.report.figures import case_drawings
@@ -39,6 +41,10 @@ class Content:
     grids_note: str
     series: list[str]
     """The label of each case, by its position among the results."""
+    looks: list[int]
+    """The configuration of each case, which seeds share: its colour, dash and mark everywhere."""
+    configurations: list[str]
+    """The label of each configuration."""
     figures: list[Drawing]
     cost: Table | None
     training: Table | None
@@ -64,6 +70,8 @@ def gather(run_dir: Path, results: Sequence[Result], title: str, question: str) 
         grids=read_grids(run_dir, results),
         grids_note=SAME_NOISE if len(facts.seeds_of(results)) <= 1 else SAME_SEED_ONLY,
         series=[plain(result.label) for result in results],
+        looks=looks(results),
+        configurations=[plain(configuration.label) for configuration in configurations(results)],
         figures=[drawing for draw in DRAWINGS for drawing in draw(results, run_dir)],
         cost=cost_table(results),
         training=training_table(results),

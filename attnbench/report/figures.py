@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attnbench.report.chart_svg import draw
-from attnbench.report.charts import Chart, hollow_labels, loss_chart, scaling_chart, tradeoff_chart
+from attnbench.report.charts import Chart, hollow_labels, looks, loss_chart, scaling_chart, tradeoff_chart
 from attnbench.report.drawing import Drawing
 from attnbench.report.quantities import LATENCY, MACS, Quantity
 from attnbench.results import Result
@@ -28,11 +28,11 @@ def case_drawings(results: Sequence[Result]) -> list[Drawing]:
         (tradeoff_chart(results, MACS), "Quality against multiply-adds of one pass."),
         (scaling_chart(results), "Latency of one pass against the side of the image."),
     )
-    labels = [result.label for result in results]
+    labels, seen = [result.label for result in results], looks(results)
     return [
         Drawing(
             name=_FILES.get(chart.name, chart.name),
-            svg=draw(chart, labels),
+            svg=draw(chart, labels, seen),
             caption=f"{caption} {_FRONT}" if chart.front else caption,
             chart=chart,
         )
@@ -60,7 +60,7 @@ def hollow_points(results: Sequence[Result], cost: Quantity) -> list[str]:
 
 
 def _drawn(chart: Chart | None, results: Sequence[Result]) -> str | None:
-    return draw(chart, [result.label for result in results]) if chart else None
+    return draw(chart, [result.label for result in results], looks(results)) if chart else None
 
 
 def _held_out_chart(results: Sequence[Result]) -> Chart | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from attnbench.report.configurations import configurations
 from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
 from attnbench.results import Result
 
@@ -13,53 +15,72 @@ DIFFERENCES = "Settings that differ between cases"
 _MOST_COLUMNS = 6  # of settings or cases: a wider table is read by nobody
 
 
-def settings_tables(results: Sequence[Result]) -> tuple[Table | None, Table | None]:
-    """Return the settings that differ between cases, and those all cases share.
+@dataclass(frozen=True)
+class _Head:
+    """A configuration: its label and its first place among the results."""
 
-    Few settings have a column each; else few cases have; else each case has its settings as a list.
+    label: str
+    series: int
+
+
+def settings_tables(results: Sequence[Result]) -> tuple[Table | None, Table | None]:
+    """Return the settings that differ between configurations, and those all of them share.
+
+    Few settings have a column each; else few configurations have; else each has its settings as a list.
     """
-    flat = [dict(_settings(result.case)) for result in results]
+    places = {id(result): place for place, result in enumerate(results)}
+    rows_of = configurations(results)
+    flat = [dict(_settings(row.results[0].case)) for row in rows_of]
+    for row, settings in zip(rows_of, flat, strict=True):
+        if "seed" in settings:
+            settings["seed"] = ", ".join(map(str, row.seeds))
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     differing = [n for n in names if len({settings.get(n) for settings in flat}) > 1]
-    labels = [result.label for result in results]
+    heads = [_Head(row.label, min(places[id(result)] for result in row.results)) for row in rows_of]
     shared = [(n, flat[0][n]) for n in names if n not in differing]
     differences = None
     if differing:
         layout = _as_lists
         if len(differing) <= _MOST_COLUMNS:
             layout = _by_setting
-        elif len(results) <= _MOST_COLUMNS:
+        elif len(heads) <= _MOST_COLUMNS:
             layout = _by_case
-        differences = layout(labels, flat, differing)
+        differences = layout(heads, flat, differing)
     rows = tuple(Row(cells=(text_cell(name), text_cell(value))) for name, value in shared)
     columns = (_words("Setting"), _words("Value"))
     common = Table(title="Settings shared by all cases", columns=columns, rows=rows) if rows else None
     return differences, common
 
 
-def _by_setting(labels: Sequence[str], flat: Sequence[dict[str, str]], names: Sequence[str]) -> Table:
+def _by_setting(heads: Sequence[_Head], flat: Sequence[dict[str, str]], names: Sequence[str]) -> Table:
     rows = tuple(
-        Row(cells=(text_cell(label), *(text_cell(found.get(n, MISSING)) for n in names)), series=i)
-        for i, (label, found) in enumerate(zip(labels, flat, strict=True))
+        Row(
+            cells=(text_cell(head.label), *(text_cell(found.get(n, MISSING)) for n in names)),
+            series=head.series,
+        )
+        for head, found in zip(heads, flat, strict=True)
     )
     return Table(title=DIFFERENCES, columns=tuple(map(_words, ("Case", *names))), rows=rows)
 
 
-def _by_case(labels: Sequence[str], flat: Sequence[dict[str, str]], names: Sequence[str]) -> Table:
+def _by_case(heads: Sequence[_Head], flat: Sequence[dict[str, str]], names: Sequence[str]) -> Table:
     rows = tuple(
         Row(cells=(text_cell(name), *(text_cell(found.get(name, MISSING)) for found in flat)))
         for name in names
     )
-    return Table(title=DIFFERENCES, columns=tuple(map(_words, ("Setting", *labels))), rows=rows)
+    return Table(
+        title=DIFFERENCES, columns=tuple(map(_words, ("Setting", *(head.label for head in heads)))), rows=rows
+    )
 
 
-def _as_lists(labels: Sequence[str], flat: Sequence[dict[str, str]], names: Sequence[str]) -> Table:
+def _as_lists(heads: Sequence[_Head], flat: Sequence[dict[str, str]], names: Sequence[str]) -> Table:
     """Return one list per case, without the beginning that all names share and without its own label."""
     prefix = _common_prefix(names)
     rows = []
-    for i, (label, found) in enumerate(zip(labels, flat, strict=True)):
-        said = [f"{n[len(prefix) :]} = {found[n]}" for n in names if found.get(n, label) != label]
-        rows.append(Row(cells=(text_cell(label), text_cell(", ".join(said))), series=i))
+    for head, found in zip(heads, flat, strict=True):
+        told = [n for n in names if n in found and not (n.endswith(".label") and found[n] == head.label)]
+        said = ", ".join(f"{n[len(prefix) :]} = {found[n]}" for n in told)
+        rows.append(Row(cells=(text_cell(head.label), text_cell(said)), series=head.series))
     title = f"Settings below {prefix[:-1]}" if prefix else "Settings"
     return Table(title=DIFFERENCES, columns=(_words("Case"), _words(title)), rows=tuple(rows))
 

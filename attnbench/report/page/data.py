@@ -19,11 +19,17 @@ _DIGITS = 5
 def page_json(content: Content) -> str:
     """Return the data as JSON that may stand in a script element: no markup can begin or end in it."""
     charts = [figure.chart for figure in content.figures if figure.chart is not None]
+    members: list[list[int]] = [[] for _ in content.configurations]
+    for i, look in enumerate(content.looks):
+        members[look].append(i)
     named = zip(content.series, distinct(content.series), strict=True)
     data = {
         "series": [
-            {"label": label, **({} if short == label else {"short": short}), **style(i)}
-            for i, (label, short) in enumerate(named)
+            {"label": label, **({} if short == label else {"short": short}), **style(look)}
+            for look, (label, short) in zip(content.looks, named, strict=True)
+        ],
+        "choices": [
+            {"label": label, "series": members[choice]} for choice, label in enumerate(content.configurations)
         ],
         "shapes": [OUTLINES[mark] for mark in MARKERS],
         "charts": {chart.name: _chart(chart) for chart in charts},
@@ -32,17 +38,17 @@ def page_json(content: Content) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def style(series: int) -> dict[str, Any]:
-    """Return colour, dash and mark of a series, the same as in the drawings.
+def style(look: int) -> dict[str, Any]:
+    """Return colour, dash and mark of a configuration, the same as in the drawings.
 
-    Colours repeat after 8 series, marks after 7, and dashes change with every turn of the marks: 56 points
+    Colours repeat after 8, marks after 7, and dashes change with every turn of the marks: 56 points
     and 28 lines are told apart, these without colour too where they have marks.
     """
-    dashes = dash(series)
+    dashes = dash(look)
     return {
-        "colour": series % len(PALETTE) + 1,
+        "colour": look % len(PALETTE) + 1,
         "dash": "" if isinstance(dashes, str) else " ".join(f"{2 * length:g}" for length in dashes[1]),
-        "mark": series % len(MARKERS),
+        "mark": look % len(MARKERS),
     }
 
 

@@ -27,7 +27,7 @@ function swatch(series, joined = true) {
   svg.setAttribute("viewBox", joined ? "0 0 34 12" : "11 0 12 12");
   svg.setAttribute("aria-hidden", "true");
   const line = document.createElementNS(svg.namespaceURI, "line");
-  for (const [key, value] of Object.entries({ x1: 0, x2: 34, y1: 6, y2: 6, "stroke-dasharray": dash }))
+  for (const [key, value] of Object.entries({ x1: 0, x2: 34, y1: 6, y2: 6, "stroke-dasharray": dash, pathLength: 60 }))
     line.setAttribute(key, value);
   const use = document.createElementNS(svg.namespaceURI, "use");
   for (const [key, value] of Object.entries({ href: `#mark-${mark}`, x: 12, y: 1, width: 10, height: 10 }))
@@ -43,15 +43,15 @@ function showSeries(list, shown) {
 
 (function buildChooser() {
   const chooser = document.getElementById("chooser");
-  if (DATA.series.length < 2) return;
+  if (DATA.choices.length < 2) return;
   const count = element("span");
-  const boxes = DATA.series.map(({ label }, series) => {
+  const boxes = DATA.choices.map(({ label, series }) => {
     const box = element("input", { type: "checkbox", checked: true });
-    box.addEventListener("change", () => showSeries([series], box.checked));
-    return { box, series, label, item: element("li", {}, element("label", {}, box, swatch(series), label)) };
+    box.addEventListener("change", () => showSeries(series, box.checked));
+    return { box, series, label, item: element("li", {}, element("label", {}, box, swatch(series[0]), label)) };
   });
   const find = element("input", { type: "search", placeholder: "Find a case", "aria-label": "Find a case" });
-  const found = () => boxes.filter(({ item }) => !item.hidden).map(({ series }) => series);
+  const found = () => boxes.filter(({ item }) => !item.hidden).flatMap(({ series }) => series);
   find.addEventListener("input", () => {
     const wanted = find.value.toLowerCase();
     for (const { item, label } of boxes) item.hidden = !label.toLowerCase().includes(wanted);
@@ -59,12 +59,11 @@ function showSeries(list, shown) {
   const button = (text, shown) =>
     element("button", { type: "button", onclick: () => showSeries(found(), shown) }, text);
   followers.push(() => {
-    for (const { box, series } of boxes) box.checked = !hiddenSeries.has(series);
-    const left = DATA.series.length - hiddenSeries.size;
-    count.textContent = `${left} of ${DATA.series.length}`;
+    for (const { box, series } of boxes) box.checked = series.some((one) => !hiddenSeries.has(one));
+    count.textContent = `${boxes.filter(({ box }) => box.checked).length} of ${boxes.length}`;
     say(`${count.textContent} cases shown`);
   });
-  count.textContent = `${DATA.series.length} of ${DATA.series.length}`;
+  count.textContent = `${boxes.length} of ${boxes.length}`;
   chooser.append(
     element("details", {},
       element("summary", {}, "Cases shown: ", count),
