@@ -17,7 +17,7 @@ from report_cases import HOSTILE, make_suite, with_measurement
 
 from attnbench.report import write_report
 from attnbench.report.charts import loss_chart, scaling_chart, tradeoff_chart
-from attnbench.report.content import gather
+from attnbench.report.content import Content, gather
 from attnbench.report.drawing import MARKERS, PALETTE, distinct
 from attnbench.report.grids import COLUMNS, GAP, read_grids
 from attnbench.report.markdown import render_table
@@ -45,6 +45,11 @@ def hostile_suite(folder: Path):
         (folder / f"cases/{i}").mkdir(parents=True, exist_ok=True)
         write_grid(folder / f"cases/{i}/grid.png", images, num_columns=MAX_COLUMNS)
     return [with_measurement(result, *named) for result in results]
+
+
+def gathered(results) -> Content:
+    """Return what a report of these results says, without their grids."""
+    return gather(Path("nowhere"), results, title="t", question="")
 
 
 @pytest.fixture(scope="module")
@@ -346,14 +351,14 @@ def test_long_curves_are_thinned_on_the_page() -> None:
     curve = [(float(step), 1 / step) for step in range(1, 1001)]
     result = make_suite()[0].model_copy(update={"curves": {"loss": curve}})
     chart = loss_chart([result])
-    content = gather(Path(), [result], "t", "")
+    content = gathered([result])
     figures = [replace(content.figures[0], chart=chart)]
     lines = json.loads(page_json(replace(content, figures=figures)))["charts"]["loss"]["lines"]
     assert len(lines[0]["points"]) == MOST_POINTS
     assert (lines[0]["points"][0], lines[0]["points"][-1]) == ([1, 1], [1000, 0.001])
 
 
-def test_seeds_of_one_configuration_look_alike_and_are_chosen_together(tmp_path: Path) -> None:
+def test_seeds_of_one_configuration_look_alike_and_are_chosen_together() -> None:
     """Cases that differ by seed alone share colour, dash and mark, and one box hides all of them."""
     results = [
         make_suite()[i].model_copy(
@@ -362,16 +367,16 @@ def test_seeds_of_one_configuration_look_alike_and_are_chosen_together(tmp_path:
         )
         for i, name in enumerate(("a", "b")) for seed in (0, 1)
     ]  # fmt: skip
-    data = json.loads(page_json(gather(tmp_path, results, "t", "")))
+    data = json.loads(page_json(gathered(results)))
     assert data["choices"] == [{"label": "a", "series": [0, 1]}, {"label": "b", "series": [2, 3]}]
     looks = [(series["colour"], series["dash"], series["mark"]) for series in data["series"]]
     assert looks[0] == looks[1] != looks[2] == looks[3]
 
 
-def test_marks_of_footnotes_are_raised(tmp_path: Path) -> None:
+def test_marks_of_footnotes_are_raised() -> None:
     """A cell's marks stand behind its text, smaller and higher, in Markdown and on the page."""
     results = make_suite()
-    content = gather(tmp_path, results, "t", "")
+    content = gathered(results)
     row = content.comparison.rows[0]
     cells = (row.cells[0], replace(row.cells[1], text="1.5", detail="", marks="a, <b>"), *row.cells[2:])
     table = replace(content.comparison, rows=(replace(row, cells=cells),))
