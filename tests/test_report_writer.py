@@ -106,7 +106,7 @@ def test_markdown_tables_survive_hostile_labels(run_dir: Path) -> None:
     rows = markdown_cells(text)
     comparison = rows[: len(make_suite()) + 2]
     assert {len(row) for row in comparison} == {13}
-    assert comparison[6][0] == HOSTILE
+    assert comparison[6][0].partition("<sup>")[0] == HOSTILE  # marks of footnotes may stand behind it
     assert "<script" not in text
 
 
