@@ -15,6 +15,7 @@ import re
 import statistics
 import subprocess
 import time
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
@@ -192,25 +193,29 @@ def read_results(path: Path) -> list[Result]:
 
     Raises UserInputError naming file, line and what to do.
     """
+    return list(each_result(path))
+
+
+def each_result(path: Path) -> Iterator[Result]:
+    """Read as `read_results` does, but one line after the other: a file may hold more than memory."""
     if not path.exists():
         raise UserInputError(f"no results at {path}; run the suite first")
-    results, lines = [], path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            results.append(result_of(line))
-        except UserInputError as error:
-            raise UserInputError(f"{path}:{number}: {error}") from error
-        except ValueError as error:
-            if number == len(lines):  # no newline behind it: the writer was killed
-                break
-            raise UserInputError(
-                f"{path}:{number}: not a result: {error}; run the suite again, which sets such lines aside "
-                "and writes what is finished once more. If you changed the line yourself, remove its entry "
-                '"checksum": then it is taken as it is'
-            ) from error
-    return results
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield result_of(line)
+            except UserInputError as error:
+                raise UserInputError(f"{path}:{number}: {error}") from error
+            except ValueError as error:
+                if not line.endswith(b"\n"):  # the writer was killed
+                    break
+                raise UserInputError(
+                    f"{path}:{number}: not a result: {error}; run the suite again, which sets such lines "
+                    "aside and writes what is finished once more. If you changed the line yourself, remove "
+                    'its entry "checksum": then it is taken as it is'
+                ) from error
 
 
 def result_of(line: bytes) -> Result:
@@ -230,7 +235,7 @@ def result_of(line: bytes) -> Result:
         raise ValueError(_in_one_line(error)) from error
 
 
-def latest(results: list[Result]) -> list[Result]:
+def latest(results: Iterable[Result]) -> list[Result]:
     """Keep the last result of each case, in the order the cases first appeared."""
     by_id: dict[str, Result] = {}
     for result in results:

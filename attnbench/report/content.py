@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from attnbench.report import sections as facts
+from attnbench.report.charts import looks
 from attnbench.report.comparison import comparison_table
+from attnbench.report.configurations import configurations
 from attnbench.report.costs import cost_table, other_table, problems_table, training_table
 from attnbench.report.drawing import Drawing
-from attnbench.report.figures import hollow_points, loss_figure, tradeoff_figure
+from attnbench.report.figures import case_drawings
 from attnbench.report.grids import Grid, read_grids
-from attnbench.report.quantities import LATENCY, MACS
+from attnbench.report.settings import settings_tables
 from attnbench.report.tables import Table, plain
 from attnbench.results import Result
 
@@ -37,6 +39,12 @@ class Content:
     problems: Table | None
     grids: list[Grid]
     grids_note: str
+    series: list[str]
+    """The label of each case, by its position among the results."""
+    looks: list[int]
+    """The configuration of each case, which seeds share: its colour, dash and mark everywhere."""
+    configurations: list[str]
+    """The label of each configuration."""
     figures: list[Drawing]
     cost: Table | None
     training: Table | None
@@ -52,7 +60,7 @@ class Content:
 
 def gather(run_dir: Path, results: Sequence[Result], title: str, question: str) -> Content:
     """Gather a report's content from the results and the grids in the run directory."""
-    differences, common = facts.settings_tables(results)
+    differences, common = settings_tables(results)
     return Content(
         title=plain(title),
         question=plain(question),
@@ -61,7 +69,10 @@ def gather(run_dir: Path, results: Sequence[Result], title: str, question: str) 
         problems=problems_table(results),
         grids=read_grids(run_dir, results),
         grids_note=SAME_NOISE if len(facts.seeds_of(results)) <= 1 else SAME_SEED_ONLY,
-        figures=_figures(results),
+        series=[plain(result.label) for result in results],
+        looks=looks(results),
+        configurations=[plain(configuration.label) for configuration in configurations(results)],
+        figures=[drawing for draw in DRAWINGS for drawing in draw(results, run_dir)],
         cost=cost_table(results),
         training=training_table(results),
         other=other_table(results),
@@ -75,27 +86,9 @@ def gather(run_dir: Path, results: Sequence[Result], title: str, question: str) 
     )
 
 
-def _figures(results: Sequence[Result]) -> list[Drawing]:
-    drawn = (
-        ("loss", loss_figure(results), "Training loss, each point the mean of its logging interval."),
-        (
-            "held-out-loss",
-            _held_out_figure(results),
-            "Denoising loss of the averages on held-out images.",
-        ),
-        ("quality-latency", tradeoff_figure(results, LATENCY), _latency_caption(results)),
-        ("quality-macs", tradeoff_figure(results, MACS), "Quality against multiply-adds of one pass."),
-    )
-    return [Drawing(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]
+def _case_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing]:
+    return case_drawings(results)
 
 
-def _latency_caption(results: Sequence[Result]) -> str:
-    hollow = hollow_points(results, LATENCY)
-    remark = f" Hollow: disturbed, not to be ranked ({', '.join(hollow)})." if hollow else ""
-    return f"Quality against the latency of one pass.{remark}"
-
-
-def _held_out_figure(results: Sequence[Result]) -> str | None:
-    """Return the held-out curves where some case was measured more than once."""
-    several = any(len(result.curves.get("held_out_loss", [])) > 1 for result in results)
-    return loss_figure(results, "held_out_loss", "held-out loss") if several else None
+DRAWINGS: tuple[Callable[[Sequence[Result], Path], list[Drawing]], ...] = (_case_drawings,)
+"""What draws a report's figures, in the order of the report: of one result per case and the run's folder."""

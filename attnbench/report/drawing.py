@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from attnbench.report.charts import Chart
 from attnbench.report.placement import spread_out
 from attnbench.report.tables import plain
 
@@ -35,6 +36,8 @@ class Drawing:
     name: str
     svg: str
     caption: str
+    chart: Chart | None = None
+    """What it shows, where the page can draw it again: with values to hover and series to hide."""
 
 
 def colour(i: int) -> str:
@@ -100,7 +103,7 @@ def label_ends(
     figure: Figure, axes: Axes, ends: Mapping[int, tuple[float, float]], labels: Mapping[int, str]
 ) -> None:
     """Write the label of every series to the right of the axes, joined to its point by a thin line."""
-    figure.draw_without_rendering()  # fixes the limits, so that data can be placed in axes coordinates
+    axes.get_xlim(), axes.get_ylim()  # fixes the limits, so that data can be placed in axes coordinates
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = [float(to_axes.transform(point)[1]) for point in ends.values()]
     gap = min(0.075, 1 / max(1, len(ends) - 1))
@@ -126,7 +129,9 @@ def drawing() -> Iterator[None]:
         "ytick.color": INK, "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6,
         "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
-    with matplotlib.rc_context(rc=dict(matplotlib.rcParamsDefault)), warnings.catch_warnings():
+    # Without the backend, for which pyplot would be imported: files need neither.
+    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with matplotlib.rc_context(rc=defaults), warnings.catch_warnings():
         # A glyph missing in DejaVu only affects measuring: the reader's browser draws the text.
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         matplotlib.rcParams.update(ours)

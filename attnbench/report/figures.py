@@ -1,43 +1,49 @@
-"""Loss curves and cost-against-quality plots as SVG text, readable on light and dark pages."""
+"""The charts of a report as drawings: loss curves, quality against cost, cost against resolution."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from attnbench.report.drawing import colour, dash, drawing, marker, plain_ticks, shortened, svg
-from attnbench.report.placement import spread_out
-from attnbench.report.quantities import Quantity, main_resolution, quality_quantities
-from attnbench.report.tables import plain
-from attnbench.results import Measurement, Result
+from attnbench.report.chart_svg import draw
+from attnbench.report.charts import Chart, hollow_labels, looks, loss_chart, scaling_chart, tradeoff_chart
+from attnbench.report.drawing import Drawing
+from attnbench.report.quantities import LATENCY, MACS, Quantity
+from attnbench.results import Result
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+_FILES = {
+    "held_out_loss": "held-out-loss",
+    f"quality-{LATENCY.name}": "quality-latency",
+    f"quality-{MACS.name}": "quality-macs",
+    f"scaling-{LATENCY.name}": "scaling-latency",
+}
+_FRONT = "Broken line: no case is both cheaper and better."
 
-_WIDE_RANGE = 8.0  # a ratio of largest to smallest value that a linear axis shows badly
+
+def case_drawings(results: Sequence[Result]) -> list[Drawing]:
+    """Return how training went, what quality each case buys at which cost, and how its latency grows."""
+    charts = (
+        (loss_chart(results), "Training loss, each point the mean of its logging interval."),
+        (_held_out_chart(results), "Denoising loss of the averages on held-out images."),
+        (tradeoff_chart(results, LATENCY), "Quality against the latency of one pass." + _hollow(results)),
+        (tradeoff_chart(results, MACS), "Quality against multiply-adds of one pass."),
+        (scaling_chart(results), "Latency of one pass against the side of the image."),
+    )
+    labels, seen = [result.label for result in results], looks(results)
+    return [
+        Drawing(
+            name=_FILES.get(chart.name, chart.name),
+            svg=draw(chart, labels, seen),
+            caption=f"{caption} {_FRONT}" if chart.front else caption,
+            chart=chart,
+        )
+        for chart, caption in charts
+        if chart is not None
+    ]
 
 
 def loss_figure(results: Sequence[Result], curve: str = "loss", name: str = "training loss") -> str | None:
     """Return one loss curve of all cases in one SVG, or None where there are none."""
-    curves = {i: _finite(r.curves.get(curve, [])) for i, r in enumerate(results)}
-    curves = {i: points for i, points in curves.items() if points}
-    if not curves:
-        return None
-    with drawing():
-        figure, axes = _figure(len(curves))
-        for i, points in curves.items():
-            x, y = zip(*points, strict=True)
-            alone = marker(i) if len(points) == 1 else None
-            axes.plot(x, y, color=colour(i), linestyle=dash(i), linewidth=1.8, marker=alone)
-        if _wide([y for points in curves.values() for _, y in points]):
-            axes.set_yscale("log")
-            plain_ticks(axes.yaxis)
-        axes.set_xlabel("optimizer steps")
-        axes.set_ylabel(name)
-        _label_ends(figure, axes, {i: points[-1] for i, points in curves.items()}, results)
-        return svg(figure, curve, f"{name.capitalize()} of every case against optimizer steps")
+    return _drawn(loss_chart(results, curve, name), results)
 
 
 def tradeoff_figure(results: Sequence[Result], cost: Quantity) -> str | None:
@@ -45,88 +51,24 @@ def tradeoff_figure(results: Sequence[Result], cost: Quantity) -> str | None:
 
     A point whose cost is disturbed is hollow; `hollow_points` names their cases.
     """
-    quality = next(iter(quality_quantities(results)), None)
-    points = _points(results, cost, quality) if quality else {}
-    if quality is None or len(points) < 2:
-        return None
-    direction = {"lower": ", lower is better", "higher": ", higher is better", "none": ""}
-    with drawing():
-        figure, axes = _figure()
-        for i, (x, y) in points.items():
-            fill = "none" if _is_disturbed(results[i], cost) else "full"
-            axes.plot([x], [y], marker(i), color=colour(i), markersize=7, fillstyle=fill)
-        if _wide([x for x, _ in points.values()]):
-            axes.set_xscale("log")
-            plain_ticks(axes.xaxis)
-        axes.set_xlabel(f"{cost.title} [{cost.unit}], lower is better")
-        axes.set_ylabel(f"{plain(quality.title)}{direction[quality.better]}")
-        axes.margins(0.12)
-        _label_ends(figure, axes, points, results)
-        return svg(figure, f"quality-{cost.name}", f"{plain(quality.title)} against {cost.title}")
+    return _drawn(tradeoff_chart(results, cost), results)
 
 
 def hollow_points(results: Sequence[Result], cost: Quantity) -> list[str]:
     """Return the labels of the cases whose cost is disturbed, of those that `tradeoff_figure` draws."""
-    quality = quality_quantities(results)
-    points = _points(results, cost, quality[0]) if quality else {}
-    return [plain(results[i].label) for i in points if _is_disturbed(results[i], cost)]
+    return hollow_labels(tradeoff_chart(results, cost), results)
 
 
-def _is_disturbed(result: Result, cost: Quantity) -> bool:
-    measured = _cost(result, cost)
-    return measured is not None and bool(measured.disturbed)
+def _drawn(chart: Chart | None, results: Sequence[Result]) -> str | None:
+    return draw(chart, [result.label for result in results], looks(results)) if chart else None
 
 
-def _cost(result: Result, cost: Quantity) -> Measurement | None:
-    return result.measurement(f"{cost.name}@{main_resolution(result)}")
+def _held_out_chart(results: Sequence[Result]) -> Chart | None:
+    """Return the held-out curves where some case was measured more than once."""
+    several = any(len(result.curves.get("held_out_loss", [])) > 1 for result in results)
+    return loss_chart(results, "held_out_loss", "held-out loss") if several else None
 
 
-def _points(results: Sequence[Result], cost: Quantity, quality: Quantity) -> dict[int, tuple[float, float]]:
-    """Return (cost, quality) of every finished case that has both, by its position."""
-    points = {}
-    for i, result in enumerate(results):
-        x = _value(_cost(result, cost))
-        y = _value(result.measurement(quality.name))
-        if result.status == "ok" and x is not None and y is not None:
-            points[i] = (x * cost.scale, y)
-    return points
-
-
-def _value(measured: Measurement | None) -> float | None:
-    if measured is None or not measured.values or not math.isfinite(measured.value):
-        return None
-    return measured.value
-
-
-def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-
-
-def _figure(labels: int = 0) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, max(3.7, 0.2 * labels)), layout="constrained")
-    axes = figure.subplots()
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _wide(values: Sequence[float]) -> bool:
-    return min(values) > 0 and max(values) / min(values) > _WIDE_RANGE
-
-
-def _label_ends(
-    figure: Figure, axis: Axes, ends: dict[int, tuple[float, float]], results: Sequence[Result]
-) -> None:
-    """Write every label to the right of the axes, joined to its point by a thin line."""
-    figure.draw_without_rendering()  # fixes the limits, so that data can be placed in axes coordinates
-    to_axes = axis.transData + axis.transAxes.inverted()
-    heights = [float(to_axes.transform(point)[1]) for point in ends.values()]
-    gap = min(0.075, 1 / max(1, len(ends) - 1))
-    for (i, point), height in zip(ends.items(), spread_out(heights, gap), strict=True):
-        axis.annotate(
-            shortened(results[i].label), xy=point, xytext=(1.06, height), textcoords="axes fraction",
-            va="center", parse_math=False, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour(i), "linewidth": 0.8, "linestyle": (0, (1, 2)),
-                        "shrinkA": 2, "shrinkB": 3, "relpos": (0, 0.5)},
-        )  # fmt: skip
+def _hollow(results: Sequence[Result]) -> str:
+    hollow = hollow_points(results, LATENCY)
+    return f" Hollow: disturbed, not to be ranked ({', '.join(hollow)})." if hollow else ""

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from attnbench.report.content import Content
 from attnbench.report.drawing import Drawing
 from attnbench.report.grids import Grid
+from attnbench.report.settings import DIFFERENCES
 from attnbench.report.tables import Cell, Column, Row, Table, plain
 
 _ENTITIES = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|`\\$"})
@@ -54,7 +55,7 @@ def render(content: Content, figures: dict[str, str]) -> str:
         "## How things were measured",
         "\n".join(f"- {escape(warning)}" for warning in content.warnings),
         "\n".join(f"- **{escape(name)}**: {escape(text)}" for name, text in content.definitions),
-        *_section("## Settings that differ between cases", content.differences),
+        *_section(f"## {DIFFERENCES}", content.differences),
         *_section("## Settings shared by all cases", content.common),
         "## Environment",
         render_table(content.environment),

@@ -13,6 +13,7 @@ from attnbench.results import (
     Record,
     Result,
     checked_record,
+    each_result,
     latest,
     read_results,
     result_of,
@@ -53,7 +54,7 @@ def read_run(name: str | Path, runs: Path) -> Run:
     other overrides, say) are left out. Raises UserInputError where there is nothing to read.
     """
     folder = run_folder(name, runs)
-    results = latest(read_results(folder / RESULTS))
+    results = latest(each_result(folder / RESULTS))
     record = _read_run_record(folder / RUN)
     if record is not None:
         by_id = {result.case_id: result for result in results}
