@@ -54,9 +54,10 @@ class _Reader:
     def _below(self, name: str, origin: Origin, around: tuple[Path, ...]) -> Settings:
         path = _find(name, origin)
         if path.resolve() in around:
-            circle = " -> ".join(shown_file(file) for file in (*around[around.index(path.resolve()) :], path))
+            files = (*around[around.index(path.resolve()) :], path.resolve())
             raise SuiteError(
-                f"{origin.where}: extends: the files extend each other: {circle}; remove one link"
+                f"{origin.where}: extends: the files extend each other in a circle: "
+                f"{' -> '.join(map(shown_file, files))}; take one of them out of another's extends"
             )
         found = self.read(path, around)
         left = {key: value for key, value in found.data.items() if key not in OF_THE_SUITE_ALONE}
