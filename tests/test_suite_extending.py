@@ -132,7 +132,7 @@ def test_errors_stand_where_the_wrong_value_stands(write) -> None:
     assert [line.split(": ")[:2] for line in lines("profile.rounds=x")] == [
         ["own.yaml:5:3", "train.steps"],
         ["base.yaml:4:26", "train.lrr"],
-        ["base.yaml:5:40", "sample.per_class"],
+        ["base.yaml:5:41", "sample.per_class"],
         ["override 'profile.rounds=x'", "profile.rounds"],
     ]
     write(base=BASE.replace("[softmax, linear]", "[softmax, sofmax]"), own=OWN)

@@ -35,7 +35,9 @@ def _no_case(suite: Suite, pattern: str) -> str:
     labels = [case.label for case in suite.cases]
     words = dict.fromkeys(word for label in labels for word in re.split(r"[^\w.-]+", label) if word)
     beginnings = dict.fromkeys(word[: len(pattern.strip("*?"))] for word in words)
-    meant = did_you_mean(pattern, labels) or did_you_mean(pattern.strip("*?"), [*words, *beginnings])
+    meant = did_you_mean(pattern, labels)
+    if not meant and pattern.strip("*?"):
+        meant = did_you_mean(pattern.strip("*?"), [*words, *beginnings])
     return (
         f"--case {pattern!r}: no case of {suite.name} has such a label{meant}; its cases: {'; '.join(labels)}"
     )
