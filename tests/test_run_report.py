@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import ROOT, attnbench_here
 from report_cases import make_result
 from runner_cases import TINY, tiny_suite
@@ -24,12 +25,12 @@ from attnbench.suite.choosing import choose_cases
 from attnbench.suite.loading import load_suite
 
 FIRST = "matrix.model.attention=[linear, softmax]"
-BOUND = {"train.steps": 2, "sample.per_class": 4, "evaluate.kd_subset_size": 20, "evaluate.kd_subsets": 4}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A runs folder in which a suite ran three times: with overrides, with others, and one of its cases."""
+    torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("place")
     runs = place / "runs"
     run(tiny_suite(place, "tiny", FIRST), runs, device="cpu", executor=run_inline)
