@@ -74,7 +74,8 @@ def _lines(folder: Path) -> Iterator[tuple[str, str, str]]:
 def finding_of(results: tuple[Result, ...]) -> str:
     """Return in one line how good the best and the worst configuration are, by their means over seeds."""
     seeds = len(set(map(seed_of, results)))
-    told = [f"{len(results)} cases, {f'{seeds} seeds' if seeds > 1 else 'one seed: no ranking'}"]
+    cases = "1 case" if len(results) == 1 else f"{len(results)} cases"
+    told = [f"{cases}, {f'{seeds} seeds' if seeds > 1 else 'one seed: no ranking'}"]
     for quantity in (*quality_quantities(results)[:1], ACCURACY):
         found = [
             (measured.mean, configuration.label)

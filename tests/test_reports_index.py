@@ -59,7 +59,7 @@ def test_a_finding_names_the_best_and_the_worst_by_their_means_over_seeds() -> N
             case_id=f"{label}{seed}",
         )  # fmt: skip
 
-    assert reports_index.finding_of((case("a", 0, 1.0, 0.5),)).startswith("1 cases, one seed: no ranking; FD")
+    assert reports_index.finding_of((case("a", 0, 1.0, 0.5),)).startswith("1 case, one seed: no ranking; FD")
     results = (case("a", 0, 1.0, 0.5), case("a", 1, 9.0, 0.7), case("b", 0, 4.0, 0.9), case("b", 1, 4.0, 0.9))
     assert reports_index.finding_of(results) == (
         "4 cases, 2 seeds; FD-digits from 4 (b) to 5 (a); Class accuracy from 0.9 (b) to 0.6 (a)"

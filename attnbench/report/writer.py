@@ -39,6 +39,9 @@ def write_report(
     content = gather(run_dir, results, title, question, command or reproduce_command(results))
     files = {figure.name: f"figures/{figure.name}.svg" for figure in content.figures}
     paths = ReportPaths(markdown=run_dir / REPORT_MARKDOWN, html=run_dir / REPORT_HTML)
+    for left_over in {*(run_dir / "figures").glob("*.svg")} - {run_dir / file for file in files.values()}:
+        with storage_errors(left_over):
+            left_over.unlink()  # of a report of more cases, say
     for figure in content.figures:
         _write(run_dir / files[figure.name], on_paper(figure.svg))
     _write(paths.markdown, markdown.render(content, files))
