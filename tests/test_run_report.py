@@ -158,7 +158,7 @@ def test_the_command_of_a_report_makes_the_same_cases_in_any_folder(runs, tmp_pa
     """
     (tmp_path / "o'clock").mkdir()
     monkeypatch.chdir(tmp_path / "o'clock")
-    Path("base.yaml").write_text(TINY.replace("name: tiny\n", "").replace("matrix:", "# "))
+    Path("base.yaml").write_text(TINY.replace("name: tiny\n", "").partition("matrix:")[0])
     own = "name: mine\nquestion: Whose?\nextends: base.yaml\nmatrix: {model.attention: [softmax, linear]}\n"
     Path("own.yaml").write_text(own)
     overrides = ["question=Whose clock, o'clock or `mine`?", "sample.num_steps=2", "train.init_from=null"]
@@ -199,7 +199,7 @@ def test_a_shipped_suite_is_named_and_every_word_is_one():
         "attnbench run quick -o 'question=a b' -o 'x=$(rm -rf /)' --case $'a\\x27b\\x0a\\x1b*' "
         "--case $'\\xff' --seeds 3 --device cuda:1"
     )
-    said = subprocess.run(["bash", "-c", f'set -- {last}; printf %s "$8"'], capture_output=True)
+    said = subprocess.run(["bash", "-c", f'set -- {last}; printf %s "$9"'], capture_output=True)
     assert said.stdout == b"a'b\n\x1b*"
 
 

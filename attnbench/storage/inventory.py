@@ -20,7 +20,7 @@ from attnbench.storage.store import STAGES, read_output
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFolder:
-    """One folder of a store: a stage of a case, or what is kept for many of them."""
+    """One folder of a store (or file): a stage of a case, or what is kept for many of them."""
 
     stage: str
     path: Path
@@ -132,6 +132,9 @@ def remove(
         chosen = [folder for folder in choose(again()) if folder.path in asked]
         for folder in chosen:
             with storage_errors(folder.path):
+                if folder.path.is_file():
+                    folder.path.unlink()
+                    continue
                 (folder.path / DONE).unlink(missing_ok=True)  # half of it is not to be taken for all
                 shutil.rmtree(folder.path)
     return chosen
@@ -163,15 +166,15 @@ def _begun(store: Path) -> set[tuple[str, str]]:
 
 
 def _folders(store: Path) -> Iterator[tuple[str, Path]]:
-    """Yield every folder of a store with its stage, or what else it is; the locks of cases are left out."""
+    """Yield every folder or file of a store with its stage, or what else it is, but not the locks."""
     for group in sorted(path for path in store.iterdir() if path.is_dir() and path.name != CLAIMS):
-        for path in sorted(path for path in group.iterdir() if path.is_dir()):
+        for path in sorted(path for path in group.iterdir() if path.name != LOCK):
             yield group.name, path
 
 
 def _size_bytes(folder: Path) -> int:
     """Return the sizes of the files in a folder; one that goes away meanwhile counts for nothing."""
-    total = 0
+    total = folder.lstat().st_size if folder.is_file() else 0
     for where, _, names in os.walk(folder):
         for name in names:
             try:
