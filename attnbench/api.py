@@ -145,12 +145,21 @@ def profile(
     )
 
 
-def run_suite(path: str | Path, overrides: Sequence[str] = (), *, runs: str | Path = "runs") -> SuiteRun:
+def run_suite(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    cases: Sequence[str] = (),
+    seeds: int | None = None,
+    runs: str | Path = "runs",
+) -> SuiteRun:
     """Run a suite and write its report; what is finished already is not computed again.
 
-    `overrides` are `key=value` strings as on the command line. Raises SuiteError with file and line.
+    `overrides` are `key=value` strings, `cases` labels (with `*` and `?`) and `seeds` a number, all as on the
+    command line. Raises SuiteError with file and line.
     """
     from attnbench.running.runner import run
+    from attnbench.suite.choosing import choose_cases
     from attnbench.suite.loading import load_suite
 
-    return run(load_suite(path, overrides), Path(runs))
+    return run(choose_cases(load_suite(path, overrides, seeds=seeds), cases), Path(runs))

@@ -22,14 +22,19 @@ MOST_VALUES = 100_000  # aliases of aliases can describe billions of values in a
 
 @dataclass(frozen=True, order=True)
 class Origin:
-    """Where a value was written; origins sort in reading order, overrides after the file."""
+    """Where a value was written; origins sort in reading order, file by file, overrides after all files."""
 
-    position: tuple[int, int, int]
-    """(0, line, column) in the file, counted from 1; (1, index, 0) for an override."""
+    position: tuple[int, int, int, int]
+    """(0, number of the file, line, column), lines and columns from 1; (1, index, 0, 0) for an override."""
     where: str
     """`suites/quick.yaml:12:5`, or `override 'train.lr=1e-3'`."""
     folder: Path = field(compare=False)
     """What relative paths in the value start from."""
+
+    @property
+    def overrides(self) -> bool:
+        """Whether it is an override's, not a file's."""
+        return self.position[0] == 1
 
 
 @dataclass
@@ -63,9 +68,12 @@ class Settings:
         self.origins[path] = origin
 
 
-def read_settings(path: Path) -> Settings:
-    """Read a YAML file whose top level is a mapping; raises SuiteError with file, line and column."""
-    shown = _shown(path)
+def read_settings(path: Path, number: int = 0) -> Settings:
+    """Read a YAML file whose top level is a mapping; raises SuiteError with file, line and column.
+
+    `number` is the file's place among several that make one suite: their problems are listed in its order.
+    """
+    shown = shown_file(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -78,8 +86,8 @@ def read_settings(path: Path) -> Settings:
     except NOT_YAML as error:
         raise SuiteError(f"{shown}:{_yaml_problem(error)}") from error
     folder = path.parent.absolute()
-    tree = _Plain(file=shown, folder=folder)
-    tree.origins[()] = Origin((0, 1, 1), f"{shown}:1:1", folder)
+    tree = _Plain(file=shown, folder=folder, number=number)
+    tree.origins[()] = Origin((0, number, 1, 1), f"{shown}:1:1", folder)
     data = tree.convert(loaded, ())
     if not isinstance(data, dict) or not data:
         found = "the file is empty" if data in (None, {}) else f"got {show_value(data)}"
@@ -89,7 +97,7 @@ def read_settings(path: Path) -> Settings:
 
 def parse_override(text: str, index: int) -> tuple[KeyPath, Any, Origin]:
     """Split `key.subkey=value` and read the value as YAML; raises SuiteError naming the override."""
-    origin = Origin((1, index, 0), f"override {_cut(text)!r}", Path.cwd())
+    origin = Origin((1, index, 0, 0), f"override {_cut(text)!r}", Path.cwd())
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -130,6 +138,7 @@ class _Plain:
 
     file: str
     folder: Path
+    number: int = 0
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
     around: set[int] = field(default_factory=set)
     count: int = 0
@@ -153,7 +162,8 @@ class _Plain:
             if node.lc.data and key in node.lc.data:
                 line, column = node.lc.data[key][:2]
                 where = f"{self.file}:{line + 1}:{column + 1}"
-                self.origins[(*path, key)] = Origin((0, line + 1, column + 1), where, self.folder)
+                position = (0, self.number, line + 1, column + 1)
+                self.origins[(*path, key)] = Origin(position, where, self.folder)
             yield (str(key) if isinstance(key, str) else key), value
 
     def _scalar(self, node: Any, path: KeyPath) -> Any:
@@ -177,7 +187,7 @@ class _Plain:
         raise SuiteError(f"{where}: {show_path(path) or 'the file'}: got {got}")
 
 
-def _shown(path: Path) -> str:
+def shown_file(path: Path) -> str:
     """Return the path relative to the working directory where it lies below it."""
     absolute, here = path.absolute(), Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)

@@ -248,7 +248,7 @@ def test_a_run_killed_among_the_held_out_images_goes_on_to_the_same_bytes(tmp_pa
     first = killed / "held-out/images-00000.npy"
     before = first.stat().st_mtime_ns
     for to, workers in ((killed, 3), (tmp_path / "whole", 1)):
-        assert attnbench("data", *words, "--to", to, "--workers", workers, cwd=folder).returncode == 0
+        assert attnbench_here("data", *words, "--to", to, "--workers", workers, cwd=folder).returncode == 0
     assert first.stat().st_mtime_ns == before, "a finished shard was made again"
     assert folder_bytes(killed) == folder_bytes(tmp_path / "whole")
     card = read_card(killed)

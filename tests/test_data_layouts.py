@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from command_line import attnbench
+from command_line import attnbench_here
 from image_files import SIDE, class_files, make, picture, tar_bytes, write_files
 from image_sets import refused
 
@@ -240,7 +240,8 @@ def test_names_that_are_no_utf8(tmp_path):
     assert dataset.class_names == (r"\xe9el", "cat", "dog")
     assert dataset.unreadable == (r"cat/caf\xe9.png: not an image that pillow knows",)
     assert len(dataset.train.get(__import__("torch").arange(15))) == 15
-    made = attnbench("data", "prepare", source, "--to", tmp_path / "c", "--max-unreadable", 0.1, cwd=tmp_path)
+    words = ("data", "prepare", source, "--to", tmp_path / "c", "--max-unreadable", 0.1)
+    made = attnbench_here(*words, cwd=tmp_path)
     assert (made.returncode, made.stderr) == (0, "")
     assert r"caf\xe9.png" in made.stdout
 

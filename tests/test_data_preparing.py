@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from command_line import ROOT, attnbench
+from command_line import ROOT, attnbench, attnbench_here
 from image_files import (
     SIDE,
     class_files,
@@ -328,7 +328,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
         read_card(killed)
     before = (killed / "train/images-00000.npy").stat().st_mtime_ns
     for folder in (killed, tmp_path / "whole"):
-        assert attnbench("data", *words, "--to", folder).returncode == 0
+        assert attnbench_here("data", *words, "--to", folder).returncode == 0
     assert (killed / "train/images-00000.npy").stat().st_mtime_ns == before, "a finished shard was made again"
     assert folder_bytes(killed) == folder_bytes(tmp_path / "whole")
 
@@ -362,15 +362,15 @@ def test_the_command_line_makes_shows_and_verifies(tmp_path):
     assert (made.returncode, made.stderr) == (0, "")
     assert "name: prepared" in made.stdout
     assert json.loads((tmp_path / "a/card.json").read_text())["classes"] == ["cat", "eel"]
-    shown = attnbench("data", "show", "a", cwd=tmp_path)
+    shown = attnbench_here("data", "show", "a", cwd=tmp_path)
     assert "listed by the user" in shown.stdout
-    assert attnbench("data", "verify", "a", cwd=tmp_path).returncode == 0
+    assert attnbench_here("data", "verify", "a", cwd=tmp_path).returncode == 0
     with (tmp_path / "a/train/images-00000.npy").open("r+b") as file:
         file.seek(-1, 2)
         byte = file.read(1)[0]
         file.seek(-1, 2)
         file.write(bytes([byte ^ 128]))
-    damaged = attnbench("data", "verify", "a", cwd=tmp_path)
+    damaged = attnbench_here("data", "verify", "a", cwd=tmp_path)
     assert damaged.returncode == 1
     assert "train/images-00000.npy has SHA-256" in damaged.stdout
     for words in (
@@ -379,7 +379,7 @@ def test_the_command_line_makes_shows_and_verifies(tmp_path):
         ["data", "prepare", "photos", "--to", "b", "--class-seed", "2"],
         ["data", "show", "photos"],
     ):
-        wrong = attnbench(*words, cwd=tmp_path)
+        wrong = attnbench_here(*words, cwd=tmp_path)
         assert (wrong.returncode, wrong.stdout) == (2, "")
         assert wrong.stderr.startswith("error: ")
     assert not (tmp_path / "b").exists()

@@ -11,7 +11,7 @@ import time
 
 import jsonschema
 import pytest
-from command_line import attnbench
+from command_line import attnbench, attnbench_here
 from typer.testing import CliRunner
 
 import attnbench as package
@@ -57,7 +57,7 @@ def test_the_file_says_what_where_and_how(measured):
         ("linear", "time"),
         ("linear", "memory"),
     }
-    jsonschema.validate(found, json.loads(attnbench("schema", "--of", "profile").stdout))
+    jsonschema.validate(found, json.loads(attnbench_here("schema", "--of", "profile").stdout))
     assert ProfileReport.model_validate_json(text).rows[0].model == "softmax"
 
 
@@ -78,7 +78,7 @@ def test_a_file_is_gone_on_from(measured, tmp_path):
     before = json.loads((folder / "cost.json").read_text())
     (tmp_path / "cost.json").write_text((folder / "cost.json").read_text())
     words = ("--backends", "softmax,elu", "--res", "8", "--json", "cost.json", "--rounds", "6")
-    done = profile(*words, "--resume", cwd=tmp_path)
+    done = attnbench_here("profile", *TINY, *words, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     after = json.loads((tmp_path / "cost.json").read_text())["rows"]
     assert after[0] == before["rows"][0]
@@ -89,7 +89,7 @@ def test_a_file_is_gone_on_from(measured, tmp_path):
 def test_what_is_no_profile_is_not_gone_on_from(tmp_path):
     """A file that holds something else is named, and left as it is."""
     (tmp_path / "cost.json").write_text("[]")
-    done = profile("--res", "8", "--json", "cost.json", "--resume", cwd=tmp_path)
+    done = attnbench_here("profile", *TINY, "--res", "8", "--json", "cost.json", "--resume", cwd=tmp_path)
     assert done.returncode == 2
     assert "cost.json is no profile that this version can go on from" in done.stderr
     assert (tmp_path / "cost.json").read_text() == "[]"
@@ -173,9 +173,8 @@ def test_without_pandas_the_table_says_what_to_install(monkeypatch):
 
 def test_the_largest_batch_that_fits(tmp_path):
     """--fit plans a forward pass and a training step, and runs neither."""
-    done = profile(
-        "--backends", "softmax", "--res", "8", "--fit", "64MiB", "--json", "fit.json", cwd=tmp_path
-    )
+    words = ("--backends", "softmax", "--res", "8", "--fit", "64MiB", "--json", "fit.json")
+    done = attnbench_here("profile", *TINY, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     forward, train = json.loads((tmp_path / "fit.json").read_text())["rows"]
     assert (forward["mode"], train["mode"]) == ("forward", "train")

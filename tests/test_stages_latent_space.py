@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from command_line import attnbench
+from command_line import attnbench, attnbench_here
 from hub_server import serving, settings_of, use_here
 from stage_cases import make_case, make_workspace
 from stand_ins import (
@@ -433,7 +433,7 @@ def test_costs_in_a_report_are_of_the_model_that_was_trained(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(SUITE.format(model="dit-s", side=32, codec="{path: vae}"))
     overrides = [word for key, value in QUICK.items() for word in ("-o", f"{key}={value}")]
-    done = attnbench("run", path, "--quiet", *overrides, cwd=tmp_path)
+    done = attnbench_here("run", "--inline", path, "--quiet", *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     (result,) = latest(read_results(tmp_path / "runs/a/results.jsonl"))
     (case,) = load_suite(path, [f"{key}={value}" for key, value in QUICK.items()]).cases

@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 from broken_backends import BROKEN, Sound, WithLoss, WithSharedMeans, record
-from command_line import ROOT, attnbench
+from command_line import ROOT, attnbench, attnbench_here
 
 from attnbench.contract import BackendOptions
 from attnbench.errors import UnknownNameError, UserInputError
@@ -238,7 +238,7 @@ def test_a_module_that_needs_the_timestep_may_say_so():
 )
 def test_wrong_input_is_one_message_and_exit_code_2(words, said, tmp_path):
     """Wrong names, imports and options: one message on stderr, exit code 2, nothing written."""
-    done = attnbench(*words, cwd=tmp_path)
+    done = attnbench_here(*words, cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -269,7 +269,7 @@ def test_check_prints_rows_and_writes_them(tmp_path):
 def test_check_of_sound_backends_is_exit_code_0(tmp_path):
     """Several names give one row of passes each; repeated --options are all checked."""
     options = ["--options", "{}", "--options", '{"qkv_bias": true}']
-    done = attnbench("check", "elu", "softmax", *options, cwd=tmp_path)
+    done = attnbench_here("check", "elu", "softmax", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     # neither has an auxiliary loss to ask about
     assert done.stdout.count(f"{len(NAMES) - 1} of {len(NAMES)} checks") == 2
@@ -277,7 +277,7 @@ def test_check_of_sound_backends_is_exit_code_0(tmp_path):
 
 def test_a_new_plugin_installs_shows_up_and_passes(tmp_path):
     """The written package, installed by pip, is listed with its origin, and its own tests pass."""
-    done = attnbench("new-plugin", "my-mixer", cwd=tmp_path)
+    done = attnbench_here("new-plugin", "my-mixer", cwd=tmp_path)
     folder = tmp_path / "attnbench-my-mixer"
     assert done.returncode == 0, done.stderr
     assert {p.name for p in folder.iterdir()} == {
@@ -319,7 +319,7 @@ def test_a_new_plugin_leaves_an_existing_folder_alone(tmp_path):
     folder = tmp_path / "attnbench-mine"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    done = attnbench("new-plugin", "mine", cwd=tmp_path)
+    done = attnbench_here("new-plugin", "mine", cwd=tmp_path)
     assert done.returncode == 2
     assert "exists already" in done.stderr
     assert [p.name for p in folder.iterdir()] == ["notes.txt"]
@@ -337,6 +337,6 @@ def test_the_suite_in_the_guide_is_valid(tmp_path):
     guide = (ROOT / "plugins" / "README.md").read_text()
     suite = guide.split("```yaml\n")[1].split("```")[0]
     (tmp_path / "mine.yaml").write_text(suite.replace("my-attention", "linear"))
-    done = attnbench("validate", "mine.yaml", cwd=tmp_path)
+    done = attnbench_here("validate", "mine.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 cases" in done.stdout

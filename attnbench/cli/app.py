@@ -25,6 +25,15 @@ SuiteArgument = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="Override a setting.")
 ]
+Cases = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--case", metavar="LABEL", help="Only cases of this label; * and ? as in a shell. Repeatable."
+    ),
+]
+Seeds = Annotated[
+    int | None, typer.Option("--seeds", metavar="N", help="Every case with the seeds 0 to N - 1.")
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder for everything a run keeps.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; print results only.")]

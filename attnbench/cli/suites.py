@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from attnbench.cli.app import RUNS, Device, Overrides, Quiet, Runs, SuiteArgument, app
+from attnbench.cli.app import RUNS, Cases, Device, Overrides, Quiet, Runs, Seeds, SuiteArgument, app
 
 
 @app.command()
 def run(
     suite: SuiteArgument,
     override: Overrides = None,
+    case: Cases = None,
+    seeds: Seeds = None,
     runs: Runs = RUNS,
     device: Device = "auto",
     inline: Annotated[bool, typer.Option(help="Run the cases in this process (for debugging).")] = False,
@@ -26,30 +28,42 @@ def run(
 
     Finished stages are read, not repeated: to resume, run the same command again. Started once more beside
     it, on another GPU or machine with the same --runs folder, it takes the cases that are free. Exit code 1
-    when a case failed, or none could run; the others are finished and reported.
+    when a case failed, or none could run; the others are finished and reported. With --case the report is of
+    the chosen cases; the others stay in the run's folder.
     """
     from attnbench.commands import suites as suite_commands
 
+    loaded = suite_commands.load(suite, override or [], case or [], seeds)
     raise typer.Exit(
-        suite_commands.run(
-            suite, override or [], runs, device=device, inline=inline, processes=processes, quiet=quiet
-        )
+        suite_commands.run(loaded, runs, device=device, inline=inline, processes=processes, quiet=quiet)
     )
 
 
 @app.command()
-def plan(suite: SuiteArgument, override: Overrides = None, runs: Runs = RUNS) -> None:
+def plan(
+    suite: SuiteArgument,
+    override: Overrides = None,
+    case: Cases = None,
+    seeds: Seeds = None,
+    runs: Runs = RUNS,
+) -> None:
     """Estimate time and disk of a suite, and what it lacks.
 
     Runs nothing and needs neither images nor weights: what is not there yet is said below the cases.
     """
     from attnbench.commands import suites as suite_commands
 
-    suite_commands.plan(suite, override or [], runs)
+    suite_commands.plan(suite_commands.load(suite, override or [], case or [], seeds), runs)
 
 
 @app.command()
-def validate(suite: SuiteArgument, override: Overrides = None, runs: Runs = RUNS) -> None:
+def validate(
+    suite: SuiteArgument,
+    override: Overrides = None,
+    case: Cases = None,
+    seeds: Seeds = None,
+    runs: Runs = RUNS,
+) -> None:
     """Check a suite file without its data; count its cases.
 
     Settings that ruin a training without an error are warned of, and finished trainings below the runs
@@ -57,7 +71,7 @@ def validate(suite: SuiteArgument, override: Overrides = None, runs: Runs = RUNS
     """
     from attnbench.commands import suites as suite_commands
 
-    suite_commands.validate(suite, override or [], runs)
+    suite_commands.validate(suite_commands.load(suite, override or [], case or [], seeds), runs)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What `attnbench run`, `plan`, `validate` and `report` do with a suite or its run.
 
-Each imports what it needs itself: a suite is checked in half the time that the models take to import.
+Each imports what it needs itself: a suite is checked in half the time that the models take to import, and a
+report is written without them.
 """
 
 from __future__ import annotations
@@ -8,38 +9,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from attnbench import console
-from attnbench.running.plan import warnings
-from attnbench.stages.latents.model_space import assumption
-from attnbench.storage.names import STORE
-from attnbench.storage.run_folders import read_run
-from attnbench.suite.loading import load_suite
+from attnbench.storage.names import RESULTS, STORE
+
+if TYPE_CHECKING:
+    from attnbench.suite.loading import Suite
 
 
-def run(
-    suite: str,
-    overrides: Sequence[str],
-    runs: Path,
-    *,
-    device: str,
-    inline: bool,
-    processes: int,
-    quiet: bool,
-) -> int:
+def load(suite: str, overrides: Sequence[str], cases: Sequence[str] = (), seeds: int | None = None) -> Suite:
+    """Return a suite as the command line asks for it: with its overrides, seeds and choice of cases."""
+    from attnbench.suite.choosing import choose_cases
+    from attnbench.suite.loading import load_suite
+
+    return choose_cases(load_suite(suite, overrides, seeds=seeds), cases)
+
+
+def run(suite: Suite, runs: Path, *, device: str, inline: bool, processes: int, quiet: bool) -> int:
     """Run a suite, print its comparison and where the report is; return the exit code."""
     from attnbench.running.executors import run_in_process, run_inline, take_over_launcher
     from attnbench.running.runner import run as run_cases
 
-    loaded = load_suite(suite, overrides)
     taken = take_over_launcher(processes)
     if taken is None:
         return 0  # another copy, started by torchrun beside this one, does the work
-    with console.run_listener(len(loaded.cases), quiet=quiet) as listener:
+    with console.run_listener(len(suite.cases), quiet=quiet) as listener:
         outcome = run_cases(
-            loaded,
+            suite,
             runs,
             device=device,
             executor=partial(run_inline if inline else run_in_process, processes=taken),
@@ -50,30 +49,40 @@ def run(
     return outcome.exit_code
 
 
-def plan(suite: str, overrides: Sequence[str], runs: Path) -> None:
+def plan(suite: Suite, runs: Path) -> None:
     """Print what a suite would take, and what it lacks."""
     from attnbench.running.plan import plan as plan_cases
+    from attnbench.running.plan import warnings
 
-    loaded, store = load_suite(suite, overrides), runs.absolute() / STORE
-    planned = plan_cases(loaded.cases, store)
-    console.print_table(console.plan_listing(loaded, planned, warnings(loaded, store)))
+    store = runs.absolute() / STORE
+    planned = plan_cases(suite.cases, store)
+    console.print_table(console.plan_listing(suite, planned, warnings(suite, store)))
 
 
-def validate(suite: str, overrides: Sequence[str], runs: Path) -> None:
+def validate(suite: Suite, runs: Path) -> None:
     """Print that a suite is valid and how many cases it has; warnings go to stderr."""
-    loaded = load_suite(suite, overrides)
-    for line in warnings(loaded, runs.absolute() / STORE):
+    from attnbench.running.plan import warnings
+    from attnbench.stages.latents.model_space import assumption
+
+    for line in warnings(suite, runs.absolute() / STORE):
         console.print_notice(f"warning: {line}")
-    typer.echo(f"{loaded.name}: valid, {len(loaded.cases)} cases")
-    for assumed in dict.fromkeys(filter(None, map(assumption, loaded.cases))):
+    typer.echo(f"{suite.name}: valid, {len(suite.cases)} case{'' if len(suite.cases) == 1 else 's'}")
+    for assumed in dict.fromkeys(filter(None, map(assumption, suite.cases))):
         typer.echo(f"note: {assumed}")
 
 
 def report(run: str, runs: Path) -> None:
-    """Write the report of a run again from its results alone."""
-    from attnbench.report import write_report
+    """Write the report of a run again from its results alone, as the run wrote it."""
+    from attnbench.report.run_report import write_run_report
+    from attnbench.storage.run_folders import read_run
 
     read = read_run(run, runs)
-    paths = write_report(read.folder, read.results, title=read.suite, question=read.question)
+    lost = len(read.record.case_ids) - len(read.results) if read.record else 0
+    if lost:
+        console.print_notice(
+            f"warning: {lost} of the {lost + len(read.results)} cases that the run was asked for are not in "
+            f"{read.folder / RESULTS}; run the suite again, which writes down what is finished"
+        )
+    paths = write_run_report(read)
     console.print_comparison(read.results)
     typer.echo(f"report: {paths.html}\n        {paths.markdown}")

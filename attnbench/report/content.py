@@ -58,7 +58,7 @@ class Content:
     version: str
 
 
-def gather(run_dir: Path, results: Sequence[Result], title: str, question: str) -> Content:
+def gather(run_dir: Path, results: Sequence[Result], title: str, question: str, command: str) -> Content:
     """Gather a report's content from the results and the grids in the run directory."""
     differences, common = settings_tables(results)
     return Content(
@@ -81,7 +81,7 @@ def gather(run_dir: Path, results: Sequence[Result], title: str, question: str) 
         differences=differences,
         common=common,
         environment=facts.environment_table(results),
-        command=facts.reproduce_command(results),
+        command=command,
         version=plain(results[0].environment.packages.get("attnbench", "")),
     )
 

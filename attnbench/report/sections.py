@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import statistics
 from collections import Counter
@@ -28,6 +29,7 @@ from attnbench.report.significance import FEWEST_RANKED
 from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
 from attnbench.results import Environment, Result
 from attnbench.specs import TrainSpec
+from attnbench.storage.run_folders import RunRecord
 
 WARNED_BY = ("init_from", "steps", "lr", "warmup_steps", "ema_decay", "ema_warmup", "extra_ema_decays")
 FEW_IMAGES = 10_000  # below it, distances are known to be dominated by the sample-size bias
@@ -204,10 +206,40 @@ def settings_tables(results: Sequence[Result]) -> tuple[Table | None, Table | No
     return differences, common
 
 
-def reproduce_command(results: Sequence[Result]) -> str:
-    """Return the command line that runs the same suite again."""
-    suites = dict.fromkeys(plain(result.suite) for result in results)
-    return " && ".join(f"attnbench run {shlex.quote(suite)}" for suite in suites)
+def reproduce_command(results: Sequence[Result], record: RunRecord | None = None) -> str:
+    """Return what a shell runs to get the same cases again, from any folder, and which code computed them.
+
+    Without a record (a run of an earlier version) only the suite's name is known.
+    """
+    lines = list(dict.fromkeys(_computed_by(result.environment) for result in results))
+    if record is None:
+        suites = dict.fromkeys(plain(result.suite) for result in results)
+        lines.append("# of this run only the suite's name was kept, not its overrides")
+        return "\n".join([*lines, " && ".join(f"attnbench run {_quoted(suite)}" for suite in suites)])
+    words = ["attnbench", "run", record.source]
+    words += [word for text in record.overrides for word in ("-o", text)]
+    words += [word for pattern in record.chosen for word in ("--case", pattern)]
+    words += ["--seeds", str(record.seeds)] if record.seeds is not None else []
+    words += ["--device", record.device] if record.device != "auto" else []
+    return "\n".join([*lines, " ".join(map(_quoted, words))])
+
+
+def _computed_by(environment: Environment) -> str:
+    version = environment.packages.get("attnbench", "of an unknown version")
+    commit = f"commit {environment.git_commit}" if environment.git_commit else "not from a git checkout"
+    dirty = ", with uncommitted changes" if environment.git_dirty else ""
+    return plain(f"# computed by attnbench {version}, {commit}{dirty}")
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a shell; one that cannot be shown by bytes, as bash, zsh and ksh read them."""
+    if word.isprintable():
+        return shlex.quote(word)
+    shown = (
+        c if c.isprintable() and c not in "'\\" else "".join(f"\\x{byte:02x}" for byte in os.fsencode(c))
+        for c in word
+    )
+    return f"$'{''.join(shown)}'"
 
 
 def _distinct(values: Iterator[str]) -> str:

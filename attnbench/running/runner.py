@@ -17,7 +17,8 @@ from typing import Any
 
 from attnbench.devices import chosen_device
 from attnbench.errors import DataError, StorageError, cannot_read
-from attnbench.report import ReportPaths, write_report
+from attnbench.report import ReportPaths
+from attnbench.report.run_report import write_run_report
 from attnbench.results import Result, append_result, latest, read_results
 from attnbench.running.executors import Executor, run_in_process
 from attnbench.running.plan import missing_inputs, plan, warnings
@@ -25,12 +26,13 @@ from attnbench.specs import Case
 from attnbench.stages.case import finished_case
 from attnbench.stages.profile import SessionOutput, profile_cases
 from attnbench.storage.atomic import atomic_write, remove_unfinished, storage_errors
+from attnbench.storage.claims import claim_folder, note_claim
 from attnbench.storage.hashing import file_sha256
-from attnbench.storage.locks import alone_in, is_held
-from attnbench.storage.names import CLAIMS, DONE, PICTURES, RESULTS, STORE
-from attnbench.storage.run_folders import RunRecord, set_damaged_aside, write_run_record
+from attnbench.storage.locks import alone_in, beside_others, is_held
+from attnbench.storage.names import DONE, PICTURES, RESULTS, STORE
+from attnbench.storage.run_folders import RunRecord, read_run, set_damaged_aside, write_run_record
 from attnbench.storage.store import NOTICE, STAGE_ENDED, read_output
-from attnbench.suite.files import shipped_folder
+from attnbench.suite.files import is_shipped
 from attnbench.suite.loading import Suite
 
 CaseProgress = Callable[[Case, str, int, int, str], None]  # case, stage, done, total, note
@@ -84,43 +86,46 @@ def run(
     Raises DataError for a missing folder and StorageError for a full disk before anything runs.
     """
     listener = _saying_once(listener or Listener())
-    device = chosen_device(device)
+    asked, device = device or "auto", chosen_device(device)
     runs = runs.absolute()
     run_dir, store = runs / suite.name, runs / STORE
     for folder in (run_dir, store):
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    check_inputs(suite.cases)
-    check_space(suite.cases, store)
-    for warning in warnings(suite, store):
-        listener.notice(warning)
-    results, computed = _run_cases(suite.cases, store, run_dir, device, executor, listener)
-    # what failed here another run may have finished since
-    results = [
-        result if result.status == "ok" else finished_case(case, store) or result
-        for case, result in zip(suite.cases, results, strict=True)
-    ]
-    fine = [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"]
-    session = profile_cases(fine, store, device, listener.profiling, listener.notice)
-    with alone_in(run_dir, listener.notice):
-        for folder in (run_dir, run_dir / PICTURES):
-            remove_unfinished(folder)
-        if damaged := set_damaged_aside(run_dir):
-            listener.notice(damaged)
-        results = [_complete(result, session, store, run_dir, listener.notice) for result in results]
-        _remember(run_dir / RESULTS, results)
-        write_run_record(run_dir, _record_of(suite))
-        report = write_report(run_dir, results, title=suite.name, question=suite.question)
+    with beside_others(store, listener.notice):  # `attnbench store prune` leaves it alone meanwhile
+        check_inputs(suite.cases)
+        check_space(suite.cases, store)
+        for warning in warnings(suite, store):
+            listener.notice(warning)
+        results, computed = _run_cases(suite.cases, store, run_dir, device, executor, listener)
+        # what failed here another run may have finished since
+        results = [
+            result if result.status == "ok" else finished_case(case, store) or result
+            for case, result in zip(suite.cases, results, strict=True)
+        ]
+        fine = [case for case, result in zip(suite.cases, results, strict=True) if result.status == "ok"]
+        session = profile_cases(fine, store, device, listener.profiling, listener.notice)
+        with alone_in(run_dir, listener.notice):
+            for folder in (run_dir, run_dir / PICTURES):
+                remove_unfinished(folder)
+            if damaged := set_damaged_aside(run_dir):
+                listener.notice(damaged)
+            results = [_complete(result, session, store, run_dir, listener.notice) for result in results]
+            _remember(run_dir / RESULTS, results)
+            write_run_record(run_dir, _record_of(suite, asked))
+            report = write_run_report(read_run(run_dir, runs))  # as `attnbench report` does
     return SuiteRun(results=tuple(results), run_dir=run_dir, report=report, computed=computed)
 
 
-def _record_of(suite: Suite) -> RunRecord:
-    shipped = suite.path.parent == shipped_folder()
+def _record_of(suite: Suite, device: str) -> RunRecord:
     return RunRecord(
         suite=suite.name,
         question=suite.question,
-        source=suite.path.stem if shipped else str(suite.path.absolute()),
+        source=suite.path.stem if is_shipped(suite.path) else str(suite.path.absolute()),
         overrides=suite.overrides,
+        seeds=suite.seeds,
+        chosen=suite.chosen,
+        device=device,
         case_ids=tuple(case.id for case in suite.cases),
     )
 
@@ -141,7 +146,8 @@ def _run_cases(
         result = finished_case(case, store)
         cached = result is not None
         if result is None:
-            with alone_in(_claim(case, store), listener.notice):
+            with alone_in(claim_folder(case, store), listener.notice):
+                note_claim(case, store)
                 result = finished_case(case, store)  # by the run that was waited for
                 cached = result is not None
                 if result is None:
@@ -155,14 +161,9 @@ def _run_cases(
     return [results[number] for number in range(len(cases))], computed
 
 
-def _claim(case: Case, store: Path) -> Path:
-    """Return the folder that a run holds while it works on a case."""
-    return store / CLAIMS / case.key("evaluate")
-
-
 def _in_other_hands(case: Case, store: Path) -> bool:
     """Tell whether another run works on a case, or on the training that it shares with others."""
-    return is_held(_claim(case, store)) or is_held(store / "train" / case.key("train"))
+    return is_held(claim_folder(case, store)) or is_held(store / "train" / case.key("train"))
 
 
 def _saying_once(listener: Listener) -> Listener:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
+from attnbench.errors import StorageError
 from attnbench.storage.atomic import storage_errors
 from attnbench.storage.names import LOCK
 
@@ -30,7 +31,46 @@ def alone_in(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     one. Not for nesting: who asks twice waits for itself. Raises StorageError.
     Source: flock(2); what can go wrong: tox-dev/filelock, src/filelock/_unix.py.
     """
-    file = _lock(folder / LOCK, tell)
+    with _holding(_lock(folder / LOCK, tell)):
+        yield
+
+
+@contextmanager
+def alone_at_once(folder: Path, tell: Callable[[str], None]) -> Iterator[bool]:
+    """Hold a folder as `alone_in` does, without waiting: yields whether nobody else had it."""
+    try:
+        file = _lock(folder / LOCK, tell, waits=False)
+    except BlockingIOError:
+        yield False
+        return
+    with _holding(file):
+        yield True
+
+
+@contextmanager
+def beside_others(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold a folder for the block as one of many: only who wants it alone waits, and is waited for.
+
+    Where no lock can be made (a folder that this user may not write) the block runs without one.
+    """
+    try:
+        file = _lock(folder / LOCK, tell, shared=True)
+    except StorageError:
+        file = None
+    if file is None:
+        yield
+        return
+    _held.add(file)
+    try:
+        yield
+    finally:
+        _held.discard(file)
+        file.close()
+
+
+@contextmanager
+def _holding(file: FileIO) -> Iterator[None]:
+    """Let go of a lock after the block, and of the name that says whose it is."""
     _held.add(file)
     try:
         yield
@@ -54,8 +94,11 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def _lock(path: Path, tell: Callable[[str], None]) -> FileIO:
-    """Return the locked file at `path`, after as much waiting as it takes."""
+def _lock(path: Path, tell: Callable[[str], None], *, shared: bool = False, waits: bool = True) -> FileIO:
+    """Return the locked file at `path`, after as much waiting as it takes.
+
+    Raises BlockingIOError where somebody has it and this process does not wait.
+    """
     tries = 0
     while True:
         tries += 1
@@ -64,11 +107,15 @@ def _lock(path: Path, tell: Callable[[str], None]) -> FileIO:
             file = FileIO(path, "a+")  # anew each time: somebody may have removed the folder
         try:
             with storage_errors(path):
-                holder = _try_lock(file)
+                holder = _try_lock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+                if holder is None and shared:
+                    return file
                 if holder is None:
                     file.truncate(0)
                     file.write(_own_name().encode())
                     return file
+            if not waits:
+                raise BlockingIOError(holder)
             if tries > 1:  # the first may have met nobody but `is_held`
                 tell(f"waiting for {holder}, which works in {path.parent}; Ctrl-C ends the waiting")
             time.sleep(POLL_S)
@@ -85,10 +132,10 @@ class _NoLocksError(Exception):
     """The file system has no locks; the message is for the user."""
 
 
-def _try_lock(file: FileIO) -> str | None:
+def _try_lock(file: FileIO, operation: int) -> str | None:
     """Lock a file, or return who has; raises _NoLocksError."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         return file.read().decode(errors="replace") or "another process"  # it has yet to write its name

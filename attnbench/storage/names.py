@@ -9,7 +9,8 @@ runs/store/evaluate/<key>/ done.json, environment.json, classes.png, classes.csv
 runs/store/features/      reference.npz, images.safetensors, a folder per feature network
 runs/store/profile/<key>/ session.json
 runs/store/<stage>/<key>/ error.txt, while a stage fails in a way nobody expected
-runs/store/cells/<key>/   lock, of the run that works on a case
+runs/store/cells/<key>/   lock, of the run that works on a case; claim.json: which stages it is made of
+runs/store/lock           of every run that is going on, shared; of `attnbench store prune`, alone
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ LOCK = "lock"
 DONE = "done.json"  # the stage is finished
 ERROR = "error.txt"  # a traceback of what nobody expected; gone once the stage has succeeded
 CLAIMS = "cells"  # earlier versions hold their cases under this name, too
+CLAIM = "claim.json"
 FEATURES = "features"
 PROFILE, SESSION = "profile", "session.json"
 

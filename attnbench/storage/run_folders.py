@@ -32,6 +32,13 @@ class RunRecord(Record):
     source: str
     """The suite as it was named: a shipped one's name, or the absolute path of a file."""
     overrides: tuple[str, ...] = ()
+    """Relative paths in them made absolute."""
+    seeds: int | None = None
+    """What `--seeds` said."""
+    chosen: tuple[str, ...] = ()
+    """What `--case` said; empty: every case."""
+    device: str = "auto"
+    """What `--device` said."""
     case_ids: tuple[str, ...]
 
 
@@ -88,8 +95,14 @@ def _read_run_record(path: Path) -> RunRecord | None:
 
 
 def run_folder(name: str | Path, runs: Path) -> Path:
-    """Return the folder of a run: a folder as it stands, or a suite's name below the runs folder."""
-    return Path(name) if Path(name).is_dir() else runs / name
+    """Return the folder of a run: a folder as it stands, or a suite's name below the runs folder.
+
+    A folder of that name without results, beside a run of that name, is not meant.
+    """
+    here, below = Path(name), runs / name
+    if here.is_dir() and not (below / RESULTS).is_file():
+        return here
+    return here if (here / RESULTS).is_file() else below
 
 
 def store_of(run_dir: Path) -> Path:

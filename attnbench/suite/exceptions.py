@@ -90,7 +90,7 @@ def _read_when(
             continue
         wanted = given if isinstance(given, list) else [given]
         found = [[i for i, value in enumerate(axis.values) if _same(value, w)] for w in wanted]
-        overridden = settings.origin(axis.written).position[0] == 1
+        overridden = settings.origin(axis.written).overrides
         if not overridden:
             shown = ", ".join(show_value(value) for value in axis.values)
             problems += [
@@ -106,7 +106,7 @@ def _no_axis(key: str, axes: Sequence[Axis], settings: Settings) -> str:
     """Say that nothing varies `key`, and what to do where it was an override that took the axis away."""
     named = ", ".join(show_path(axis.target) for axis in axes) or "(none)"
     matrix = settings.origin(("matrix",)) if "matrix" in settings.data else None
-    if matrix is None or matrix.position[0] == 0 or settings.origin(("exceptions",)).position[0] == 1:
+    if matrix is None or not matrix.overrides or settings.origin(("exceptions",)).overrides:
         return f"is no axis of the suite's matrix; allowed: {named}"
     return (
         f"is no axis of the matrix that {matrix.where} gives (its axes: {named}), so it is for no "

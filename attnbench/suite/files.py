@@ -9,6 +9,8 @@ from pathlib import Path
 from attnbench.errors import SuiteError, UnknownNameError, did_you_mean
 from attnbench.yaml_source import read_settings
 
+BASE = "_"  # how names of shipped files begin that only other suites extend
+
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteRow:
@@ -22,9 +24,9 @@ class SuiteRow:
 def list_suites() -> list[SuiteRow]:
     """Return the shipped suites by name."""
     rows = []
-    for path in sorted(shipped_folder().glob("*.yaml")):
+    for name, path in shipped_files().items():
         question = str(read_settings(path).data.get("question", "")).strip()
-        rows.append(SuiteRow(name=path.stem, question=question, path=path))
+        rows.append(SuiteRow(name=name, question=question, path=path))
     return rows
 
 
@@ -35,12 +37,23 @@ def shipped_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "suites"
 
 
+def shipped_files() -> dict[str, Path]:
+    """Return the files of the shipped suites by name, without those that suites extend (`_paper.yaml`)."""
+    found = sorted(shipped_folder().glob("*.yaml"))
+    return {path.stem: path for path in found if not path.stem.startswith(BASE)}
+
+
+def is_shipped(path: Path) -> bool:
+    """Tell whether a file is a shipped suite, which its name finds wherever this attnbench is installed."""
+    return path.resolve() in {file.resolve() for file in shipped_files().values()}
+
+
 def find_suite(source: str | Path) -> Path:
     """Return the file of a suite; raises SuiteError or UnknownNameError with the nearest spelling."""
     path = Path(os.path.expanduser(source))
     if path.is_file():
         return path
-    shipped = {file.stem: file for file in shipped_folder().glob("*.yaml")}
+    shipped = shipped_files()
     if str(source) in shipped:
         return shipped[str(source)]
     if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1 and not path.exists():

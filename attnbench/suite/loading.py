@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,19 +30,14 @@ from attnbench.suite import matrix
 from attnbench.suite.checks import case_problems, name_problems
 from attnbench.suite.distinct import repetitions, shared_measurements
 from attnbench.suite.exceptions import apply_exceptions, read_exceptions
+from attnbench.suite.extending import read_suite
 from attnbench.suite.files import find_suite, list_suites, shipped_folder
 from attnbench.suite.matrix import Draft
-from attnbench.yaml_source import (
-    KeyPath,
-    Origin,
-    Settings,
-    parse_override,
-    read_settings,
-    show_path,
-    show_value,
-)
+from attnbench.suite.overrides import PATH_SETTINGS, absolute_override, absolute_path, override
+from attnbench.yaml_source import Origin, Settings, show_path, show_value
 
 __all__ = [
+    "PATH_SETTINGS",
     "Suite",
     "SuiteSpec",
     "find_suite",
@@ -56,13 +50,6 @@ __all__ = [
 
 FEW = 3  # cases named by their labels; more are counted
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what every generator takes
-PATH_SETTINGS: tuple[KeyPath, ...] = (
-    ("data", "path"),
-    ("data", "codec", "path"),
-    ("train", "init_from"),
-    ("evaluate", "weights"),
-)
-"""Paths; relative ones start from the suite's folder, in an override from the working directory."""
 
 
 class ExceptionSpec(Spec):
@@ -83,6 +70,9 @@ class SuiteSpec(Spec):
     """Short name; results and reports lie in folders of this name (so not `store`, which is taken)."""
     question: str = Field(min_length=1)
     """What this suite answers, in one sentence."""
+    extends: str | list[str] = Field(default=[])
+    """Files relative to this one, or names of shipped suites, whose settings hold where this file and the
+    later of them say nothing: mappings merge key by key, lists replace. Name and question are not taken."""
     seed: Seed | Annotated[list[Seed], Field(min_length=1)] = 0
     """Seed of weights, batches and noise; a list makes one case per seed."""
     model: ModelConfig
@@ -119,9 +109,13 @@ class Suite:
     question: str
     cases: tuple[Case, ...]
     settings: dict[str, Any]
-    """The file's content with the overrides in it."""
+    """The content of the file and of those it extends, with the overrides in it."""
     overrides: tuple[str, ...] = ()
-    """As they were given."""
+    """As they were given, but for relative paths, which are absolute."""
+    seeds: int | None = None
+    """How many seeds `--seeds` asked for."""
+    chosen: tuple[str, ...] = ()
+    """What `--case` has chosen the cases by; empty: all of them."""
 
     @property
     def warnings(self) -> dict[str, list[str]]:
@@ -151,15 +145,16 @@ class _Findings:
             raise SuiteError("\n".join(line for _, line in sorted(self.lines, key=lambda entry: entry[0])))
 
 
-def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
+def load_suite(source: str | Path, overrides: Sequence[str] = (), *, seeds: int | None = None) -> Suite:
     """Read a suite by path, or a shipped one by name, and resolve its cases; needs no data.
 
-    `overrides` are `dotted.key=value` with the value in YAML. Raises SuiteError with one line per
-    problem, in file order; UnknownNameError for a name no shipped suite has.
+    `overrides` are `dotted.key=value` with the value in YAML; `seeds` is how many, from 0 on, in place of the
+    suite's one. Raises SuiteError with one line per problem, in file order; UnknownNameError for a name no
+    shipped suite has.
     """
     path = find_suite(source)
-    settings = read_settings(path)
-    _override(settings, overrides)
+    settings = read_suite(path)
+    override(settings, overrides, seeds)
     matrix.expand_shorthand(settings.data)
     axes, problems = matrix.read_axes(settings, SuiteSpec)
     rules, wrong_rules = read_exceptions(settings, axes, SuiteSpec)
@@ -180,7 +175,8 @@ def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
         question=question,
         cases=cases,
         settings=settings.data,
-        overrides=tuple(overrides),
+        overrides=tuple(map(absolute_override, overrides)),
+        seeds=seeds,
     )
 
 
@@ -207,47 +203,6 @@ def suite_json_schema() -> dict[str, Any]:
     # `matrix` may vary a required setting, which then stands nowhere else
     schema["required"] = ["name", "question"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _override(settings: Settings, overrides: Sequence[str]) -> None:
-    """Apply overrides; one that the matrix would overwrite is an error, not a silent nothing."""
-    assigned = []
-    for index, text in enumerate(overrides):
-        matrix.expand_shorthand(settings.data)
-        path, value, origin = parse_override(text, index)
-        settings.assign(path, value, origin)
-        _take_back(settings, path)
-        assigned.append((path, origin))
-    varied = settings.data.get("matrix")
-    for path, origin in assigned:
-        for key in varied if isinstance(varied, dict) else ():
-            target = tuple(key.split("."))
-            if path[: len(target)] == target:
-                raise SuiteError(
-                    f"{origin.where}: the suite's matrix varies {key}; "
-                    f"give its values instead, as in -o matrix.{key}=[VALUE]"
-                )
-        for target in _excepted(settings):
-            if path[: len(target)] == target:
-                raise SuiteError(
-                    f"{origin.where}: the suite's exceptions set {show_path(target)} for some cases; "
-                    "give them too, as in -o exceptions=[] for none"
-                )
-
-
-def _take_back(settings: Settings, path: KeyPath) -> None:
-    """Remove the other place of the autoencoder that a suite's file names; two overrides remain an error."""
-    others = {"path": ("hub", "subfolder", "revision"), "hub": ("path",)}
-    for other in others.get(str(path[-1]), ()) if path[:-1] == ("data", "codec") else ():
-        if settings.origin((*path[:-1], other)).position[0] == 0:  # written in the file
-            settings.data["data"]["codec"].pop(other, None)
-
-
-def _excepted(settings: Settings) -> list[KeyPath]:
-    """Return the settings that any exception sets, right or wrong."""
-    rules = settings.data.get("exceptions", [])
-    sets = [rule.get("set") for rule in rules if isinstance(rule, dict)] if isinstance(rules, list) else []
-    return [tuple(str(key).split(".")) for mapping in sets if isinstance(mapping, dict) for key in mapping]
 
 
 def _resolve(draft: Draft, findings: _Findings) -> Case | None:
@@ -330,4 +285,4 @@ def _resolve_paths(draft: Draft, settings: Settings) -> None:
         written = place.get(path[-1]) if isinstance(place, dict) else None
         if isinstance(written, str):
             folder = settings.origin(draft.written(path)).folder
-            place[path[-1]] = os.path.normpath(folder / os.path.expanduser(written))
+            place[path[-1]] = absolute_path(folder, written)

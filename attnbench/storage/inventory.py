@@ -1,0 +1,184 @@
+"""What lies in a store, how much of the disk it takes, and which results name it; removing what none does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnbench.errors import UserInputError
+from attnbench.results import latest, read_results
+from attnbench.storage.atomic import storage_errors
+from attnbench.storage.claims import claims, keys_of
+from attnbench.storage.locks import alone_at_once, is_held
+from attnbench.storage.names import CLAIMS, DONE, FEATURES, LOCK, RESULTS, STORE
+from attnbench.storage.run_folders import case_of
+from attnbench.storage.store import STAGES, read_output
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFolder:
+    """One folder of a store (or file): a stage of a case, or what is kept for many of them."""
+
+    stage: str
+    path: Path
+    size_bytes: int
+    """The sizes of its files."""
+    finished: bool
+    """Of a stage; what is no stage counts as finished."""
+    begun: bool
+    """A case that a run has begun, and not finished, is made of it."""
+    held: bool
+    """A process works in it at this moment."""
+    runs: tuple[str, ...]
+    """Runs whose results name it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """Everything in a store."""
+
+    store: Path
+    runs: tuple[Path, ...]
+    """The run folders whose results were read."""
+    folders: tuple[StoredFolder, ...]
+    unclear: tuple[str, ...]
+    """Why nobody can tell what some runs name, one sentence a run."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all folders."""
+        return sum(folder.size_bytes for folder in self.folders)
+
+
+def take_inventory(runs: Path, elsewhere: Sequence[Path] = ()) -> Inventory:
+    """Look through the store below a runs folder, and the results of every run there and `elsewhere`.
+
+    Raises UserInputError where there is no store, or a folder elsewhere is not a run's.
+    """
+    store = runs.absolute() / STORE
+    if not store.is_dir():
+        raise UserInputError(f"{runs} has no store; name the folder that runs were kept in with --runs")
+    for folder in elsewhere:
+        if not (folder / RESULTS).is_file():
+            raise UserInputError(
+                f"{folder} is not the folder of a run: {RESULTS} is missing; name one that is"
+            )
+    run_dirs = (*(path.parent for path in sorted(runs.absolute().glob(f"*/{RESULTS}"))), *elsewhere)
+    named, unclear = _named(run_dirs, runs.absolute())
+    begun = _begun(store)
+    folders = []
+    for stage, path in _folders(store):
+        place = (stage, path.name)
+        folders.append(
+            StoredFolder(
+                stage=stage,
+                path=path,
+                size_bytes=_size_bytes(path),
+                finished=stage not in STAGES or read_output(path) is not None,
+                begun=place in begun,
+                held=is_held(path),
+                runs=tuple(named.get(place, ())),
+            )
+        )
+    return Inventory(store=store, runs=run_dirs, folders=tuple(folders), unclear=tuple(unclear))
+
+
+def removable(
+    inventory: Inventory, *, unfinished: bool = False, features: bool = False
+) -> list[StoredFolder]:
+    """Return the stages that no result names and nobody works on.
+
+    What killed runs have left, which the same command would go on from, is among them with `unfinished` only;
+    features of images, which are computed again when they are asked for, with `features`.
+    """
+    found = []
+    for folder in inventory.folders:
+        if folder.stage == FEATURES:
+            wanted = features
+        else:
+            wanted = folder.stage in STAGES and not folder.runs
+            wanted = wanted and (unfinished or (folder.finished and not folder.begun))
+        if wanted and not folder.held:
+            found.append(folder)
+    return found
+
+
+def remove(
+    inventory: Inventory,
+    choose: Callable[[Inventory], Sequence[StoredFolder]],
+    again: Callable[[], Inventory],
+    tell: Callable[[str], None],
+) -> list[StoredFolder]:
+    """Remove what `choose` finds in this inventory and in a new one, while no run can begin; return it.
+
+    `again` takes the inventory anew. Raises UserInputError where a run works in the store, StorageError.
+    """
+    asked = {folder.path for folder in choose(inventory)}
+    with alone_at_once(inventory.store, tell) as alone:
+        if not alone:
+            raise UserInputError(
+                f"an attnbench command works in {inventory.store} at this moment; nothing was removed: prune "
+                "when it has ended"
+            )
+        for lock in (*inventory.store.glob(f"*/{LOCK}"), *inventory.store.glob(f"*/*/{LOCK}")):
+            if is_held(lock.parent):  # by a run of an earlier version, or an evaluation
+                raise UserInputError(
+                    f"a process works in {lock.parent} at this moment; nothing was removed: prune when it "
+                    "has ended"
+                )
+        chosen = [folder for folder in choose(again()) if folder.path in asked]
+        for folder in chosen:
+            with storage_errors(folder.path):
+                if folder.path.is_file():
+                    folder.path.unlink()
+                    continue
+                (folder.path / DONE).unlink(missing_ok=True)  # half of it is not to be taken for all
+                shutil.rmtree(folder.path)
+    return chosen
+
+
+def _named(run_dirs: Sequence[Path], runs: Path) -> tuple[dict[tuple[str, str], list[str]], list[str]]:
+    """Return the stages that results name, each with their runs; and why those of a run cannot be told."""
+    named: dict[tuple[str, str], list[str]] = {}
+    unclear = []
+    for run_dir in run_dirs:
+        title = run_dir.name if run_dir.parent == runs else str(run_dir)
+        try:
+            results = latest(read_results(run_dir / RESULTS))
+            keys = [keys_of(case_of(run_dir, result)) for result in results]
+        except UserInputError as error:
+            unclear.append(str(error))
+            continue
+        for place in dict.fromkeys(place for stages in keys for place in stages.items()):
+            named.setdefault(place, []).append(title)
+    return named, unclear
+
+
+def _begun(store: Path) -> set[tuple[str, str]]:
+    """Return the stages of every case that was begun and whose last stage is not finished."""
+    open_claims = (
+        claim for claim in claims(store) if read_output(store / "evaluate" / claim.keys["evaluate"]) is None
+    )
+    return {place for claim in open_claims for place in claim.keys.items()}
+
+
+def _folders(store: Path) -> Iterator[tuple[str, Path]]:
+    """Yield every folder or file of a store with its stage, or what else it is, but not the locks."""
+    for group in sorted(path for path in store.iterdir() if path.is_dir() and path.name != CLAIMS):
+        for path in sorted(path for path in group.iterdir() if path.name != LOCK):
+            yield group.name, path
+
+
+def _size_bytes(folder: Path) -> int:
+    """Return the sizes of the files in a folder; one that goes away meanwhile counts for nothing."""
+    total = folder.lstat().st_size if folder.is_file() else 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(where, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
