@@ -112,7 +112,7 @@ ACCURACY = Quantity(
 REAL_ACCURACY = "class_accuracy_real"
 NOTED = (
     "unreadable_images", "training_warnings", "sample_warnings", "evaluation_warnings", "profile_warnings",
-    "store_warnings",
+    "store_warnings", "diagnose_warnings",
 )  # fmt: skip
 """Counts of what went wrong, whose notes stand among the report's warnings."""
 
