@@ -24,8 +24,8 @@ KNOWN_OPTIONS = {
 class Heard:
     """Collects what is recorded over several passes.
 
-    Whole numbers and truth values are choices, [B, N], [B, N, options] (truth values) or [B], of which it is
-    known whose they are, or of any other shape; the rest are factors, [banks, tokens, 1] or of any shape.
+    Whole numbers and truth values are choices of tokens; whose is known of [B, N] and, for truth values,
+    [B, N, options]. The rest and one number an image, [B], are factors, [banks, tokens, 1] or of any shape.
     """
 
     def __init__(self, depth: int, classes: torch.Tensor) -> None:
@@ -45,7 +45,7 @@ class Heard:
         if found is None or not tensor.numel() or tensor.is_complex():
             return
         layer, what, values = int(found[1]), found[2], tensor.detach().cpu()
-        if values.is_floating_point():
+        if values.is_floating_point() or values.shape == self._labels.shape:  # a number of each image
             banks = values.flatten(1) if values.dim() == 3 and values.shape[-1] == 1 else values.view(1, -1)
             self._factors[what][layer].append(banks.double().mean(1))
         else:
@@ -63,7 +63,7 @@ class Heard:
         else:
             if int(values.min()) < 0 or int(values.max()) >= MOST_OPTIONS:
                 return None
-            own = tuple(values.shape) in ((images, self._num_tokens), (images,))
+            own = tuple(values.shape) == (images, self._num_tokens)
             flat = values.long().reshape(images if own else 1, -1)
             each = torch.stack([row.bincount(minlength=int(values.max()) + 1) for row in flat])
         if not own:
