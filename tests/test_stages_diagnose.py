@@ -9,15 +9,18 @@ import torch
 from runner_cases import tiny_suite
 from suite_registry import SMALL, errors, load
 
+from attnbench.diffusion.ddpm import linear_betas
 from attnbench.models import build_model
 from attnbench.report.diagnosis_record import MEASURES, Diagnosis
 from attnbench.results import checked_record
+from attnbench.running.plan import diagnose_passes, plan
 from attnbench.specs import DiagnoseSpec
 from attnbench.stages import diagnose, evaluate, prepare, train
 from attnbench.stages.case import finished_case, run_case
 from attnbench.stages.diagnosing.examples import Examples, in_turns
 from attnbench.stages.diagnosing.heard import Heard
 from attnbench.stages.diagnosing.inspection import Inspection
+from attnbench.stages.diagnosing.maps import PROBES
 from attnbench.storage.names import DIAGNOSIS, DONE
 from attnbench.storage.store import StageOutput, Workspace, stages_of, write_output
 
@@ -126,6 +129,18 @@ def test_a_case_has_the_same_numbers_with_and_without(trained, monkeypatch):
     assert run_case(case, workspace).measurements == plain.measurements
 
 
+def test_a_plan_knows_it(trained):
+    """What is finished and what it will take, of cases that ask for it alone."""
+    case, workspace = trained
+    asked = asking(case, images=10)
+    before = plan([case, asked], workspace.root)
+    assert "diagnose" not in before[1].finished
+    assert (diagnose_passes(case), diagnose_passes(asked)) == (0, 2 * (10 + 2 * 16 * (1 + 2 * PROBES)))
+    diagnose.run(asked, workspace)
+    after = plan([case, asked], workspace.root)
+    assert ("diagnose" in after[0].finished, "diagnose" in after[1].finished) == (False, True)
+
+
 class Refusing(torch.nn.Module):
     """Runs, but not under autograd."""
 
@@ -202,6 +217,10 @@ def test_noise_belongs_to_the_image(trained):
     assert not torch.equal(both.at(500, cpu)[0][0], both.at(500, cpu)[0][1])
     assert not torch.equal(alone.at(500, cpu)[0] / 0.5, alone.at(900, cpu)[0] / 0.9)
     assert both.at(900, cpu)[1].tolist() == [900.0, 900.0]
+    ddpm = trained[0].model_copy(update={"train": trained[0].train.model_copy(update={"objective": "ddpm"})})
+    noised = Examples(case=ddpm, x0=x0[:1], labels=labels[:1], indices=[3]).at(500, cpu)[0]
+    signal = 1 - (1 - linear_betas())[:501].prod()  # of x0 = 0 only noise is left
+    torch.testing.assert_close(noised, alone.at(500, cpu)[0] / 0.5 * signal.sqrt().float())
 
 
 def test_records_of_any_shape_are_counted_or_averaged():

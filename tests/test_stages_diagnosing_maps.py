@@ -78,8 +78,8 @@ def test_some_queries_are_the_rows_of_the_whole_map():
     torch.testing.assert_close(implied_map(site, queries).weights, whole[:, :, queries])
 
 
-def test_images_in_turn_are_images_at_once(monkeypatch):
-    """A small machine takes one image after the other and finds the same."""
+def test_rows_in_turn_are_rows_at_once(monkeypatch):
+    """A small machine finds one row after the other, and the same."""
     site = site_of(built("softmax"), images=3)
     whole = implied_map(site, EVERY).weights
     monkeypatch.setattr(maps, "MOST_NUMBERS", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 PROJECTORS = {"projector_q": "queries", "projector_k": "keys"}
 MOST_CLASSES = 20  # rows of a picture of projectors
-COLUMNS = 6  # pictures of one query in a row
+COLUMNS = 5  # pictures of one query in a row
 _WITH_NUMBERS = 16  # blocks: more leave no room for a number in each
-_TITLE_LETTERS = 22
+_TITLE_LETTERS = 22  # in a line
 
 
 def evenness(shares: Sequence[float]) -> float:
@@ -101,7 +102,7 @@ def query_figure(found: Sequence[Diagnosed]) -> str | None:
     with drawing():
         columns = min(COLUMNS, len(shown))
         lines = -(-len(shown) // columns)
-        figure = Figure(figsize=(1.6 * columns + 0.2, 1.85 * lines), layout="constrained")
+        figure = Figure(figsize=(max(3.0, 1.9 * columns), 2.2 * lines), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False).flatten()
         for axes in panels:
             axes.axis("off")
@@ -111,7 +112,7 @@ def query_figure(found: Sequence[Diagnosed]) -> str | None:
             axes.imshow(image, cmap="viridis", interpolation="nearest")
             place = (query % width - 0.5, query // width - 0.5)
             axes.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="#d62728", linewidth=1.6))
-            label = one.label if len(one.label) <= _TITLE_LETTERS else one.label[: _TITLE_LETTERS - 1] + "…"
+            label = "\n".join(textwrap.wrap(one.label, _TITLE_LETTERS))
             axes.set_title(label, fontsize=8, color=colour(one.series), parse_math=False)
         return svg(figure, "query-maps", "Implied attention of one output token over all input tokens")
 

@@ -20,7 +20,7 @@ times a common vector would be seen from one direction only. E[|u J|^2] = |J|_F^
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -35,7 +35,7 @@ MapPath = Literal["values", "tokens"]
 VALUE_NAMES = ("v", "value", "values", "v_proj", "to_v")
 """What a linear layer that makes values is called, where there is no QKVProjection."""
 PROBES = 4
-MOST_NUMBERS = 2**25  # in one tensor of tokens or of scores, 128 MiB: more images are taken in turn
+MOST_NUMBERS = 2**26  # in one tensor of tokens or of scores, 256 MiB: more rows of maps are found in turn
 _SEED = 0  # of the probes: the same for every case, layer and timestep
 
 
@@ -68,14 +68,18 @@ def implied_map(site: Site, queries: torch.Tensor) -> ImpliedMap:
     passes of the module for B Q images. Raises NoMapError, and whatever the module raises.
     """
     count, tokens, width = site.x.shape
-    at_once = MOST_NUMBERS // (tokens * max(width, site.num_heads * tokens)) // len(queries)
-    parts = torch.arange(count, device=site.x.device).split(max(1, at_once))
-    squares_along = {"values": _along_values, "tokens": _along_tokens}
-    for path in ("values", "tokens"):
-        found = [squares_along[path](site, part, queries) for part in parts]
-        squares = [each for each in found if each is not None]
-        if len(squares) == len(found):
-            weights = torch.cat(squares).sqrt()
+    each = torch.arange(count).repeat_interleave(len(queries))  # an image for every row of every map
+    asked = queries.cpu().repeat(count)
+    at_once = max(1, MOST_NUMBERS // (tokens * max(width, site.num_heads * tokens)))
+    parts = list(zip(each.split(at_once), asked.split(at_once), strict=True))
+    ways: dict[MapPath, Callable[..., torch.Tensor | None]] = {
+        "values": _along_values,
+        "tokens": _along_tokens,
+    }
+    for path, along in ways.items():
+        squares = _found_for_all(along(site, *part) for part in parts)
+        if squares is not None:
+            weights = squares.sqrt().unflatten(0, (count, len(queries))).permute(0, 3, 1, 2)
             if not torch.isfinite(weights).all():
                 raise NoMapError("its derivatives are not finite")
             return ImpliedMap(weights=weights / weights.sum(-1, keepdim=True), path=path)
@@ -88,9 +92,21 @@ def spread_queries(num_tokens: int, most: int) -> torch.Tensor:
     return ((torch.arange(count) + 0.5) * num_tokens / count).long()
 
 
-def _along_values(site: Site, images: torch.Tensor, queries: torch.Tensor) -> torch.Tensor | None:
-    """Return squared sensitivities [B, H, Q, N] to the module's values, None where they cannot be seen."""
-    each = images.repeat_interleave(len(queries))  # an image for each output token: one backward pass for all
+def _found_for_all(parts: Iterable[torch.Tensor | None]) -> torch.Tensor | None:
+    """Join what was found for some rows at a time, or return None at the first that has nothing."""
+    kept = []
+    for part in parts:
+        if part is None:
+            return None
+        kept.append(part)
+    return torch.cat(kept)
+
+
+def _along_values(site: Site, each: torch.Tensor, asked: torch.Tensor) -> torch.Tensor | None:
+    """Return squared sensitivities [rows, N, H] to the module's values, None where they cannot be seen.
+
+    Row r is about output token `asked[r]` of image `each[r]`.
+    """
     rows = site.x[each]
     with torch.enable_grad():
         with _values_of(site.module) as seen:
@@ -101,23 +117,16 @@ def _along_values(site: Site, images: torch.Tensor, queries: torch.Tensor) -> to
         order = _order(entered[:1], rows[:1])
         if order is None or not torch.equal(entered, rows[:, order]):
             return None  # values of other tokens than those that came in, such as pooled ones
-        squares = _squares(y, values, queries.repeat(len(images)), site.num_heads)
-    if squares is None:
-        return None
-    squares = torch.empty_like(squares).index_copy_(1, order, squares)
-    return squares.unflatten(0, (len(images), len(queries))).permute(0, 3, 1, 2)
+        squares = _squares(y, values, asked, site.num_heads)
+    return None if squares is None else torch.empty_like(squares).index_copy_(1, order, squares)
 
 
-def _along_tokens(site: Site, images: torch.Tensor, queries: torch.Tensor) -> torch.Tensor | None:
-    """Return squared sensitivities [B, 1, Q, N] to the module's input tokens, None where there is no way."""
-    each = images.repeat_interleave(len(queries))
+def _along_tokens(site: Site, each: torch.Tensor, asked: torch.Tensor) -> torch.Tensor | None:
+    """Return squared sensitivities [rows, N, 1] to the module's input tokens, None where there is no way."""
     with torch.enable_grad():
         rows = site.x[each].requires_grad_()
         y = site.module(rows, _of_images(site.context, each))
-        squares = _squares(y, rows, queries.repeat(len(images)), 1)
-    if squares is None:
-        return None
-    return squares.unflatten(0, (len(images), len(queries))).permute(0, 3, 1, 2)
+        return _squares(y, rows, asked, 1)
 
 
 def _squares(y: torch.Tensor, start: torch.Tensor, asked: torch.Tensor, heads: int) -> torch.Tensor | None:
@@ -129,7 +138,7 @@ def _squares(y: torch.Tensor, start: torch.Tensor, asked: torch.Tensor, heads: i
     total = y.new_zeros(())
     for number, sign in enumerate(signs):
         ask = torch.zeros_like(y)
-        ask[torch.arange(len(y), device=y.device), asked.to(y.device)] = sign
+        ask[torch.arange(len(y)), asked] = sign
         more = number < PROBES - 1
         slopes: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
             y, start, ask, retain_graph=more, allow_unused=True
