@@ -90,7 +90,7 @@ def drawn(tmp_path_factory):
         )
         for n in range(22)
     ]
-    return folder, results, diagnosis_drawings(folder, results)
+    return folder, results, diagnosis_drawings(results, folder)
 
 
 def test_every_drawing_is_there_and_names_every_case(drawn):
@@ -123,15 +123,15 @@ def test_22_series_are_told_apart(drawn):
 def test_drawings_do_not_depend_on_the_clock(drawn):
     """The same results give the same bytes."""
     folder, results, _ = drawn
-    once, again = (diagnosis_drawings(folder, results[1:2]) for _ in range(2))
+    once, again = (diagnosis_drawings(results[1:2], folder) for _ in range(2))
     assert [drawing.svg for drawing in once] == [drawing.svg for drawing in again]
 
 
 def test_nothing_recorded_is_nothing_drawn(tmp_path):
     """Results without a diagnosis, as all earlier ones, have neither drawings nor a table."""
     results = make_suite()
-    assert diagnosis_drawings(tmp_path, results) == []
-    assert diagnosis_table(tmp_path, results) is None
+    assert diagnosis_drawings(results, tmp_path) == []
+    assert diagnosis_table(results, tmp_path) is None
 
 
 def test_what_is_missing_leaves_the_rest(tmp_path):
@@ -142,10 +142,10 @@ def test_what_is_missing_leaves_the_rest(tmp_path):
     results = [with_diagnosis(tmp_path, make_result("one", 0), one)]
     assert one.over_layers("entropy") == [(0, 0.5), (2, 0.7)]
     assert one.mean("entropy") is None
-    assert [drawing.name for drawing in diagnosis_drawings(tmp_path, results)] == ["oversmoothing"]
-    assert diagnosis_table(tmp_path, results).rows[0].cells[1].text == "–"
+    assert [drawing.name for drawing in diagnosis_drawings(results, tmp_path)] == ["oversmoothing"]
+    assert diagnosis_table(results, tmp_path).rows[0].cells[1].text == "–"
     nothing = made_up(measures={}, timesteps=[500], query_maps=None)
-    assert diagnosis_drawings(tmp_path, [with_diagnosis(tmp_path, make_result("two", 1), nothing)]) == []
+    assert diagnosis_drawings([with_diagnosis(tmp_path, make_result("two", 1), nothing)], tmp_path) == []
 
 
 def test_the_table_marks_maps_of_another_kind(tmp_path):
@@ -155,7 +155,7 @@ def test_the_table_marks_maps_of_another_kind(tmp_path):
         with_diagnosis(tmp_path, make_result("a stranger", 1), made_up(1, paths=["tokens"] * DEPTH)),
         make_result("none", 2),
     ]
-    table = diagnosis_table(tmp_path, results)
+    table = diagnosis_table(results, tmp_path)
     marks = {
         (row.cells[0].text, column.title): cell.marks
         for row in table.rows
@@ -174,9 +174,9 @@ def test_a_damaged_diagnosis_is_named(tmp_path):
     path = tmp_path / result.artefacts["diagnosis"]
     path.write_bytes(path.read_bytes().replace(b"0.1", b"0.2", 1))
     assert "damaged" in read_diagnosis(tmp_path, result)
-    assert diagnosis_drawings(tmp_path, [result]) == []
+    assert diagnosis_drawings([result], tmp_path) == []
     assert any(
-        note.startswith("one: its diagnosis is damaged") for note in diagnosis_table(tmp_path, [result]).notes
+        note.startswith("one: its diagnosis is damaged") for note in diagnosis_table([result], tmp_path).notes
     )
     path.unlink()
     assert "No such file" in read_diagnosis(tmp_path, result)

@@ -35,7 +35,7 @@ TOKEN_NOTE = (
 )
 
 
-def diagnosed(run_dir: Path, results: Sequence[Result]) -> tuple[list[Diagnosed], list[str]]:
+def diagnosed(results: Sequence[Result], run_dir: Path) -> tuple[list[Diagnosed], list[str]]:
     """Return every diagnosis with its case's place among the results, and what could not be read."""
     found: list[Diagnosed] = []
     problems: list[str] = []
@@ -48,9 +48,9 @@ def diagnosed(run_dir: Path, results: Sequence[Result]) -> tuple[list[Diagnosed]
     return found, problems
 
 
-def diagnosis_drawings(run_dir: Path, results: Sequence[Result]) -> list[Drawing]:
+def diagnosis_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing]:
     """Return the drawings of every diagnosis there is, without those that would be empty."""
-    found, _ = diagnosed(run_dir, results)
+    found, _ = diagnosed(results, run_dir)
     if not found:
         return []
     drawn = [
@@ -76,12 +76,12 @@ def diagnosis_drawings(run_dir: Path, results: Sequence[Result]) -> list[Drawing
     return [Drawing(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]
 
 
-def diagnosis_table(run_dir: Path, results: Sequence[Result]) -> Table | None:
+def diagnosis_table(results: Sequence[Result], run_dir: Path) -> Table | None:
     """Return means over blocks and timesteps, one row a case that has any; None without a diagnosis."""
     rows = [(i, r) for i, r in enumerate(results) if any(m.name.startswith(PREFIX) for m in r.measurements)]
     if not rows:
         return None
-    found, problems = diagnosed(run_dir, results)
+    found, problems = diagnosed(results, run_dir)
     over_tokens = {one.series for one in found if "tokens" in one.diagnosis.paths}
     columns: list[FilledColumn] = [
         (Column(title="Case", numeric=False), [text_cell(result.label) for _, result in rows])
