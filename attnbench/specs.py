@@ -497,6 +497,25 @@ class ProfileSpec(Spec):
         return self
 
 
+class DiagnoseSpec(Spec):
+    """What is looked at inside the trained model, after everything else; no other stage depends on it."""
+
+    images: PositiveInt = 64
+    """Training images that are noised and shown to the model, classes in turn; all where there are fewer."""
+    timesteps: list[Annotated[int, Field(ge=0, lt=1000)]] = Field(default=[100, 500, 900], min_length=1)
+    """Noise levels as the model is told them, 0 (clean) to 999; under `flow` 1000 times the time."""
+    map_images: PositiveInt = 8
+    """Of so many of these images, at most, the attention maps are found."""
+    queries: PositiveInt = 64
+    """Of so many output tokens, at most, evenly spaced; their weights over all input tokens."""
+
+    @model_validator(mode="after")
+    def _once_each(self) -> DiagnoseSpec:
+        if len(set(self.timesteps)) < len(self.timesteps):
+            raise about("timesteps", f"must differ from one another, got {self.timesteps}")
+        return self
+
+
 _PROFILE_IN_IDS: dict[str, Any] = {
     "rounds": 5,
     "precision": "fp32",
@@ -527,6 +546,14 @@ class Case(Spec):
     sample: SampleSpec
     evaluate: EvaluateSpec
     profile: ProfileSpec
+    diagnose: DiagnoseSpec | None = None
+    """None: not asked for. No part of the id: it changes no other number."""
+
+    @model_serializer(mode="wrap")
+    def _what_is_asked(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a diagnosis that nobody asks for, so that cases read as they did before there was one."""
+        settings: dict[str, Any] = written(self)
+        return {name: value for name, value in settings.items() if name != "diagnose" or value is not None}
 
     @property
     def id(self) -> str:
@@ -538,7 +565,7 @@ class Case(Spec):
                 profile |= {} if known_as is None else {name: known_as}
         return content_hash([self.key("evaluate"), {**self.profile_content(), "profile": profile}])
 
-    def key(self, stage: Literal["prepare", "train", "sample", "evaluate"]) -> str:
+    def key(self, stage: Literal["prepare", "train", "sample", "evaluate", "diagnose"]) -> str:
         """Return the content address of one stage: its own settings and everything upstream."""
         model = self.model.content()
         content: list[Any] = [FORMAT, self.data.model_dump(mode="json")]
@@ -548,6 +575,9 @@ class Case(Spec):
         content.append(self.train.model_dump(mode="json", exclude={*OUTSIDE_KEY["train"], "init_from"}))
         if stage == "train":
             return content_hash(content)
+        if stage == "diagnose":
+            asked = None if self.diagnose is None else self.diagnose.model_dump(mode="json")
+            return content_hash([*content, "diagnose", DIAGNOSE_FORMAT, asked])
         content.append(self.sample.model_dump(mode="json", exclude=OUTSIDE_KEY["sample"]))
         if stage == "sample":
             return content_hash(content)
@@ -569,3 +599,4 @@ class Case(Spec):
 
 
 FORMAT = 2  # raised when a stage's meaning changes, so that old artefacts are not reused
+DIAGNOSE_FORMAT = 1  # likewise, of the stage `diagnose` alone

@@ -40,7 +40,7 @@ from attnbench.stages.training.log import read_lines
 from attnbench.stages.training.loss_curve import Timing
 from attnbench.stages.training.trainer import Trainer
 from attnbench.storage.names import DONE, LOCK, RESULTS, TIMING
-from attnbench.storage.store import STAGES
+from attnbench.storage.store import stages_of
 from attnbench.suite.loading import Suite, load_suite
 
 NAME = "damaged"
@@ -54,6 +54,7 @@ train:
 sample: {{sampler: euler, num_steps: 3, per_class: 12}}
 evaluate: {{extractor: digits-cnn, kd_subset_size: 50, kd_subsets: 5, per_class: true}}
 profile: {{measure: [macs, params, latency], rounds: 1}}
+diagnose: {{images: 4, timesteps: [500], map_images: 1}}
 matrix:
   model.attention: [softmax, linear]
 """
@@ -105,7 +106,7 @@ def _interrupt(loaded: Suite, runs: Path) -> None:
     """Leave the first case without its score and half of its samples, the second in its training."""
     store, (first, second) = runs / "store", loaded.cases
     shutil.rmtree(runs / NAME)
-    for stage in STAGES[1:]:
+    for stage in stages_of(second)[1:]:
         shutil.rmtree(store / stage / second.key(stage))
     train_until = Trainer.train_until
 

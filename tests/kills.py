@@ -50,6 +50,7 @@ train:
 sample: {{sampler: euler, num_steps: 10, per_class: 12, batch_size: 30}}
 evaluate: {{extractor: digits-cnn, kd_subset_size: 50, kd_subsets: 5}}
 profile: {{measure: [macs, params, latency], rounds: 1}}
+diagnose: {{images: 4, timesteps: [500], map_images: 1}}
 matrix:
   model.attention: [softmax, linear]
 """
@@ -250,6 +251,7 @@ def differences(whole: Undisturbed, runs: Path) -> Iterator[str]:
         "train/*/train.jsonl",
         f"sample/*/{SAMPLE_SHARDS}",
         "sample/*/*.png",
+        "diagnose/*/diagnosis.json",
     ):
         one, two = (
             {p.relative_to(r): p.read_bytes() for p in (r / STORE).glob(pattern)} for r in (whole.runs, runs)

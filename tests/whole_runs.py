@@ -20,6 +20,7 @@ import torch
 
 from attnbench import processes
 from attnbench.report import content
+from attnbench.storage.store import EVERY_STAGE
 
 Start = Callable[[Sequence[str], Path], int]
 """Starts the command line with these words, its output in a file; returns its process id."""
@@ -27,7 +28,7 @@ LEFT_OVER_S = 20.0  # a child looks every 5 s whether its parent lives, where it
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2): orphans become children of this process
 IMPORTED = (  # before the first fork
     "cli", "commands.suites", "running.runner", "profiling.worker", "report", "metrics.classifier",
-    "evaluation.scorer", *(f"stages.{name}" for name in ("case", "prepare", "train", "sample", "evaluate")),
+    "evaluation.scorer", "stages.case", *(f"stages.{name}" for name in EVERY_STAGE),
 )  # fmt: skip
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from attnbench.console.listing import Listing, listing
+from attnbench.storage.store import stages_of
 
 if TYPE_CHECKING:
     from attnbench.running.plan import PlannedCase
     from attnbench.suite.loading import Suite
 
-NUM_STAGES = 4
 _MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86_400, 365 * 86_400
 
 
@@ -32,7 +32,8 @@ def plan_listing(suite: Suite, planned: Sequence[PlannedCase], warnings: Sequenc
 
 def _row(one: PlannedCase) -> tuple[str, str, str, str]:
     cost = ("cannot run", "") if one.problem else (duration(one.time_s), _size(one.disk_bytes))
-    finished = "all" if len(one.finished) == NUM_STAGES else ", ".join(one.finished) or "nothing"
+    everything = one.finished == stages_of(one.case)
+    finished = "all" if everything else ", ".join(one.finished) or "nothing"
     return (one.case.label, *cost, finished)
 
 

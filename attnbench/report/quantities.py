@@ -109,10 +109,28 @@ ACCURACY = Quantity(
     definition="Share of conditional samples that a classifier, trained on the training images, puts into "
                "the class they were asked for. 'real' is the same classifier on held-out real images.",
 )  # fmt: skip
+DIAGNOSIS = (
+    Quantity(name="diagnose:token_similarity", title="Token similarity", decimals=3,
+             definition="Mean cosine of two different tokens of a block's output, over blocks, timesteps and "
+                        "images; 1 where all tokens point the same way (Shi et al. 2022)."),
+    Quantity(name="diagnose:attention_similarity", title="Token similarity of the attention", decimals=3,
+             definition="The same of the attention's own output, before the residual stream."),
+    Quantity(name="diagnose:entropy", title="Map entropy", decimals=3,
+             definition="Mean entropy of a row of the implied attention map over ln N: 1 where every input "
+                        "token weighs alike, 0 where one takes all."),
+    Quantity(name="diagnose:effective_rank", title="Effective rank", decimals=2,
+             definition="Exponential of the entropy of the implied map's singular values, mean over heads; "
+                        "at most the number of output tokens taken (Roy and Vetterli 2007)."),
+    Quantity(name="diagnose:row_variance", title="Row variance", decimals=2,
+             definition="Variance of N times the weights in a row of the implied attention map: 0 where "
+                        "every input token weighs alike, N - 1 where one takes all."),
+    Quantity(name="diagnose_time_s", title="Diagnosis", unit="s", significant=True,
+             definition="Time of this stage; no part of training or sampling."),
+)  # fmt: skip
 REAL_ACCURACY = "class_accuracy_real"
 NOTED = (
     "unreadable_images", "training_warnings", "sample_warnings", "evaluation_warnings", "profile_warnings",
-    "store_warnings",
+    "store_warnings", "diagnose_warnings",
 )  # fmt: skip
 """Counts of what went wrong, whose notes stand among the report's warnings."""
 
@@ -179,7 +197,7 @@ def _is_known(name: str) -> bool:
         return True
     if RESOLVED.match(name):
         return unresolved(name) in {q.name for q in (*SIZE, LATENCY, *MEMORY)} | {LEFT_OUT}
-    return name in {"params", *NOTED, *(q.name for q in TRAINING)}
+    return name in {"params", *NOTED, *(q.name for q in (*TRAINING, *DIAGNOSIS))}
 
 
 def _quality(name: str, better: Direction) -> Quantity:

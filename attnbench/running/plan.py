@@ -17,7 +17,7 @@ from attnbench.specs import Case, ModelConfig, PreparedData, UserImages
 from attnbench.stages.latents.latent_space import has_posterior
 from attnbench.stages.latents.model_space import assumption, codec_of, latent_factor
 from attnbench.storage import hub
-from attnbench.storage.store import STAGES, Stage, read_output
+from attnbench.storage.store import STAGES, Stage, read_output, stages_of
 from attnbench.suite.loading import Suite, of_cases
 
 # Estimates, not measurements: a backward pass costs two forward passes, a small matmul reaches
@@ -51,8 +51,8 @@ def plan(cases: Sequence[Case], store: Path) -> list[PlannedCase]:
     counted: set[tuple[Stage, str]] = set()
     planned = []
     for case in cases:
-        finished = tuple(s for s in STAGES if read_output(store / s / case.key(s)) is not None)
-        missing = [s for s in STAGES if s not in finished and (s, case.key(s)) not in counted]
+        finished = tuple(s for s in stages_of(case) if read_output(store / s / case.key(s)) is not None)
+        missing = [s for s in stages_of(case) if s not in finished and (s, case.key(s)) not in counted]
         counted.update((s, case.key(s)) for s in missing)
         try:
             time_s = sum(stage_time_s(case, s, rate) for s in missing)
@@ -170,9 +170,11 @@ def _missing_weights(case: Case) -> tuple[str, ...]:
 
 def stage_time_s(case: Case, stage: Stage, macs_per_s: float) -> float:
     """Estimate one stage's time from its multiply-adds."""
-    if stage not in ("train", "sample"):
+    if stage not in ("train", "sample", "diagnose"):
         return 0.0
     forward_macs = closed_form(case).full
+    if stage == "diagnose":
+        return diagnose_passes(case) * forward_macs / (macs_per_s * MATMUL_EFFICIENCY)
     fixed_s = case.model.depth * BLOCK_OVERHEAD_S
     if stage == "train":
         compute_s = 3 * case.train.batch_size * forward_macs / (macs_per_s * MATMUL_EFFICIENCY)
@@ -182,6 +184,21 @@ def stage_time_s(case: Case, stage: Stage, macs_per_s: float) -> float:
     calls = images / case.sample.batch_size * case.sample.num_steps
     compute_s = images * case.sample.num_steps * forward_macs / (macs_per_s * MATMUL_EFFICIENCY)
     return calls * fixed_s + compute_s
+
+
+def diagnose_passes(case: Case) -> int:
+    """Return the forward passes of one image that a diagnosis costs at most.
+
+    A map takes one forward and PROBES backward passes of the attention alone for each of its rows.
+    """
+    from attnbench.stages.diagnosing.maps import PROBES
+
+    asked = case.diagnose
+    if asked is None:
+        return 0
+    tokens = (model_side(case) // case.model.patch_size) ** 2
+    rows = min(asked.map_images, asked.images) * min(asked.queries, tokens)
+    return len(asked.timesteps) * (asked.images + rows * (1 + 2 * PROBES))
 
 
 def closed_form(case: Case) -> MacCount:

@@ -1,4 +1,4 @@
-"""The stages of a case: `prepare`, `train`, `sample`, `evaluate`; of a whole suite: `profile`.
+"""The stages of a case: `prepare`, `train`, `sample`, `evaluate`, and `diagnose` where a suite asks for it.
 
-`case` runs the four as one process, `worker` is a further process of one of them.
+Of a whole suite: `profile`. `case` runs those of a case as one process, `worker` is a further process of one.
 """

@@ -25,16 +25,16 @@ from attnbench.stages import failures
 from attnbench.stages.interrupts import Stopped
 from attnbench.storage.names import ENVIRONMENT
 from attnbench.storage.records import read_record, write_record
-from attnbench.storage.store import STAGE_ENDED, STAGES, Stage, StageOutput, Workspace, read_output
+from attnbench.storage.store import STAGE_ENDED, Stage, StageOutput, Workspace, read_output, stages_of
 
 
 def run_case(case: Case, workspace: Workspace) -> Result:
     """Run every stage of a case; an error becomes a failed or skipped result with its reason."""
     where = environment(device_name(workspace.device), torch.get_num_threads())
     outputs: list[StageOutput] = []
-    stage = STAGES[0]
+    stage: Stage = "prepare"
     try:
-        for stage in STAGES:
+        for stage in stages_of(case):
             outputs.append(_run_stage(case, stage, workspace))
         where = _environment_of(workspace.folder("evaluate", case), where, workspace)
     except UnsupportedError as error:
@@ -85,7 +85,7 @@ def _environment_of(folder: Path, here: Environment, workspace: Workspace) -> En
 def finished_case(case: Case, root: Path) -> Result | None:
     """Return the result of a case whose stages are all finished, without running anything."""
     outputs = []
-    for stage in STAGES:
+    for stage in stages_of(case):
         output = read_output(root / stage / case.key(stage))
         if output is None:
             return None
@@ -102,7 +102,7 @@ def _result(
     reason: str,
     notes: Sequence[str] = (),
 ) -> Result:
-    finished = dict(zip(STAGES, outputs, strict=False))
+    finished = dict(zip(stages_of(case), outputs, strict=False))
     found = [m for output in outputs for m in output.measurements]
     if notes:
         found.append(Measurement(name="store_warnings", values=[len(notes)], note="; ".join(notes)))

@@ -23,6 +23,7 @@ _LESS_MEMORY: dict[Stage, str] = {
     "numbers by rounding alone, or take a machine with more memory",
     "sample": "set sample.batch_size lower, which changes no picture, or take a machine with more memory",
     "evaluate": "free memory, or set evaluate.reference_images lower",
+    "diagnose": "set diagnose.images and diagnose.map_images lower, or take a machine with more memory",
 }
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 

@@ -6,6 +6,7 @@ runs/store/prepare/<key>/ done.json, made_from.json, latents.json, checked.json,
 runs/store/train/<key>/   done.json, checkpoint.safetensors, ema.safetensors, train.jsonl, timing.jsonl
 runs/store/sample/<key>/  done.json, samples-00000.npz, samples-00000.json, grid.png
 runs/store/evaluate/<key>/ done.json, environment.json, classes.png, classes.csv
+runs/store/diagnose/<key>/ done.json, diagnosis.json
 runs/store/features/      reference.npz, images.safetensors, a folder per feature network
 runs/store/profile/<key>/ session.json
 runs/store/<stage>/<key>/ error.txt, while a stage fails in a way nobody expected
@@ -52,6 +53,9 @@ SAMPLE_SHARDS = "samples-*.npz"
 ENVIRONMENT = "environment.json"
 CLASSES = "classes"
 REFERENCE, TRAINING_IMAGES = "reference.npz", "images.safetensors"
+
+# diagnose
+DIAGNOSIS = "diagnosis.json"
 
 
 def latent_shard(number: int) -> str:

@@ -28,10 +28,18 @@ from attnbench.storage.records import read_record, write_record
 if TYPE_CHECKING:
     import torch
 
-Stage = Literal["prepare", "train", "sample", "evaluate"]
+Stage = Literal["prepare", "train", "sample", "evaluate", "diagnose"]
 STAGES: tuple[Stage, ...] = ("prepare", "train", "sample", "evaluate")
+"""Of every case; `stages_of` a case names those it asks for beside them."""
+EVERY_STAGE: tuple[Stage, ...] = (*STAGES, "diagnose")
+"""What may lie in a store."""
 NOTICE = "notice"  # in place of a stage in a report: its note is to be shown even where no progress is
 STAGE_ENDED = "stage ended"  # likewise: what was done in how many milliseconds, instead of `done`
+
+
+def stages_of(case: Case) -> tuple[Stage, ...]:
+    """Return the stages of a case in the order they run: `diagnose` only where it is asked for."""
+    return STAGES if case.diagnose is None else EVERY_STAGE
 
 
 class StageOutput(Record):

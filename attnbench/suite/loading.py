@@ -17,6 +17,7 @@ from attnbench.problems import SET_BY_RECIPE, Problem, allowed_keys, problems_in
 from attnbench.specs import (
     Case,
     DataSpec,
+    DiagnoseSpec,
     EvaluateSpec,
     ModelConfig,
     ProfileSpec,
@@ -87,6 +88,8 @@ class SuiteSpec(Spec):
     """Image quality."""
     profile: ProfileSpec = ProfileSpec()
     """Cost."""
+    diagnose: DiagnoseSpec | None = None
+    """What is recorded from inside the trained models; null (or false): nothing, true: with the defaults."""
     matrix: dict[str, list[Any]] = Field(default={})
     """Dotted settings and the values they take; the cases are the cartesian product."""
     exceptions: list[ExceptionSpec] = Field(default=[])
@@ -200,6 +203,7 @@ def suite_json_schema() -> dict[str, Any]:
         described = schema["properties"][section]
         inner = {key: described.pop(key) for key in ("$ref", "oneOf", "discriminator") if key in described}
         described["anyOf"] = [{"type": "string"}, inner]
+    schema["properties"]["diagnose"]["anyOf"].append({"type": "boolean"})
     # `matrix` may vary a required setting, which then stands nowhere else
     schema["required"] = ["name", "question"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
@@ -248,6 +252,7 @@ def _case(draft: Draft, spec: SuiteSpec, model: ModelConfig, registry: plugins.R
         sample=spec.sample,
         evaluate=spec.evaluate,
         profile=spec.profile,
+        diagnose=spec.diagnose,
     )
 
 

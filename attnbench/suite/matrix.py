@@ -93,13 +93,15 @@ def drafts(settings: Settings, axes: Iterable[Axis]) -> Iterator[Draft]:
 
 
 def expand_shorthand(data: dict[str, Any]) -> None:
-    """Write out the names that stand for a whole mapping: a recipe, a dataset, an attention."""
+    """Write out what stands for a whole mapping: a recipe's name, a dataset's, an attention's, and `true`."""
     for place, section, key in ((data, "model", "recipe"), (data, "data", "name")):
         if isinstance(place.get(section), str):
             place[section] = {key: place[section]}
     model = data.get("model")
     if isinstance(model, dict) and isinstance(model.get("attention"), str):
         model["attention"] = {"name": model["attention"]}
+    if isinstance(data.get("diagnose"), bool):
+        data["diagnose"] = {} if data["diagnose"] else None
 
 
 def axes_of(draft: Draft, model: ModelConfig) -> dict[str, str]:
