@@ -147,4 +147,8 @@ def test_drawings_show_every_case_the_line_and_what_is_left_out():
     assert "No interval of training time" in drawings["pareto-training-time"].caption
     assert "opacity: 0.3" not in drawings["pareto-training-time"].svg
     assert pareto_drawings(results[:1]) == []
+    many = [case(f"c{i}", 1.0 + i, macs=100 + (i > 0)) for i in range(41)]
+    (crowded,) = pareto_drawings(many, ["macs"])
+    assert {"c0", "c40"} & set(re.findall(r">([^<>]+)</text>", crowded.svg)) == {"c0"}
+    assert "Of 41 configurations those on the line alone are labelled" in crowded.caption
     assert main_quality([make_result("a").model_copy(update={"measurements": []})]) is None

@@ -36,6 +36,7 @@ RULE = (
 )
 PARETO_COSTS = ("latency", "macs", "memory", "training-compute", "training-time")
 _WIDE_RANGE = 8.0  # a ratio of largest to smallest value that a linear axis shows badly
+_MOST_LABELS = 40  # more cannot be read
 _LEAST = 2  # points, or there is nothing to choose between
 
 
@@ -61,6 +62,11 @@ class Front:
     surely; `disturbed`: its cost is not to be ranked, so it beats nothing and nothing beats it."""
     beaten_by: tuple[int | None, ...]
     """Of each dominated point, the position of one that is surely better."""
+
+    @property
+    def labelled(self) -> list[Point]:
+        """The points whose labels are written: all of them, or of too many those on the line."""
+        return list(self.points) if len(self.points) <= _MOST_LABELS else self.line[:_MOST_LABELS]
 
     def of(self, standing: Standing) -> list[Point]:
         """Return the points of one standing."""
@@ -193,6 +199,8 @@ def caption(front: Front, cost: Cost, quality: Quantity) -> str:
         parts.append(f"No interval of {' or '.join(unknown)} is known, so nothing is called worse.")
     else:
         parts.append(RULE)
+    if len(front.labelled) < len(front.points):
+        parts.append(f"Of {len(front.points)} configurations those on the line alone are labelled.")
     if hollow := front.of("disturbed"):
         names = ", ".join(plain(point.label) for point in hollow)
         parts.append(f"Hollow: disturbed, not ranked ({names}).")
@@ -211,7 +219,7 @@ def draw_front(front: Front, cost: Cost, quality: Quantity) -> Figure:
     """Return the figure of one front; call it within `drawing()`."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.8, max(3.9, 0.2 * len(front.points))), layout="constrained")
+    figure = Figure(figsize=(6.8, max(3.9, 0.2 * len(front.labelled))), layout="constrained")
     axes = figure.subplots()
     axes.set_axisbelow(True)
     line = front.line
@@ -232,8 +240,8 @@ def draw_front(front: Front, cost: Cost, quality: Quantity) -> Figure:
     label_ends(
         figure,
         axes,
-        {point.series: (point.cost.value * cost.scale, point.quality.value) for point in front.points},
-        {point.series: point.label for point in front.points},
+        {p.series: (p.cost.value * cost.scale, p.quality.value) for p in front.labelled},
+        {p.series: p.label for p in front.labelled},
     )
     return figure
 
