@@ -26,8 +26,8 @@ from attnbench.profiling.statistics import median_interval
 from attnbench.report import TerminalTable, comparison_table, write_report
 from attnbench.report.content import gather
 from attnbench.report.costs import cost_table, other_table
-from attnbench.report.figures import hollow_points, tradeoff_figure
-from attnbench.report.quantities import LATENCY, MACS, other_names
+from attnbench.report.pareto_chart import pareto_drawings
+from attnbench.report.quantities import other_names
 from attnbench.report.sections import at_a_glance, definitions
 from attnbench.report.tables import Cell, Table, significant
 from attnbench.results import Measurement, Result, append_result, read_results
@@ -198,11 +198,9 @@ def test_a_disturbed_row_is_marked_in_every_rendering(tmp_path: Path) -> None:
     assert "disturbed) |" in markdown
     # of the comparison and the cost the latency, of the cost the ratio too, and the CPU time
     assert len(re.findall(r'<td class="number disturbed( first)?"', html)) == 4
-    assert hollow_points(results, LATENCY) == ["linear"]
-    assert hollow_points(results, MACS) == []
-    figures = {figure.name: figure for figure in gather(tmp_path, results, "t", "").figures}
-    assert "Hollow: disturbed, not to be ranked (linear)" in figures["quality-latency"].caption
-    assert "Hollow" not in figures["quality-macs"].caption
+    figures = {figure.name: figure for figure in gather(tmp_path, results, "t", "", "").figures}
+    assert "Hollow: disturbed, not ranked (linear)" in figures["pareto-latency"].caption
+    assert "Hollow" not in figures["pareto-macs"].caption
 
 
 @pytest.mark.parametrize("width", [60, 100])
@@ -220,10 +218,10 @@ def test_only_the_disturbed_point_is_hollow() -> None:
     """Of two cases one point is open once that case is disturbed, and none before."""
     suite = make_suite()
     drawn = [
-        tradeoff_figure([suite[0], with_profile(suite[1], profile_row(1, 8, disturbed=words))], LATENCY) or ""
+        pareto_drawings([suite[0], with_profile(suite[1], profile_row(1, 8, disturbed=words))], ["latency"])
         for words in ("", REASON)
     ]
-    assert [figure.count('class="hollow"') for figure in drawn] == [0, 1]
+    assert [figure.svg.count('class="hollow"') for (figure,) in drawn] == [0, 1]
 
 
 def test_rows_of_another_session_are_not_paired() -> None:

@@ -16,7 +16,7 @@ from browser import CHROMIUM, Browser, chromium
 from report_cases import HOSTILE, make_suite, with_measurement
 
 from attnbench.report import write_report
-from attnbench.report.charts import loss_chart, scaling_chart, tradeoff_chart
+from attnbench.report.charts import loss_chart, scaling_chart
 from attnbench.report.content import Content, gather
 from attnbench.report.drawing import MARKERS, PALETTE, distinct
 from attnbench.report.grids import COLUMNS, GAP, read_grids
@@ -24,7 +24,7 @@ from attnbench.report.markdown import render_table
 from attnbench.report.marks import OUTLINES
 from attnbench.report.page import render
 from attnbench.report.page.data import MOST_POINTS, page_json, style
-from attnbench.report.quantities import LATENCY
+from attnbench.report.pareto_chart import pareto_drawings
 from attnbench.results import Measurement
 from attnbench.stages.sampling.grid import GAP as WRITTEN_GAP
 from attnbench.stages.sampling.grid import MAX_COLUMNS, write_grid
@@ -49,7 +49,7 @@ def hostile_suite(folder: Path):
 
 def gathered(results) -> Content:
     """Return what a report of these results says, without their grids."""
-    return gather(Path("nowhere"), results, title="t", question="")
+    return gather(Path("nowhere"), results, title="t", question="", command="attnbench run quick")
 
 
 @pytest.fixture(scope="module")
@@ -184,12 +184,12 @@ def test_a_case_is_hidden_everywhere_at_once(tab: Browser) -> None:
 @in_a_browser
 def test_pointing_at_a_mark_tells_its_values(tab: Browser) -> None:
     """The case, and both quantities with their units."""
-    tab.run("document.querySelector('[data-chart^=quality-latency]').scrollIntoView({block: 'center'})")
-    tab.wait("document.querySelector('[data-chart^=quality-latency] .series-2 path')")
-    mark = "document.querySelector('[data-chart^=quality-latency] .series-2 path').getBoundingClientRect()"
+    tab.run("document.querySelector('[data-chart^=pareto-latency]').scrollIntoView({block: 'center'})")
+    tab.wait("document.querySelector('[data-chart^=pareto-latency] .series-2 path')")
+    mark = "document.querySelector('[data-chart^=pareto-latency] .series-2 path').getBoundingClientRect()"
     x, y = tab.run(f"(box => [box.x + box.width / 2, box.y + box.height / 2])({mark})")
     tab.move(x, y)
-    tip = "[...document.querySelectorAll('[data-chart^=quality-latency] [aria-label=tip] tspan')]"
+    tip = "[...document.querySelectorAll('[data-chart^=pareto-latency] [aria-label=tip] tspan')]"
     tab.wait(f"{tip}.length")
     told = tab.run(f"{tip}.map(line => line.textContent.trim()).join('|')")
     assert "focused" in told
@@ -336,7 +336,8 @@ def test_long_labels_stay_different() -> None:
 def test_charts_hold_what_the_results_hold() -> None:
     """The front of a trade-off is what no other case beats; scaling needs two sides."""
     results = make_suite()
-    chart = tradeoff_chart(results, LATENCY)
+    (drawn,) = pareto_drawings(results, ["latency"])
+    chart = drawn.chart
     assert chart is not None
     assert chart.front == (chart.lines[0].points[0],)  # the first case is the best and the fastest
     assert [line.series for line in chart.lines] == [0, 1, 2, 3, 4, 5]  # the failed one is no point

@@ -11,10 +11,10 @@ from attnbench.report.pareto import (
     Point,
     dominates,
     main_quality,
-    pareto_drawings,
     pareto_front,
     pareto_points,
 )
+from attnbench.report.pareto_chart import pareto_drawings
 from attnbench.report.pareto_costs import COSTS, Value, cost_of, quality_of, training_macs
 from attnbench.report.quantities import quality_quantities
 from attnbench.results import Measurement
@@ -141,11 +141,11 @@ def test_drawings_show_every_case_the_line_and_what_is_left_out():
     assert set(drawings) == {"pareto-latency", "pareto-macs", "pareto-memory", "pareto-training-time"}
     words = re.findall(r">([^<>]+)</text>", drawings["pareto-latency"].svg)
     assert {"softmax", "linear", "dydila(mode=token)"} <= set(words)
-    assert "opacity: 0.3" in drawings["pareto-macs"].svg  # dominated ones are faint
+    assert 'opacity="0.3' in drawings["pareto-macs"].svg  # dominated ones are faint
     assert "surely better" in drawings["pareto-macs"].caption
     assert "one seed each" in drawings["pareto-macs"].caption
     assert "No interval of training time" in drawings["pareto-training-time"].caption
-    assert "opacity: 0.3" not in drawings["pareto-training-time"].svg
+    assert 'opacity="0.3' not in drawings["pareto-training-time"].svg
     assert pareto_drawings(results[:1]) == []
     many = [case(f"c{i}", 1.0 + i, macs=100 + (i > 0)) for i in range(41)]
     (crowded,) = pareto_drawings(many, ["macs"])

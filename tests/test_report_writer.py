@@ -19,9 +19,10 @@ from rich.console import Console
 
 from attnbench.errors import StorageError, UserInputError
 from attnbench.report import ReportPaths, TerminalTable, comparison_table, write_report
-from attnbench.report.figures import loss_figure, tradeoff_figure
+from attnbench.report.figures import loss_figure
 from attnbench.report.markdown import escape
-from attnbench.report.quantities import LATENCY, other_names
+from attnbench.report.pareto_chart import pareto_drawings
+from attnbench.report.quantities import other_names
 from attnbench.report.sections import at_a_glance, definitions, warnings
 from attnbench.report.tables import plain
 from attnbench.results import Measurement
@@ -199,14 +200,14 @@ def test_a_wide_range_of_losses_is_drawn_on_a_log_axis() -> None:
 def test_tradeoff_needs_two_finished_cases() -> None:
     """One point is no comparison, and a failed case is no point."""
     suite = make_suite()
-    assert tradeoff_figure([suite[0], suite[6]], LATENCY) is None
-    assert tradeoff_figure(suite[:2], LATENCY) is not None
+    assert pareto_drawings([suite[0], suite[6]]) == []
+    assert pareto_drawings(suite[:2]) != []
 
 
 def test_figures_do_not_depend_on_the_run(run_dir: Path, tmp_path: Path) -> None:
     """The same results give the same files, byte for byte."""
     write_report(tmp_path, make_suite(tmp_path), TITLE, QUESTION)
-    for name in ("report.html", "report.md", "figures/loss.svg", "figures/quality-latency.svg"):
+    for name in ("report.html", "report.md", "figures/loss.svg", "figures/pareto-latency.svg"):
         assert (tmp_path / name).read_bytes() == (run_dir / name).read_bytes()
 
 

@@ -10,11 +10,8 @@ from attnbench.report.configurations import configurations
 from attnbench.report.quantities import (
     LATENCY,
     Quantity,
-    main_resolution,
-    quality_quantities,
     resolutions,
 )
-from attnbench.report.tables import plain
 from attnbench.results import Direction, Measurement, Result
 
 Point = tuple[float, float]
@@ -83,42 +80,8 @@ def loss_chart(results: Sequence[Result], curve: str = "loss", name: str = "trai
         name=curve,
         description=f"{name.capitalize()} of every case against optimizer steps",
         x=Axis(title="optimizer steps"),
-        y=Axis(title=name, log=_is_wide([y for line in lines for _, y in line.points])),
+        y=Axis(title=name, log=is_wide([y for line in lines for _, y in line.points])),
         lines=tuple(lines),
-    )
-
-
-def tradeoff_chart(results: Sequence[Result], cost: Quantity) -> Chart | None:
-    """Return the first quality metric against one cost, or None where not two cases have both.
-
-    A case whose cost is disturbed is hollow and no part of the front.
-    """
-    quality = next(iter(quality_quantities(results)), None)
-    if quality is None:
-        return None
-    lines = []
-    for i, result in enumerate(results):
-        measured = result.measurement(f"{cost.name}@{main_resolution(result)}")
-        x, y = _value(measured), _value(result.measurement(quality.name))
-        if measured is not None and x is not None and y is not None and result.status == "ok":
-            lines.append(Line(series=i, points=((x * cost.scale, y),), hollow=bool(measured.disturbed)))
-    if len(lines) < 2:
-        return None
-    title = plain(quality.title)
-    return Chart(
-        name=f"quality-{cost.name}",
-        description=f"{title} against {cost.title}",
-        x=Axis(
-            title=cost.title,
-            unit=cost.unit,
-            better="lower",
-            log=_is_wide([x for line in lines for x, _ in line.points]),
-        ),
-        y=Axis(title=title, better=quality.better),
-        lines=tuple(lines),
-        joined=False,
-        marked=True,
-        front=_front([line.points[0] for line in lines if not line.hollow], quality.better),
     )
 
 
@@ -152,23 +115,6 @@ def looks(results: Sequence[Result]) -> list[int]:
     return [found[id(result)] for result in results]
 
 
-def hollow_labels(chart: Chart | None, results: Sequence[Result]) -> list[str]:
-    """Return the labels of the cases that a chart shows hollow."""
-    return [plain(results[line.series].label) for line in chart.lines if line.hollow] if chart else []
-
-
-def _front(points: Sequence[Point], better: Direction) -> tuple[Point, ...]:
-    """Return the points that are better than every one with a smaller x, by x; none without a direction."""
-    if better == "none":
-        return ()
-    sign = 1 if better == "lower" else -1
-    front: list[Point] = []
-    for x, y in sorted(points, key=lambda point: (point[0], sign * point[1])):
-        if not front or sign * y < sign * front[-1][1]:
-            front.append((x, y))
-    return tuple(front)
-
-
 def _value(measured: Measurement | None) -> float | None:
     if measured is None or not measured.values or not math.isfinite(measured.value):
         return None
@@ -179,5 +125,6 @@ def _finite(points: Sequence[Point]) -> tuple[Point, ...]:
     return tuple((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
 
 
-def _is_wide(values: Sequence[float]) -> bool:
+def is_wide(values: Sequence[float]) -> bool:
+    """Tell whether values span so much that a linear axis would show them badly."""
     return min(values) > 0 and max(values) / min(values) > _WIDE_RANGE

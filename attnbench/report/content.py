@@ -8,12 +8,14 @@ from pathlib import Path
 
 from attnbench.report import sections as facts
 from attnbench.report.charts import looks
-from attnbench.report.comparison import comparison_table
+from attnbench.report.comparison import comparison_table, seed_table
 from attnbench.report.configurations import configurations
 from attnbench.report.costs import cost_table, other_table, problems_table, training_table
+from attnbench.report.diagnosis import diagnosis_drawings, diagnosis_table
 from attnbench.report.drawing import Drawing
 from attnbench.report.figures import case_drawings
 from attnbench.report.grids import Grid, read_grids
+from attnbench.report.pareto_chart import pareto_drawings
 from attnbench.report.settings import settings_tables
 from attnbench.report.tables import Table, plain
 from attnbench.results import Result
@@ -46,6 +48,9 @@ class Content:
     configurations: list[str]
     """The label of each configuration."""
     figures: list[Drawing]
+    diagnosis: Table | None
+    seeds: Table | None
+    """The values of each seed, where rows are means over several."""
     cost: Table | None
     training: Table | None
     other: Table | None
@@ -73,6 +78,8 @@ def gather(run_dir: Path, results: Sequence[Result], title: str, question: str, 
         looks=looks(results),
         configurations=[plain(configuration.label) for configuration in configurations(results)],
         figures=[drawing for draw in DRAWINGS for drawing in draw(results, run_dir)],
+        diagnosis=diagnosis_table(results, run_dir),
+        seeds=seed_table(results),
         cost=cost_table(results),
         training=training_table(results),
         other=other_table(results),
@@ -90,5 +97,13 @@ def _case_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing]:
     return case_drawings(results)
 
 
-DRAWINGS: tuple[Callable[[Sequence[Result], Path], list[Drawing]], ...] = (_case_drawings,)
+def _pareto_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing]:
+    return pareto_drawings(results)
+
+
+DRAWINGS: tuple[Callable[[Sequence[Result], Path], list[Drawing]], ...] = (
+    _case_drawings,
+    _pareto_drawings,
+    diagnosis_drawings,
+)
 """What draws a report's figures, in the order of the report: of one result per case and the run's folder."""

@@ -49,6 +49,8 @@ def render(content: Content, figures: dict[str, str]) -> str:
         *_section("### Failed and skipped cases", content.problems),
         *_grids(content),
         *_figures(content.figures, figures),
+        *_titled(content.diagnosis),
+        *_titled(content.seeds),
         *_section("## Cost", content.cost),
         *_section("## Training and sampling", content.training),
         *_section("## Other measurements", content.other),
@@ -63,6 +65,10 @@ def render(content: Content, figures: dict[str, str]) -> str:
         _code(content.command),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _titled(table: Table | None) -> list[str]:
+    return _section(f"## {escape(table.title)}", table) if table else []
 
 
 def _heading(column: Column) -> str:

@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from attnbench.report.configurations import configurations
 from attnbench.report.drawing import (
     INK,
-    Drawing,
     colour,
-    drawing,
     label_ends,
     marker,
     plain_ticks,
-    svg,
 )
-from attnbench.report.pareto_costs import COSTS, Cost, Value, cost_of, quality_of
+from attnbench.report.pareto_costs import Cost, Value, cost_of, quality_of
 from attnbench.report.quantities import Quantity, quality_quantities
 from attnbench.report.tables import plain
 from attnbench.report.timings import time_ratio
@@ -37,7 +34,7 @@ RULE = (
 PARETO_COSTS = ("latency", "macs", "memory", "training-compute", "training-time")
 _WIDE_RANGE = 8.0  # a ratio of largest to smallest value that a linear axis shows badly
 _MOST_LABELS = 40  # more cannot be read
-_LEAST = 2  # points, or there is nothing to choose between
+LEAST = 2  # points, or there is nothing to choose between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,28 +149,6 @@ def _better_by_value(ours: Point, theirs: Point, better: Literal["lower", "highe
     sign = 1 if better == "lower" else -1
     cost, quality = theirs.cost.value - ours.cost.value, sign * (theirs.quality.value - ours.quality.value)
     return min(cost, quality) >= 0 and max(cost, quality) > 0
-
-
-def pareto_drawings(results: Sequence[Result], costs: Sequence[str] = PARETO_COSTS) -> list[Drawing]:
-    """Return the first quality metric against each cost with its front; none of fewer than two points."""
-    quality = main_quality(results)
-    if quality is None:
-        return []
-    drawings = []
-    for cost in (COSTS[name] for name in costs):
-        points = pareto_points(results, cost, quality)
-        if len(points) < _LEAST:
-            continue
-        assert quality.better != "none"
-        front = pareto_front(points, quality.better)
-        with drawing():
-            text = svg(
-                draw_front(front, cost, quality),
-                f"pareto-{cost.name}",
-                f"{plain(quality.title)} against {cost.title}, with the front",
-            )
-        drawings.append(Drawing(name=f"pareto-{cost.name}", svg=text, caption=caption(front, cost, quality)))
-    return drawings
 
 
 def main_quality(results: Sequence[Result]) -> Quantity | None:

@@ -9,7 +9,6 @@ import shlex
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from attnbench.profiling.statistics import rank_correlation
 from attnbench.report.configurations import configurations, label_without_seed
@@ -180,32 +179,6 @@ def environment_table(results: Sequence[Result]) -> Table:
     return Table(title="Environment", columns=tuple(columns), rows=tuple(rows))
 
 
-def settings_tables(results: Sequence[Result]) -> tuple[Table | None, Table | None]:
-    """Return the settings that differ between configurations, a row each, and those all of them share."""
-    shown = configurations(results)
-    places = {id(result): place for place, result in enumerate(results)}
-    flat = [dict(_settings(row.results[0].case)) for row in shown]
-    for row, settings in zip(shown, flat, strict=True):
-        if "seed" in settings:
-            settings["seed"] = ", ".join(map(str, row.seeds))
-    names = list(dict.fromkeys(name for settings in flat for name in settings))
-    differing = [n for n in names if len({settings.get(n) for settings in flat}) > 1]
-    shared = [n for n in names if n not in differing]
-    columns = tuple(Column(title=name, numeric=False) for name in ("Case", *map(plain, differing)))
-    rows = tuple(
-        Row(
-            cells=(text_cell(row.label), *(text_cell(s.get(n, MISSING)) for n in differing)),
-            series=min(places[id(result)] for result in row.results),
-        )
-        for row, s in zip(shown, flat, strict=True)
-    )
-    differences = Table(title="Settings that differ", columns=columns, rows=rows) if differing else None
-    columns = (Column(title="Setting", numeric=False), Column(title="Value", numeric=False))
-    rows = tuple(Row(cells=(text_cell(name), text_cell(flat[0][name]))) for name in shared)
-    common = Table(title="Settings shared by all cases", columns=columns, rows=rows) if shared else None
-    return differences, common
-
-
 def reproduce_command(results: Sequence[Result], record: RunRecord | None = None) -> str:
     """Return what a shell runs to get the same cases again, from any folder, and which code computed them.
 
@@ -264,25 +237,3 @@ def _describe(environment: Environment) -> dict[str, str]:
         "Git commit": commit + (", with uncommitted changes" if environment.git_dirty else ""),
         **({"Note": environment.note} if environment.note else {}),
     }
-
-
-def _settings(case: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what was set; the words that only describe a case stand elsewhere in a report."""
-    for name, text in _flatten(case):
-        if (
-            text
-            and name not in ("suite", "question", "label", "model.summary")
-            and not name.startswith(("axes.", "code.", "files."))
-        ):
-            yield name, text
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the leaves of nested settings as (dotted name, text)."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, str):
-        yield prefix, value
-    else:
-        yield prefix, json.dumps(value)
