@@ -95,7 +95,7 @@ def set_series(tab: Browser, series: int) -> None:
 def test_the_page_asks_for_nothing_and_complains_of_nothing(tab: Browser, page: Path) -> None:
     """No request but for itself and the images within, not a word on the console; names stay text."""
     tab.run("document.getElementById('figures').scrollIntoView()")
-    tab.wait("document.querySelectorAll('.drawn').length === 3")
+    tab.wait("document.querySelectorAll('.drawn').length === 4")
     assert {address for address in tab.requests if not address.startswith("data:image/png")} == {
         page.as_uri()
     }
@@ -162,7 +162,7 @@ def test_rows_are_filtered_and_columns_chosen(tab: Browser) -> None:
 def test_a_case_is_hidden_everywhere_at_once(tab: Browser) -> None:
     """Its row in every table, its line in every chart, its sample and its grid; and back again."""
     tab.run("document.getElementById('figures').scrollIntoView()")
-    tab.wait("document.querySelectorAll('.drawn').length === 3")
+    tab.wait("document.querySelectorAll('.drawn').length === 4")
 
     def shown() -> list[int]:
         counts = (
@@ -243,7 +243,7 @@ def test_without_scripts_the_page_is_whole(started: Browser, page: Path) -> None
         }
     finally:
         started.send("Emulation.setScriptExecutionDisabled", value=False)
-    assert count["svg[role=img]"] == 3
+    assert count["svg[role=img]"] == 4
     assert count["table"] >= 6
     assert count["button, input, [role=button]"] == count["#chooser > *"] == 0
 

@@ -17,7 +17,7 @@ from attnbench.report.comparison import seed_table
 from attnbench.report.configurations import configurations, seed_values
 from attnbench.report.costs import cost_table, training_table
 from attnbench.report.markdown import render_table
-from attnbench.report.sections import settings_tables
+from attnbench.report.settings import settings_tables
 from attnbench.report.tables import Cell, Table
 from attnbench.results import Result
 

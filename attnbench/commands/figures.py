@@ -17,7 +17,7 @@ from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.report.paper_figures import cost_resolution, quality_cost
 from attnbench.report.paper_figures.catalogue import FIGURES, PaperFigure, chosen_figures
 from attnbench.report.paper_figures.output import Drawn, Format, write_figure, write_latex
-from attnbench.report.pareto import PARETO_COSTS, draw_front, pareto_front, pareto_points
+from attnbench.report.pareto import PARETO_COSTS, draw_front, labels_caption, pareto_front, pareto_points
 from attnbench.report.pareto import caption as front_caption
 from attnbench.report.pareto_costs import COSTS
 from attnbench.report.quantities import Quantity, quality_quantities
@@ -163,7 +163,8 @@ def _fronts(results: Sequence[Result], quality: Quantity) -> list[Draw]:
         if len(points) > 1:
             front = pareto_front(points, quality.better)
             draw = partial(draw_front, front, cost, quality)
-            draws.append((f"pareto-{cost.name}", draw, front_caption(front, cost, quality)))
+            told = front_caption(front, cost, quality) + labels_caption(front)
+            draws.append((f"pareto-{cost.name}", draw, told))
     if not draws:
         raise UserInputError(
             f"figure pareto compares cases, and fewer than two have both {quality.name} and a cost; give "

@@ -174,8 +174,6 @@ def caption(front: Front, cost: Cost, quality: Quantity) -> str:
         parts.append(f"No interval of {' or '.join(unknown)} is known, so nothing is called worse.")
     else:
         parts.append(RULE)
-    if len(front.labelled) < len(front.points):
-        parts.append(f"Of {len(front.points)} configurations those on the line alone are labelled.")
     if hollow := front.of("disturbed"):
         names = ", ".join(plain(point.label) for point in hollow)
         parts.append(f"Hollow: disturbed, not ranked ({names}).")
@@ -184,6 +182,13 @@ def caption(front: Front, cost: Cost, quality: Quantity) -> str:
     elif any(point.quality.known for point in front.points):
         parts.append("Bars: 95 % over images, of these trainings and not of the methods (one seed each).")
     return " ".join(parts)
+
+
+def labels_caption(front: Front) -> str:
+    """Say whose labels a crowded figure leaves out; empty where it leaves out none."""
+    if len(front.labelled) == len(front.points):
+        return ""
+    return f" Of {len(front.points)} configurations those on the line alone are labelled."
 
 
 def _in_a_sentence(title: str) -> str:

@@ -22,8 +22,10 @@ from attnbench.report.quantities import Quantity
 from attnbench.report.tables import plain
 from attnbench.results import Result
 
+SHOWN = tuple(name for name in PARETO_COSTS if name != "training-time")  # it has no interval
 
-def pareto_drawings(results: Sequence[Result], costs: Sequence[str] = PARETO_COSTS) -> list[Drawing]:
+
+def pareto_drawings(results: Sequence[Result], costs: Sequence[str] = SHOWN) -> list[Drawing]:
     """Return the first quality metric against each cost with its front; none of fewer than two points."""
     quality = main_quality(results)
     if quality is None or quality.better == "none":
