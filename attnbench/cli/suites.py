@@ -109,10 +109,13 @@ def report(
 @app.command()
 def schema(
     of: Annotated[
-        str, typer.Option("--of", help="suite, or profile: the file of `profile --json`.")
+        str,
+        typer.Option(
+            "--of", help="suite; profile: of `profile --json`; compare: of `compare --format json`."
+        ),
     ] = "suite",
 ) -> None:
-    """Print the JSON schema of suite files, for editors."""
+    """Print the JSON schema of suite files, for editors, or of what another command writes."""
     import json
 
     from attnbench.commands import schema as command
