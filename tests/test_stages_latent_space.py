@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from unittest.mock import patch
 
 import pytest
 import torch
-from command_line import attnbench, attnbench_here
-from hub_server import serving, settings_of, use_here
+from command_line import attnbench_here
+from hub_server import serving, use_here
 from stage_cases import make_case, make_workspace
 from stand_ins import (
     random_autoencoder,
@@ -346,18 +345,19 @@ def test_sides_and_costs_are_of_the_autoencoders_own_grid(tmp_path, stages):
         load_suite(path, ["model.in_channels=16"])
 
 
-def test_an_autoencoder_that_is_not_here_yet_is_said_to_be_assumed(tmp_path):
+def test_an_autoencoder_that_is_not_here_yet_is_said_to_be_assumed(tmp_path, monkeypatch):
     """`validate` and `plan` go by an eighth of the side and say so; an error of the side says it, too."""
     path = tmp_path / "s.yaml"
     path.write_text(SUITE.format(model="dit-s", side=32, codec="{hub: some/vae}"))
-    with serving() as server, patch.dict(os.environ, settings_of(server, tmp_path / "home")):
+    with serving() as server:
+        use_here(server, tmp_path / "home", monkeypatch)
         for command in ("validate", "plan"):
-            done = attnbench(command, path, cwd=tmp_path)
+            done = attnbench_here(command, path, cwd=tmp_path)
             said = " ".join(done.stdout.split())
             assert done.returncode == 0, done.stderr
             assert "not on this machine yet (`hf download some/vae` fetches it)" in said
             assert "divide the side by 8 and to make 4 channels; the stage `prepare` checks that" in said
-        done = attnbench("validate", path, "-o", "data.image_size=24", cwd=tmp_path)
+        done = attnbench_here("validate", path, "-o", "data.image_size=24", cwd=tmp_path)
         assert done.returncode == 2
         assert "needs a multiple of 16 px" in done.stderr
         assert "`hf download some/vae` fetches it" in done.stderr

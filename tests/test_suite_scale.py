@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-from functools import partial
-from unittest.mock import patch
 
 import pytest
-from command_line import attnbench, attnbench_here
-from hub_server import serving, settings_of
+from command_line import attnbench_here
+from hub_server import serving, use_here
 from stand_ins import write_autoencoder, write_autoencoder_of_diffusers_0_4_2, write_photo_folder
 
 from attnbench.models.published import recipes_of
@@ -84,7 +81,6 @@ SMALL = {
 }
 """What makes a suite small enough to see its end on a CPU."""
 
-HERE = partial(attnbench_here, "run", "--inline")
 OF_THE_PAPER = {"data.image_size": 32, "profile.resolutions": "[32]", "model.depth": 2}
 ROWS = {
     "subin_256": ("dig-s", "dydi-lit-b"),  # DiG: the suite makes an exception of it
@@ -110,13 +106,13 @@ def stand_ins(tmp_path_factory):
     return folder
 
 
-def run_small(suite, folder, *words, call=HERE, **more):
+def run_small(suite, folder, *words, **more):
     """Run a suite on the stand-ins by overrides alone, `--runs FOLDER` aside; return its results.
 
-    In this process, which is spared three starts of another, unless `call` says otherwise.
+    In this process, which spares three starts of another.
     """
     overrides = [word for key, value in (SMALL | more).items() for word in ("-o", f"{key}={value}")]
-    done = call(suite, "--quiet", *overrides, *words, cwd=folder)
+    done = attnbench_here("run", suite, "--inline", "--quiet", *overrides, *words, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = words[1] if words else folder / "runs"
     return latest(read_results(runs / suite / "results.jsonl"))
@@ -142,17 +138,19 @@ def test_suites_of_the_paper_run_to_their_end_on_stand_ins(stand_ins, suite) -> 
 
 
 @pytest.mark.slow
-def test_a_suite_of_the_paper_runs_on_its_own_autoencoder_as_the_hub_has_it(stand_ins, tmp_path) -> None:
+def test_a_suite_of_the_paper_runs_on_its_own_autoencoder_as_the_hub_has_it(
+    stand_ins, tmp_path, monkeypatch
+) -> None:
     """`stabilityai/sd-vae-ft-ema`, which diffusers 0.4.2 wrote: no scaling_factor, a pickle, old names.
 
     Sizes, steps and rows are overridden; the autoencoder is the one that the suite's file names.
     """
     write_autoencoder_of_diffusers_0_4_2(tmp_path / "vae")
     settings = OF_THE_PAPER | {"data.path": "set", "matrix.model.recipe": "[dit-s]"}
-    with serving() as server, patch.dict(os.environ, settings_of(server, tmp_path / "home")):
+    with serving() as server:
+        use_here(server, tmp_path / "home", monkeypatch)
         server.add("stabilityai/sd-vae-ft-ema", tmp_path / "vae")
-        run = partial(attnbench, "run")  # the hub's client reads the environment once
-        results = run_small("table7_guidance", stand_ins, "--runs", tmp_path / "runs", call=run, **settings)
+        results = run_small("table7_guidance", stand_ins, "--runs", tmp_path / "runs", **settings)
         assert [result.status for result in results] == ["ok", "ok"]  # guidance 2 and 3
         assert [line.rpartition("/")[2] for line in server.asked] == [
             "config.json",
