@@ -137,7 +137,7 @@ def test_errors_stand_where_the_wrong_value_stands(write) -> None:
     ]
     write(base=BASE.replace("[softmax, linear]", "[softmax, sofmax]"), own=OWN)
     (line,) = lines()
-    assert line.startswith("base.yaml:6:36: matrix.model.attention[1].name: unknown backend 'sofmax'")
+    assert line.startswith("base.yaml:6:37: matrix.model.attention[1].name: unknown backend 'sofmax'")
     write(base=BASE.replace("tiny-dit,", "tiny-dti,"), own=OWN)
     assert lines()[0].startswith("base.yaml:2:9: model.recipe: unknown model recipe 'tiny-dti'")
 
