@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from attnbench.console.listing import Listing, listing
 from attnbench.storage.inventory import Inventory, StoredFolder
-from attnbench.storage.store import STAGES
+from attnbench.storage.store import EVERY_STAGE
 
 
 def store_listing(inventory: Inventory, removable: Sequence[StoredFolder]) -> Listing:
@@ -72,13 +72,13 @@ def _size(folders: Sequence[StoredFolder]) -> int:
 
 
 def _order(stage: str) -> tuple[int, str]:
-    return ([*STAGES, stage].index(stage), stage)
+    return ([*EVERY_STAGE, stage].index(stage), stage)
 
 
 def _state(folder: StoredFolder) -> str:
     if folder.held:
         return "being worked on"
-    if folder.stage not in STAGES:
+    if folder.stage not in EVERY_STAGE:
         return "kept for all"
     if not folder.finished:
         return "unfinished"

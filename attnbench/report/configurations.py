@@ -11,7 +11,7 @@ from attnbench.results import Direction, Measurement, Result
 from attnbench.specs import content_hash
 
 _SEED_AXIS = "seed"
-_NOT_CONTENT = ("suite", "question", "label", "axes", "exceptions", "seed")
+_NOT_CONTENT = ("suite", "question", "label", "axes", "exceptions", "seed", "diagnose")
 
 
 @dataclass(frozen=True, kw_only=True)

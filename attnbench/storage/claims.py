@@ -11,7 +11,7 @@ from attnbench.results import Record
 from attnbench.specs import Case
 from attnbench.storage.names import CLAIM, CLAIMS
 from attnbench.storage.records import read_record, write_record
-from attnbench.storage.store import STAGES, Stage
+from attnbench.storage.store import Stage, stages_of
 
 
 class Claim(Record):
@@ -24,7 +24,7 @@ class Claim(Record):
 
 def keys_of(case: Case) -> dict[Stage, str]:
     """Return the name of the folder of each of a case's stages."""
-    return {stage: case.key(stage) for stage in STAGES}
+    return {stage: case.key(stage) for stage in stages_of(case)}
 
 
 def claim_folder(case: Case, store: Path) -> Path:

@@ -15,7 +15,7 @@ from attnbench.storage.claims import claims, keys_of
 from attnbench.storage.locks import alone_at_once, is_held
 from attnbench.storage.names import CLAIMS, DONE, FEATURES, LOCK, RESULTS, STORE
 from attnbench.storage.run_folders import case_of
-from attnbench.storage.store import STAGES, read_output
+from attnbench.storage.store import EVERY_STAGE, read_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def take_inventory(runs: Path, elsewhere: Sequence[Path] = ()) -> Inventory:
                 stage=stage,
                 path=path,
                 size_bytes=_size_bytes(path),
-                finished=stage not in STAGES or read_output(path) is not None,
+                finished=stage not in EVERY_STAGE or read_output(path) is not None,
                 begun=place in begun,
                 held=is_held(path),
                 runs=tuple(named.get(place, ())),
@@ -99,7 +99,7 @@ def removable(
         if folder.stage == FEATURES:
             wanted = features
         else:
-            wanted = folder.stage in STAGES and not folder.runs
+            wanted = folder.stage in EVERY_STAGE and not folder.runs
             wanted = wanted and (unfinished or (folder.finished and not folder.begun))
         if wanted and not folder.held:
             found.append(folder)

@@ -243,7 +243,9 @@ def _advice(comparison: RunComparison) -> list[str]:
         spent = " Spent: 3 x full MACs x batch size x steps." if comparison.equal == "macs" else ""
         found.append(f"Between two measured points: linear in the logarithm of the budget.{spent}")
     if any(row.basis == "images" or row.why in ("one value each", "one seed") for row in comparison.rows):
-        found.append("Methods are told apart by several seeds only: seed: [0, 1, 2] in the suite, or run --seeds 3.")
+        found.append(
+            "Methods are told apart by several seeds only: seed: [0, 1, 2] in the suite, or run --seeds 3."
+        )
     return found
 
 
