@@ -380,5 +380,26 @@ def test_everything_fits_80_columns(tmp_path, monkeypatch, words):
     done = attnbench_here("compare", *runs, *words)
     assert done.returncode == 0, done.stderr
     assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 80
-    assert not words or "−1.0 to −0.17" in done.stdout
+    assert re.search(r"│ +(× |−|\+)[0-9.]+ to [−+]?[0-9.]+ +│", done.stdout)  # an interval on one line
     assert words or "Latency at 8 px [ms] ↓: run c" in done.stdout
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e200])
+def test_distances_without_a_logarithm_are_not_tested_and_break_nothing(tmp_path, value):
+    """A Frechet distance is tested as a ratio; one of rounding alone may be 0 or below."""
+    named = Measurement(name="FD-digits", values=[value], n=500, better="lower")
+    results = [with_measurement(result, named) for result in seeded()]
+    found = compare(sides_of(seeded(), results, folder=tmp_path), Wanted())
+    row = rows_of(found, "FD-digits")["linear"]
+    assert (row.verdict, row.why, row.value) == ("not tested", "no ratio of these values", value)
+
+
+def test_a_diagnosis_is_no_part_of_a_case(tmp_path):
+    """With and without the stage `diagnose`: the same settings, so that cases called otherwise match."""
+    looked_into = [
+        r.model_copy(update={"label": f"my {r.label}", "case": {**r.case, "diagnose": {"images": 64}}})
+        for r in seeded()
+    ]
+    found = compare(sides_of(seeded(), looked_into, folder=tmp_path), Wanted())
+    assert {row.against for row in found.rows} == set(LABELS)
+    assert not [note for note in notes(found) if "diagnose" in note]

@@ -176,3 +176,62 @@ def test_verdicts_on_several_comparisons() -> None:
     assert together(["supported", "not tested"], [0.04, None])[0] == "not tested"
     assert together(["supported"], [0.04], "no rung")[0] == "not tested"
     assert together([], [])[0] == "not tested"
+
+
+def of_recipes(*names: str) -> list[Result]:
+    """Return three seeds of some rows of Table 7."""
+    return [result for result in seeded("table7") if result.axes["recipe"] in names]
+
+
+def test_the_numbers_beside_a_test_are_those_of_its_seeds() -> None:
+    """A third seed of one side alone moves neither the ratio nor the means that stand beside it."""
+    first, second = "map-differential-s", "token-differential-s"
+    values = [(first, (10.0, 10.1, 2.0)), (second, (9.0, 9.11))]
+    results = [
+        paper_result(name, "table5", "4.0", {"fid": value}, seed)
+        for name, of_seeds in values
+        for seed, value in enumerate(of_seeds)
+    ]
+    (evidence,) = claim("C4", results).findings[0].evidence
+    assert (evidence.ours, evidence.theirs) == pytest.approx((9.055, 10.05))
+    assert "2 seeds" in evidence.said
+
+
+def test_of_two_runs_the_seed_that_finished_counts() -> None:
+    """A case that failed in the first run and finished in the second is tested over all its seeds."""
+    results = of_recipes("dit-s", "sana-s", "dydi-lit-s")
+    lost = [
+        r.model_copy(update={"status": "failed", "reason": "killed", "measurements": []})
+        if r.case["seed"] == 0
+        else r
+        for r in results
+    ]
+    (one,) = [c for c in checklist({"first": lost, "second": results}) if c.claim == "C1"]
+    assert all("3 seeds" in evidence.said for evidence in one.findings[0].evidence)
+
+
+def test_a_seed_measured_twice_with_other_results_is_not_chosen_in_silence() -> None:
+    """Two runs that disagree on one case: the claim is not tested on either's number."""
+    results = of_recipes("dit-s", "sana-s", "dydi-lit-s")
+    other = [replaced(r, Measurement(name="FID", values=[1.0], n=30_000)) for r in results[:1]]
+    (one,) = [c for c in checklist({"first": results, "second": other}) if c.claim == "C1"]
+    assert one.verdicts == ["not tested"]
+    assert "differ in FID; leave one run out" in one.findings[0].why
+
+
+def test_overhead_is_read_from_a_seed_that_finished() -> None:
+    """The first seed of Sana failed before its profile."""
+    results = [
+        r.model_copy(update={"status": "failed", "measurements": []})
+        if (r.axes["recipe"], r.case["seed"]) == ("sana-s", 0)
+        else r
+        for r in of_recipes("sana-s", "dydi-lit-s")
+    ]
+    assert claim("C2", results).verdicts == ["supported"]
+
+
+def test_a_claim_that_is_not_distinguishable_says_what_its_comparisons_are() -> None:
+    """One that holds, one that does not, one that goes the other way within chance."""
+    assert together(["not distinguishable"], [0.4])[1] == "the comparison is not significant"
+    said = together(["supported", "not distinguishable", "contradicted"], [0.01, 0.4, 0.04])[1]
+    assert said.startswith("1 of 3 comparisons hold, 1 are not significant, 1 go the other way")

@@ -327,3 +327,25 @@ def test_ranks_agree_with_scipy() -> None:
 def recipe_of(name: str) -> dict:
     """Return a recipe as a case stores it."""
     return load_recipes()[name].model_dump(mode="json")
+
+
+def test_a_mean_ahead_only_by_a_seed_that_the_other_lacks_is_not_bold() -> None:
+    """Seeds 0 and 1 say the second is lower, for sure; the first leads by its seed 2 alone."""
+    first, second = (row.recipe for row in paper_table("table5").rows)
+    values = [(first, (10.0, 10.1, 2.0)), (second, (9.0, 9.11))]
+    results = [
+        paper_result(name, "table5", "4.0", {"fid": value}, seed)
+        for name, of_seeds in values
+        for seed, value in enumerate(of_seeds)
+    ]
+    measured = rows_called(laid_out("table5", results), "measured")
+    assert [row.cells[2].text for row in measured] == ["7.37", "9.05"]
+    assert not any(cell.best for row in measured for cell in row.cells)
+
+
+def test_the_degrees_of_freedom_are_of_the_rows_that_ran() -> None:
+    """Two of the six rows of Table 4: (2 - 1) x (3 - 1), not (6 - 1) x (3 - 1)."""
+    names = ("sana-s", "dydi-lit-s")
+    results = [r for seed in range(3) for r in full_run("table4", SHIFTS, seed) if r.axes["recipe"] in names]
+    (note,) = [note for note in laid_out("table4", results).notes if note.startswith("Measured:")]
+    assert "pooled over 2 rows, 2 degrees of freedom." in note

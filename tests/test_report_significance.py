@@ -19,6 +19,7 @@ from attnbench.report.significance import (
     adjusted,
     difference_over_images,
     difference_over_seeds,
+    largest_pool,
     mean_interval,
     method_in_words,
     scale_of,
@@ -215,3 +216,13 @@ def test_reports_of_one_seed_load_no_scipy() -> None:
     code = "import sys, attnbench.report.ranking; print('scipy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_pool_that_is_stated_is_of_the_rows_that_have_the_seeds() -> None:
+    """Six rows of three seeds; a row that lacks one; rows with no two seeds in common."""
+    full = {0: 1.0, 1: 2.0, 2: 3.0}
+    assert largest_pool([[full] * 6]) == (6, 3, True)
+    assert largest_pool([[*[full] * 5, {0: 1.0, 1: 2.0}]]) == (5, 3, False)
+    assert largest_pool([[full] * 2, [full] * 3]) == (3, 3, False)
+    assert largest_pool([[{0: 1.0, 1: 2.0, 2: math.nan}] * 2]) == (2, 2, True)
+    assert largest_pool([[{0: 1.0}, {1: 1.0}]])[0] == 1

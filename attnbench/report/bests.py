@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from attnbench.report.lines import Line, varies_by_seed
 from attnbench.report.quantities import LATENCY, Quantity
 from attnbench.report.ranking import Contest, Standing, standings
-from attnbench.report.significance import method_in_words, scale_of
+from attnbench.report.significance import largest_pool, method_in_words, scale_of
 from attnbench.report.tables import Cell, mark_best, plain
 from attnbench.report.timings import time_ratio
 
@@ -89,10 +89,12 @@ def over_seeds_notes(decided: Sequence[Decided], lines: Sequence[Line]) -> tuple
     rows = max((len(s.rows) for column in decided for s in column.standings), default=0)
     if rows < 2:
         return ()
-    seeds = max(len(line.values(column.quantity)) for column in decided for line in lines)
+    k, n, same = largest_pool(
+        [[lines[i].values(c.quantity) for i in s.rows] for c in decided for s in c.standings if s.rows]
+    )
     notes = [
         "Bold: the best mean, where it differs significantly from every other row's. "
-        + method_in_words(rows, seeds)
+        + method_in_words(k, n, same)
         + " Over the columns false calls are held to 5 % (METRICS.md)."
     ]
     close: dict[str, list[str]] = {}

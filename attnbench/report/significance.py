@@ -27,8 +27,8 @@ Basis = Literal["seeds", "images"]
 SeedValues = Mapping[int, float]
 """The value of one configuration at each seed; one that is not finite (or above 1e150) counts as none."""
 
-_RATIOS = ("final_loss", "held_out_loss", "latency_ms", "step_time_ms", "train_time_s", "sample_time_s",
-           "decode_time_s", "images_per_s", "denoise_images_per_s")  # fmt: skip
+_RATIOS = ("loss", "final_loss", "held_out_loss", "latency_ms", "step_time_ms", "train_time_s",
+           "sample_time_s", "decode_time_s", "images_per_s", "denoise_images_per_s")  # fmt: skip
 _RATIO_FAMILIES = ("FD", "FID", "IS")
 _ROUNDING = 16 * 2.0**-52  # a residual takes three exact means and three subtractions of values of one size
 _LARGEST = 1e150  # the square of a larger one has no double
@@ -185,14 +185,32 @@ def scale_of(name: str) -> Scale:
     return "ratio" if base in _RATIOS or family in _RATIO_FAMILIES else "difference"
 
 
-def method_in_words(k: int, n: int) -> str:
-    """Return the sentence that states test and assumption for a table of k configurations over n seeds."""
+def largest_pool(columns: Sequence[Sequence[SeedValues]]) -> tuple[int, int, bool]:
+    """Return the rows and seeds behind the best known residual variance of some columns, and if all have it.
+
+    Rows that share no two seeds with another have none: then 1 row.
+    """
+    pools = []
+    for rows in columns:
+        sets = [frozenset(_finite(values, "difference")) for values in rows]
+        own = [(sum(seeds <= other for other in sets), len(seeds)) for seeds in sets if len(seeds) > 1]
+        pools.append((max(own, key=lambda pool: (pool[0] - 1) * (pool[1] - 1), default=(1, 1)), set(sets)))
+    k, n = max((pool for pool, _ in pools), key=lambda pool: (pool[0] - 1) * (pool[1] - 1), default=(1, 1))
+    return k, n, all(pool == (k, n) and len(sets) == 1 for pool, sets in pools)
+
+
+def method_in_words(k: int, n: int, alike: bool = True) -> str:
+    """Return the sentence that states test and assumption for a table of k configurations over n seeds.
+
+    Not `alike`: some rows or columns have fewer.
+    """
+    fewer = "" if alike else " (fewer where rows or seeds are missing)"
     return (
         "Over seeds: t test of the difference of means, paired by seed (weights, data order and noise of a "
         f"seed are the same in every row), residual variance pooled over {k} rows, {(k - 1) * (n - 1)} "
-        "degrees of freedom. It assumes that a seed moves all rows alike, and that what is left is near "
-        "normal with one variance; losses, times, Frechet distances and inception scores are compared by "
-        "ratio. The draw of images is a part of each seed's value, so the test holds it."
+        f"degrees of freedom{fewer}. It assumes that a seed moves all rows alike, and that what is left is "
+        "near normal with one variance; losses, times, Frechet distances and inception scores are compared "
+        "by ratio. The draw of images is a part of each seed's value, so the test holds it."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attnbench.report.claims.contests import Contest
 from attnbench.report.claims.finding import (
@@ -31,7 +31,7 @@ def compare_rows(
         return None
     others = [by_seed(side, name) for row, side in contest.sides.items() if row not in duel]
     difference = difference_over_seeds(ours, theirs, others, scale_of(name))
-    means = [sum(values.values()) / len(values) for values in (ours, theirs)]
+    means = [_mean(values, difference.seeds or tuple(values)) for values in (ours, theirs)]
     labels = [contest.sides[row].label for row in duel]
     evidence = Evidence(
         what=f"{name}{where}: {labels[0]} against {labels[1]}",
@@ -60,6 +60,11 @@ def by_seed(side: Configuration, name: str) -> dict[int, float]:
     """Return a configuration's value at each seed that has one."""
     found = ((seed_of(result), result.measurement(name)) for result in side.results if result.status == "ok")
     return {seed: m.value for seed, m in found if m is not None and m.values and not m.disturbed}
+
+
+def _mean(values: Mapping[int, float], seeds: Sequence[int]) -> float:
+    """Return the mean over those seeds that the test is over: what it says is of these numbers."""
+    return sum(values[seed] for seed in seeds) / len(seeds)
 
 
 def _in_words(contest: Contest, duel: Duel, name: str, difference: Difference) -> str:

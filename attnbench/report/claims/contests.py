@@ -11,6 +11,7 @@ from attnbench.report.configurations import Configuration, seed_of
 from attnbench.report.paper.conditions import MEANT_TO_DIFFER, scored_settings
 from attnbench.report.paper.filling import Line, Taken, by_line, scale_text
 from attnbench.report.paper.published import PaperTable
+from attnbench.report.quantities import is_quality
 from attnbench.results import Result
 from attnbench.specs import content_hash
 
@@ -29,6 +30,8 @@ class Contest:
     """By row of the table; rows that several settings compete for are not among them."""
     unclear: Mapping[int, str]
     """Those rows, and which cases compete."""
+    twice: Mapping[int, str]
+    """Rows a seed of which was measured twice with different quality, and by which cases."""
 
 
 def contests(table: PaperTable, runs: Mapping[str, Sequence[Result]]) -> dict[str, list[Contest]]:
@@ -54,13 +57,17 @@ def _conditions(case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _contest(line: Line, size: str, scale: str, rows: Mapping[int, Sequence[Taken]]) -> Contest:
-    sides, unclear = {}, {}
+    sides, unclear, twice = {}, {}, {}
     for row, taken in sorted(rows.items()):
         settings = {content_hash(scored_settings(one.result.case)) for one in taken}
         if len(settings) > 1:
             unclear[row] = f"{', '.join(dict.fromkeys(one.label for one in taken))} compete for one row"
             continue
-        by_seed = {seed_of(one.result): one.result for one in reversed(taken)}  # of shared cases the first
+        found = [one for one in taken if one.result.status == "ok"]
+        failed = [one for one in taken if one.result.status != "ok"]
+        by_seed = {seed_of(one.result): one.result for one in reversed([*found, *failed])}  # the first counts
+        if clash := _clash(found):
+            twice[row] = clash
         label = _label(taken[0].result)
         sides[row] = Configuration(label=label, results=tuple(by_seed[seed] for seed in sorted(by_seed)))
     everything = [one for taken in rows.values() for one in taken]
@@ -72,7 +79,21 @@ def _contest(line: Line, size: str, scale: str, rows: Mapping[int, Sequence[Take
         conditions=_conditions(everything[0].result.case),
         sides=sides,
         unclear=unclear,
+        twice=twice,
     )
+
+
+def _clash(found: Sequence[Taken]) -> str:
+    """Say which two runs have another quality for one seed; nothing where all agree."""
+    first: dict[tuple[int, str], tuple[Taken, str]] = {}
+    for one in found:
+        for measured in one.result.measurements:
+            if is_quality(measured.name):
+                values = str(measured.values)  # as text, so that NaN equals NaN
+                other, known = first.setdefault((seed_of(one.result), measured.name), (one, values))
+                if known != values:
+                    return f"{other.label} and {one.label} differ in {measured.name}; leave one run out"
+    return ""
 
 
 def _told_apart(groups: Sequence[list[Contest]]) -> dict[str, list[Contest]]:

@@ -73,5 +73,12 @@ def together(
         return "not tested", f"{len(verdicts) - len(tested)} of {len(verdicts)} comparisons have no test"
     if holds == len(verdicts):
         return "supported", f"all {len(verdicts)} comparisons hold" if holds > 1 else "the comparison holds"
-    rest = f"the others show nothing that {len(verdicts)} comparisons do not make likely"
-    return "not distinguishable", f"{holds} of {len(verdicts)} comparisons hold; {rest}"
+    if len(verdicts) == 1:
+        return "not distinguishable", "the comparison is not significant"
+    opposite = sum(verdict == "contradicted" for verdict in verdicts)
+    said = (
+        f"{holds} of {len(verdicts)} comparisons hold, {len(verdicts) - holds - opposite} are not significant"
+    )
+    if opposite:
+        said += f", {opposite} go the other way by no more than chance brings among {len(verdicts)}"
+    return "not distinguishable", said

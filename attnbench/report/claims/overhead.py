@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from attnbench.report.claims.contests import Contest, contests
 from attnbench.report.claims.finding import Evidence, Finding, Verdict
 from attnbench.report.claims.quality import OURS, rows_of
-from attnbench.report.configurations import Configuration
+from attnbench.report.configurations import Configuration, seed_of
 from attnbench.report.paper.published import paper_table
 from attnbench.report.quantities import LATENCY, SIZE, main_resolution
 from attnbench.report.tables import significant
@@ -51,7 +51,7 @@ def negligible_overhead(runs: Mapping[str, Sequence[Result]]) -> list[Finding]:
 
 def _finding(contest: Contest, ours: Configuration, theirs: Configuration) -> Finding:
     verdict: Verdict
-    a, b = ours.results[0], theirs.results[0]
+    a, b = _profiled(ours, theirs)
     side = main_resolution(a)
     found = [_count(quantity.name, quantity.title, a, b, side) for quantity in SIZE]
     evidence = tuple(one for one in (*found, _latency(a, b, side)) if one is not None)
@@ -68,6 +68,13 @@ def _finding(contest: Contest, ours: Configuration, theirs: Configuration) -> Fi
             "the interval of latency holds the threshold" if judged else "nothing that is judged was measured"
         )
     return Finding(on=contest.on, verdict=verdict, why=why, evidence=evidence)
+
+
+def _profiled(ours: Configuration, theirs: Configuration) -> tuple[Result, Result]:
+    """Return the first seed that finished in both, else the first result of each."""
+    sides = [{seed_of(r): r for r in side.results if r.status == "ok"} for side in (ours, theirs)]
+    both = sorted(sides[0].keys() & sides[1].keys())
+    return (sides[0][both[0]], sides[1][both[0]]) if both else (ours.results[0], theirs.results[0])
 
 
 def _count(name: str, title: str, ours: Result, theirs: Result, side: int | None) -> Evidence | None:

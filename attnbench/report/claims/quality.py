@@ -112,9 +112,9 @@ def _over_scales(
     compared, missing = [], dict[str, None]()
     for contest in group:
         for duel in duels:
-            absent = [row for row in duel if row not in contest.sides]
+            absent = [row for row in duel if row not in contest.sides or row in contest.twice]
             for row in absent:
-                unclear = contest.unclear.get(row)
+                unclear = contest.unclear.get(row) or contest.twice.get(row)
                 missing[unclear or f"no {table.rows[row].model} at CFG={contest.scale}"] = None
             if not absent:
                 name = _distance(contest, duel)

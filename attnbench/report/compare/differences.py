@@ -29,6 +29,7 @@ ALPHA = 0.05
 ROUNDING = 2.0**-30
 """Relative: what float64 sums of up to a million terms (10^6 x 2^-52 = 2e-10) may differ by."""
 _NORMAL_95 = 1.959964
+_NO_RATIO = "no ratio of these values"
 
 
 def compare_quantity(
@@ -97,6 +98,11 @@ def row_over_seeds(
     """Return the row of two cases over the seeds both have, two or more."""
     found = difference_over_seeds(ours, theirs, others, scale_of(quantity.name))
     seeds = list(found.seeds)
+    if not seeds:  # of a ratio, a value that is not positive has no logarithm
+        common = sorted(ours.keys() & theirs.keys())
+        base, value = (statistics.fmean(values[seed] for seed in common) for values in (theirs, ours))
+        row = new_row(pair, quantity, base, value, seeds=common)
+        return row if row.verdict == "same" else row.model_copy(update={"why": _NO_RATIO})
     base, value = (statistics.fmean(values[seed] for seed in seeds) for values in (theirs, ours))
     if all(_same(ours[seed], theirs[seed]) for seed in seeds):
         return new_row(pair, quantity, base, value, basis="seeds", seeds=seeds, verdict="same")

@@ -18,7 +18,7 @@ from attnbench.report.configurations import Configuration
 from attnbench.results import Measurement, Result
 from attnbench.specs import Case
 
-_NO_SETTINGS = {"suite", "question", "label", "axes", "exceptions", "seed", "code"}
+_NO_SETTINGS = {"suite", "question", "label", "axes", "exceptions", "seed", "code", "diagnose"}
 _NO_MODEL_SETTINGS = {"name", "summary", "source", "size", "published", "origin"}
 
 

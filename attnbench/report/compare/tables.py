@@ -219,9 +219,8 @@ def _methods(comparison: RunComparison) -> list[str]:
             "intervals are 95 % each, not adjusted."
         )
     if "seeds" in bases:
-        found.append(
-            "Over seeds: t test paired by seed, variance pooled over all cases that have those seeds."
-        )
+        pooled = "" if comparison.equal else ", variance pooled over all cases that have those seeds"
+        found.append(f"Over seeds: t test paired by seed{pooled}.")
     if "images" in bases:
         found.append(
             "Two trainings: from the intervals over images; another seed may turn it round, so it says "

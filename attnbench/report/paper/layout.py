@@ -13,7 +13,8 @@ from attnbench.report.paper.grid import Grid, Place, grid_of, number
 from attnbench.report.paper.notes import notes_of
 from attnbench.report.paper.published import GFLOPS, Metric, PaperRow
 from attnbench.report.paper.values import Value, measured_name
-from attnbench.report.significance import difference_over_seeds, mean_interval, scale_of
+from attnbench.report.ranking import Contest, standings
+from attnbench.report.significance import mean_interval, scale_of
 from attnbench.report.tables import MISSING, Cell, Column, Row, Table, plain
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -41,7 +42,7 @@ def layout_table(filling: Filling, name: str) -> Table:
     """Return a table of the paper, `table1` to `table8`, with what was measured below each published row.
 
     Columns, order and rounding are the paper's. Bold in published rows is the best printed value of its
-    size; in measured rows the best mean of its size, where its difference to the next is significant over
+    size; in measured rows the best mean of its size, where it differs significantly from every other over
     seeds.
     """
     grid, footnotes = grid_of(filling), _Footnotes()
@@ -174,26 +175,31 @@ def _digits(values: Sequence[float]) -> int:
 
 
 def _measured_best(grid: Grid) -> set[tuple[int, Line, Place]]:
-    """Return the cells whose mean is the best of its line and size, significantly over seeds."""
-    ranked = [place for place in grid.places if place.metric.better != "none"]
-    found = (
-        (_significant_best(grid, line, size, place), line, place)
+    """Return the cells whose mean differs significantly from every other of its line and size, and is best.
+
+    All columns are decided together, as those of the comparison are.
+    """
+    places = [
+        (line, place, size)
         for line in grid.filling.lines
         for size in grid.filling.table.sizes
-        for place in ranked
-    )
-    return {(index, line, place) for index, line, place in found if index is not None}
+        for place in grid.places
+        if place.metric.better != "none"
+    ]
+    ended = standings([_contest(grid, *at) for at in places])
+    return {
+        (standing.rows[0], line, place)
+        for standing, (line, place, _) in zip(ended, places, strict=True)
+        if standing.alone
+    }
 
 
-def _significant_best(grid: Grid, line: Line, size: str, place: Place) -> int | None:
+def _contest(grid: Grid, line: Line, place: Place, size: str) -> Contest:
     own: Mapping[int, Value] = {i: grid.values[i, line, place] for i in grid.one_row_a_recipe(size)}
-    means = {i: v.mean for i, v in own.items() if v.mean is not None and math.isfinite(v.mean)}
-    order = sorted(means, key=lambda i: means[i], reverse=place.metric.better == "higher")
-    if len(order) < 2:
-        return None
-    first, second, *rest = (own[i] for i in order)
-    name = first.over.name if first.over else ""
-    difference = difference_over_seeds(
-        first.by_seed, second.by_seed, [other.by_seed for other in rest], scale_of(name)
+    name = next((value.over.name for value in own.values() if value.over), "")
+    return Contest(
+        rows=tuple(own),
+        values=tuple(value.by_seed for value in own.values()),
+        better=place.metric.better,
+        scale=scale_of(name),
     )
-    return order[0] if difference.distinguishable else None

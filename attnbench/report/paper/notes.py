@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from attnbench.report.paper.grid import Grid
 from attnbench.report.paper.published import GFLOPS, published
-from attnbench.report.significance import method_in_words
+from attnbench.report.significance import largest_pool, method_in_words
 
 
 def notes_of(grid: Grid) -> Iterator[str]:
@@ -52,10 +52,18 @@ def _seeds(grid: Grid, of_size: str) -> Iterator[str]:
     if counts == {1}:
         yield "One seed per measured value: none is bold, for the spread between seeds is unknown."
     elif counts:
-        rows = max(len(grid.one_row_a_recipe(size)) for size in grid.filling.table.sizes)
+        columns = [
+            [by_seed for i in grid.one_row_a_recipe(size) if (by_seed := grid.values[i, line, place].by_seed)]
+            for line in grid.filling.lines
+            for size in grid.filling.table.sizes
+            for place in grid.places
+            if place.metric is not GFLOPS
+        ]
         yield (
-            f"Measured: mean over seeds, ± their standard deviation; bold: the best {of_size}where its "
-            f"difference to the next has p of 0.05 or less. {method_in_words(rows, max(counts))}"
+            f"Measured: mean over seeds, ± their standard deviation; bold: the best {of_size}where it "
+            "differs significantly from every other measured one. "
+            f"{method_in_words(*largest_pool([column for column in columns if column]))} Over the columns "
+            "false calls are held to 5 % (METRICS.md)."
         )
     if len(counts) > 1:
         yield f"Rows have {min(counts)} to {max(counts)} seeds."
