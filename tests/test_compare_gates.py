@@ -156,3 +156,28 @@ def test_exit_codes(here, gates, code, said):
     done = attnbench_here("compare", "a", "b", "--fail-on", gates, cwd=here)
     assert done.returncode == code, done.stderr
     assert said in done.stdout + done.stderr
+
+
+def test_a_case_that_failed_or_diverged_trips_its_gate(tmp_path):
+    """The third case has no distance: NaN or a failure is worse than any, without scores it is unknown."""
+    runs = seeded()
+
+    def changed(distance=None, **update):
+        return [
+            r
+            if not r.label.startswith("linear")
+            else with_measurement(r, Measurement(name="FD-digits", values=distance or [], n=500)).model_copy(
+                update=update
+            )
+            for r in runs
+        ]
+
+    for name, after, said in (
+        ("nan", changed([float("nan")]), "linear: FD-digits: not finite in B"),
+        ("failed", changed(status="failed", reason="NaN in step 7"), "linear: FD-digits: failed in B"),
+    ):
+        found, judged = outcome("FID>1", runs, after, folder=tmp_path / name)
+        assert (judged.tripped, judged.held, found.exit_code) == ([said], 2, 1)
+    found, judged = outcome("FID>1", runs, changed(), folder=tmp_path / "unscored")
+    assert (judged.tripped, judged.undecided) == ([], ["linear: FD-digits: not measured in B"])
+    assert found.exit_code == 0

@@ -160,3 +160,11 @@ def test_drawings_show_every_case_the_line_and_what_is_left_out():
     assert {"c0", "c40"} & set(re.findall(r">([^<>]+)</text>", crowded)) == {"c0"}
     assert "Of 41 configurations those on the line alone are labelled" in labels_caption(front)
     assert main_quality([make_result("a").model_copy(update={"measurements": []})]) is None
+
+
+def test_the_caption_tells_bars_over_seeds_from_bars_over_images():
+    """A configuration of one finished seed beside one of two."""
+    mixed = [case("a", 1.0, macs=100), case("a", 1.1, macs=100, seed=1), case("b", 2.0, macs=200)]
+    said = pareto_drawings(mixed, ["macs"])[0].caption
+    assert "over seeds; of one seed over images" in said
+    assert pareto_drawings([*mixed, case("b", 2.1, macs=200, seed=1)], ["macs"])[0].caption.endswith("seeds.")

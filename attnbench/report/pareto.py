@@ -178,7 +178,9 @@ def caption(front: Front, cost: Cost, quality: Quantity) -> str:
         names = ", ".join(plain(point.label) for point in hollow)
         parts.append(f"Hollow: disturbed, not ranked ({names}).")
     if any(point.several_seeds for point in front.points):
-        parts.append("Bars: 95 % over seeds.")
+        single = any(point.quality.known and not point.several_seeds for point in front.points)
+        over_images = "; of one seed over images, of that training and not of the method" if single else ""
+        parts.append(f"Bars: 95 % over seeds{over_images}.")
     elif any(point.quality.known for point in front.points):
         parts.append("Bars: 95 % over images, of these trainings and not of the methods (one seed each).")
     return " ".join(parts)

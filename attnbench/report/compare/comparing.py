@@ -12,6 +12,7 @@ from attnbench.report.compare.differences import (
     ALPHA,
     TIME_MARGIN,
     compare_quantity,
+    lost,
     seed_values,
     with_verdicts,
 )
@@ -63,6 +64,7 @@ def compare(sides: Sequence[Side], wanted: Wanted) -> RunComparison:
                 rows.append(found)
             elif found:
                 left_out.append(found)
+    gone = [one for quantity in known for pair in matched.pairs if (one := lost(pair, quantity))]
     rows = with_unlike(matched.pairs, quantities, rows, force=wanted.force)
     rows = with_verdicts(rows, wanted.alpha, wanted.time_margin)
     return RunComparison(
@@ -72,7 +74,7 @@ def compare(sides: Sequence[Side], wanted: Wanted) -> RunComparison:
         rows=rows,
         left_out=left_out,
         notes=said_apart(matched.pairs),
-        gates=[judge(gate, rows, known) for gate in wanted.gates],
+        gates=[judge(gate, rows, known, gone) for gate in wanted.gates],
     )
 
 

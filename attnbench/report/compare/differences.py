@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Sequence
 
 from attnbench.report.compare.compared import TIMES, Compared, verdict_of
-from attnbench.report.compare.matching import Pair, first_measurement
+from attnbench.report.compare.gates import Lost
+from attnbench.report.compare.matching import Pair, finished, first_measurement
 from attnbench.report.compare.records import ComparedQuantity, Ends, Verdict
 from attnbench.report.compare.rounds import RoundsTest, compare_rounds
 from attnbench.report.configurations import Configuration, seed_of
@@ -52,6 +53,20 @@ def compare_quantity(
     if quantity.group == "size" or quantity.quantity == LIVE_MEMORY:
         return _counted(pair, quantity)
     return _over_seeds(pair, quantity, others)
+
+
+def lost(pair: Pair, quantity: Compared) -> Lost | None:
+    """Return what became of a quantity that the base has and the other run has not; None where both do."""
+    ours, theirs = (c.measurements(quantity.name) for c in (pair.other, pair.base))
+    if not theirs or not all(math.isfinite(m.value) for m in theirs):
+        return None
+    where = f"{pair.label}: {quantity.title}"
+    if not all(math.isfinite(m.value) for m in ours):
+        return Lost(name=quantity.name, said=f"{where}: not finite in {pair.letter}", worse=True)
+    if not finished(pair.other):
+        status = pair.other.results[0].status
+        return Lost(name=quantity.name, said=f"{where}: {status} in {pair.letter}", worse=status == "failed")
+    return None if ours else Lost(name=quantity.name, said=f"{where}: not measured in {pair.letter}")
 
 
 def with_verdicts(

@@ -31,6 +31,16 @@ class Gate:
         return f"{self.name}>{amount:.12g}{'%' * self.relative}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """A quantity that the base has and the other run has not."""
+
+    name: str
+    said: str
+    worse: bool = False
+    """Whether that is a regression by itself: the case failed, or diverged."""
+
+
 def parse_gates(text: str) -> list[Gate]:
     """Read conditions; raises UserInputError naming the first that is none.
 
@@ -56,12 +66,18 @@ def check_gates(gates: Sequence[Gate], quantities: Sequence[Compared]) -> None:
         select([gate.name], quantities, "--fail-on")
 
 
-def judge(gate: Gate, rows: Sequence[ComparedQuantity], quantities: Sequence[Compared]) -> GateOutcome:
+def judge(
+    gate: Gate,
+    rows: Sequence[ComparedQuantity],
+    quantities: Sequence[Compared],
+    gone: Sequence[Lost] = (),
+) -> GateOutcome:
     """Return which rows trip a gate.
 
     A row trips it where the regression is beyond the amount for sure: its verdict is one, and the near end of
     its interval lies beyond. What is counted, or was measured once and so has no interval, is taken at its
-    value; a time that was disturbed, or has too few rounds, is not decided.
+    value; a time that was disturbed, or has too few rounds, is not decided. What failed or is not finite
+    where the base has a value trips it, too; what was not measured is not decided.
     """
     names = {quantity.name for quantity in select([gate.name], quantities, "--fail-on")}
     tripped, undecided, held = [], [], 0
@@ -76,6 +92,8 @@ def judge(gate: Gate, rows: Sequence[ComparedQuantity], quantities: Sequence[Com
             tripped.append(f"{where}: {_said(row)}")
         else:
             held += 1
+    tripped += [one.said for one in gone if one.name in names and one.worse]
+    undecided += [one.said for one in gone if one.name in names and not one.worse]
     return GateOutcome(gate=str(gate), tripped=tripped, held=held, undecided=undecided)
 
 
