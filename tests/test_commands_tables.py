@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import ROOT
 from paper_cases import full_run
-from report_cases import ENVIRONMENT
+from report_cases import ENVIRONMENT, make_result
 from typer.testing import CliRunner
 
 from attnbench.cli import app
@@ -60,7 +60,7 @@ def test_comparison_alone_in_a_format() -> None:
     before = sorted(path.name for path in QUICK.iterdir())
     code, out, _ = run("report", QUICK, "--format", "csv")
     assert code == 0
-    assert out.startswith("Case,Parameters (M),")
+    assert out.startswith("Case,Seeds,Parameters (M),")
     assert sorted(path.name for path in QUICK.iterdir()) == before
     with pytest.raises(UserInputError, match="2 runs: --layout table1 to table8 puts several into one table"):
         run("report", QUICK, PHOTOS)
@@ -177,3 +177,12 @@ def test_the_shipped_suites_fill_their_tables(layout: str, suite: str, rows: int
     assert [filling.title(line) for line in filling.lines] == ["measured"]
     assert len(filling.slots) == rows * len(paper_table(layout).scales)
     assert not [remark for remark in filling.remarks if "rows differ in train.precision" not in remark]
+
+
+def test_what_stands_in_no_row_is_named_without_its_terminal_escapes(tmp_path: Path) -> None:
+    """A label with an escape sequence is shown, not obeyed."""
+    folder = written(tmp_path, [make_result("\x1b[31mred", 0)])
+    code, _, said = run("report", folder, "--layout", "table4")
+    assert code == 1
+    assert "\ufffd[31mred" in said
+    assert "\x1b" not in said

@@ -403,3 +403,14 @@ def test_a_diagnosis_is_no_part_of_a_case(tmp_path):
     found = compare(sides_of(seeded(), looked_into, folder=tmp_path), Wanted())
     assert {row.against for row in found.rows} == set(LABELS)
     assert not [note for note in notes(found) if "diagnose" in note]
+
+
+@pytest.mark.parametrize(("last", "told"), [(1.1, True), (0.8, False)])
+def test_latencies_that_all_went_one_way_are_told_to_look_like_the_machine(tmp_path, last, told):
+    """Six cases a tenth slower in another session; with one of them faster instead, nothing is said."""
+    suite = make_suite()[:6]
+    factors = [1.1] * 5 + [last]
+    later = [retimed(result, i, factors[i]) for i, result in enumerate(suite)]
+    found = compare(sides_of(suite, later, folder=tmp_path), Wanted(only=("latency",)))
+    assert len(found.rows) == 6
+    assert any("All 6 latencies in B are longer" in note for note in notes(found)) == told

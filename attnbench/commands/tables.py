@@ -17,7 +17,7 @@ from attnbench.report.formats.flat import flattened
 from attnbench.report.paper.filling import fill
 from attnbench.report.paper.layout import layout_table
 from attnbench.report.paper.published import paper_table
-from attnbench.report.tables import Table
+from attnbench.report.tables import Table, plain
 from attnbench.results import Result
 from attnbench.specs import ModelConfig
 from attnbench.storage.atomic import atomic_write
@@ -108,6 +108,6 @@ def _paper_table(layout: str, runs: Mapping[str, Sequence[Result]]) -> Table | N
         return layout_table(filling, layout)
     console.print_notice(f"no result stands in a row of {layout} ({filling.table.title}); nothing is written")
     for why, labels in filling.left_out.items():
-        console.print_notice(f"{why}: {', '.join(labels)}")
+        console.print_notice(plain(f"{why}: {', '.join(labels)}"))
     console.print_notice(f"its rows: {', '.join(dict.fromkeys(row.recipe for row in filling.table.rows))}")
     return None

@@ -32,6 +32,7 @@ _BASES = {
     "seeds": "",
     "images": "images",
 }
+_FEWEST_TOGETHER = 6  # the fewest that all go one way by chance in less than 5 %: 2 / 2^6 = 3 %
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21}
 
 
@@ -232,6 +233,22 @@ def _methods(comparison: RunComparison) -> list[str]:
             f"in between is in no interval. Less than {100 * comparison.time_margin:g} % is not called a "
             "difference: two processes of one code differ by as much (METRICS.md)."
         )
+    found += _moved_together(comparison.rows)
+    return found
+
+
+def _moved_together(rows: Sequence[ComparedQuantity]) -> list[str]:
+    """Say where all latencies of another session went one way: a busier or warmer machine does that, too."""
+    found = []
+    for letter in dict.fromkeys(row.run for row in rows):
+        moved = [r for r in rows if r.run == letter and r.basis == "rounds of two sessions"]
+        sides = {r.difference > 0 for r in moved}
+        if len(moved) >= _FEWEST_TOGETHER and len(sides) == 1:
+            way = "longer" if sides.pop() else "shorter"
+            found.append(
+                f"All {len(moved)} latencies in {letter} are {way}, as of a busier or idler machine: "
+                "measure both runs again before it is put down to the code."
+            )
     return found
 
 
