@@ -200,3 +200,11 @@ def test_the_question_in_one_command(here):
     assert done.returncode == 0, done.stderr
     assert "GMAC" in done.stdout
     assert "Spent: 3 x full MACs x batch size x steps." in done.stdout
+
+
+def test_cases_without_a_seed_in_common_are_told_so(tmp_path):
+    """Both end at the same budget: it is not the range that keeps them apart."""
+    found, rows = equal([trained("linear"), trained("mine", seed=1)], "macs", tmp_path)
+    assert not rows
+    assert any("no seed in common: 1 in --case, 0 in --against" in said for said in found.left_out)
+    assert not any("measured range" in said for said in found.left_out)

@@ -195,6 +195,9 @@ def _along_family(pairs: Sequence[Pair], quantity: Compared, equal: Equal) -> Co
     others, bases = ([point for point in side if point.values] for side in sides)
     if not others or not bases:
         return f"{quantity.title}: not measured in {'--case' if not others else '--against'}"
+    if not set(_seeds(others)) & set(_seeds(bases)):
+        ours, theirs = (", ".join(map(str, _seeds(side))) for side in (others, bases))
+        return f"{quantity.title}: no seed in common: {ours} in --case, {theirs} in --against"
     for fixed, moving in ((others, bases), (bases, others)):
         for point in sorted(fixed, key=lambda p: -max(p.budgets.values())):
             row = _held_against(point, moving, pairs, quantity, ours_fixed=fixed is others)
