@@ -323,6 +323,7 @@ def test_profiles_are_compared_by_label(tmp_path):
         (["a", "--case", "linear", "--against", "sofmax"], 2, "(did you mean 'softmax'?)"),
         (["a", "--case", "linear", "--against", "linear"], 2, "names nothing but 'linear' itself"),
         (["a", "b", "--only", "latencies"], 2, "--only: 'latencies' is no quantity that these runs have"),
+        (["a", "b", "--only", ","], 2, "--only takes names with commas, such as quality,latency, got ','"),
         (["a", "b", "--format", "xml"], 2, "--format takes table, md or json, got 'xml'"),
         (["a", "b", "--alpha", "5"], 2, "--alpha takes a share between 0 and 1, such as 0.05, got 5"),
         (["a", "b", "--time-margin", "six"], 2, "--time-margin takes a percentage below 100"),

@@ -50,7 +50,7 @@ def compare_runs(options: Options) -> int:
     wanted = Wanted(
         cases=tuple(options.cases),
         against=options.against,
-        only=tuple(word.strip() for word in options.only.split(",") if word.strip()),
+        only=_names(options.only),
         gates=() if options.fail_on is None else tuple(parse_gates(options.fail_on)),
         alpha=_share(options.alpha),
         time_margin=_margin(options.time_margin),
@@ -91,6 +91,13 @@ def _one_of(text: str, names: Sequence[str], option: str) -> str:
     if text not in names:
         raise UserInputError(f"{option} takes {', '.join(names[:-1])} or {names[-1]}, got {text!r}")
     return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(word.strip() for word in text.split(",") if word.strip())
+    if text and not names:
+        raise UserInputError(f"--only takes names with commas, such as quality,latency, got {text!r}")
+    return names
 
 
 def _share(alpha: float) -> float:
