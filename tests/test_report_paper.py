@@ -349,3 +349,13 @@ def test_the_degrees_of_freedom_are_of_the_rows_that_ran() -> None:
     results = [r for seed in range(3) for r in full_run("table4", SHIFTS, seed) if r.axes["recipe"] in names]
     (note,) = [note for note in laid_out("table4", results).notes if note.startswith("Measured:")]
     assert "pooled over 2 rows, 2 degrees of freedom." in note
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_seed_that_diverged_is_shown_as_it_is(value: float) -> None:
+    """Neither a spread nor a difference is made of it, and nothing is bold."""
+    name = paper_table("table5").rows[0].recipe
+    values = enumerate((10.0, value, 11.0))
+    results = [paper_result(name, "table5", "4.0", {"fid": fid}, seed) for seed, fid in values]
+    shown = cell(laid_out("table5", results), "Attention map-wise paradigm", "measured", "CFG=4.0", "FID")
+    assert (shown.text, shown.detail, shown.best) == (str(value), "", False)

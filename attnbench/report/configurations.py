@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -51,8 +52,10 @@ class OverSeeds:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over seeds (n - 1); None of one seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        """Standard deviation over seeds (n - 1); None of one seed, or where a value is not finite."""
+        if len(self.values) < 2 or not all(map(math.isfinite, self.values)):
+            return None
+        return statistics.stdev(self.values)
 
 
 def configurations(results: Sequence[Result]) -> list[Configuration]:
