@@ -223,3 +223,14 @@ def test_labels_keep_their_distance_and_order(heights: list[float]) -> None:
     assert all(b - a >= 0.08 - rounding for a, b in itertools.pairwise(ordered))
     assert all(-rounding <= p <= 1 + rounding for p in placed)
     assert all(placed[i] <= placed[j] for i, a in enumerate(heights) for j, b in enumerate(heights) if a < b)
+
+
+def test_what_stands_behind_a_plus_minus_is_said() -> None:
+    """An interval over images, also where the floor alone has one; an earlier version's spread is none."""
+    results = make_suite()[:2]
+    earlier, interval = "standard deviation over subsets", "half of a 95 % interval over images"
+    notes = " ".join(comparison_table(results).notes)
+    assert earlier in notes
+    assert interval not in notes
+    floor = Measurement(name="floor:FD-digits", values=[0.3], interval=(0.2, 0.4), n=500, better="lower")
+    assert interval in " ".join(comparison_table([with_measurement(r, floor) for r in results]).notes)

@@ -144,8 +144,12 @@ def _notes(
     if any(line.status == "floor" for line in lines):
         notes.append("Floor: real images scored in place of samples.")
     single = [line for line in lines if line.configuration is None or len(line.configuration.results) == 1]
-    if any(m.interval and is_quality(m.name) for line in single for m in line.found.values()):
+    if any(m.interval and is_quality(name) for line in single for name, m in line.found.items()):
         notes.append("± is half of a 95 % interval over images at this n (METRICS.md), not over seeds.")
+    if any(line.has_spread_alone for line in single):
+        notes.append(
+            "± of a metric that an earlier version wrote: standard deviation over subsets, no interval."
+        )
     timed = [(line.label, line.measured(LATENCY)) for line in lines]
     if any(measured and measured.rounds for _, measured in timed):
         notes.append(

@@ -54,6 +54,12 @@ class Line:
         done = sum(result.status == "ok" for result in self.configuration.results)
         return Cell(text=str(asked) if done == asked else f"{done} of {asked}", value=done)
 
+    @property
+    def has_spread_alone(self) -> bool:
+        """Whether a metric has no interval but the spread over subsets, as earlier versions wrote it."""
+        known = (name.removesuffix(SPREAD) for name in self.found if name.endswith(SPREAD))
+        return any((m := self.found.get(name)) is not None and m.interval is None for name in known)
+
     def measured(self, quantity: Quantity) -> Measurement | None:
         """Return this row's measurement of one quantity, of several seeds the first's."""
         name = f"{quantity.name}@{self.resolution}" if is_profiled(quantity) else quantity.name
