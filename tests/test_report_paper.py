@@ -359,3 +359,15 @@ def test_a_seed_that_diverged_is_shown_as_it_is(value: float) -> None:
     results = [paper_result(name, "table5", "4.0", {"fid": fid}, seed) for seed, fid in values]
     shown = cell(laid_out("table5", results), "Attention map-wise paradigm", "measured", "CFG=4.0", "FID")
     assert (shown.text, shown.detail, shown.best) == (str(value), "", False)
+
+
+def test_a_seed_that_failed_is_told_beside_the_mean_of_the_others() -> None:
+    """The mean is of two seeds, and a footnote says which is not in it and why; another run may have it."""
+    name = paper_table("table5").rows[0].recipe
+    results = [paper_result(name, "table5", "4.0", {"fid": 10.0 + seed}, seed) for seed in range(3)]
+    lost = results[2].model_copy(update={"status": "failed", "reason": "killed", "measurements": []})
+    at = ("Attention map-wise paradigm", "measured, mean of 2 seeds", "CFG=4.0", "FID")
+    table = laid_out("table5", [*results[:2], lost])
+    assert (cell(table, *at).text, cell(table, *at).marks) == ("10.50", "a")
+    assert "a: seed 2 failed: killed" in table.notes
+    assert not [n for n in laid_out("table5", [*results[:2], lost], results[2:]).notes if "killed" in n]

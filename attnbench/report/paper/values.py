@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from attnbench.report.configurations import Configuration, OverSeeds, over_seeds, seed_of
@@ -55,7 +55,15 @@ def value_of(slot: Slot | None, metric: Metric, resolution: int | None = None) -
     found = [(one, m) for one, m in measured if m is not None and m.values]
     if not found:
         return Value(kind="not measured")
-    return _over_seeds(found, metric)
+    value = _over_seeds(found, metric)
+    return value if metric is GFLOPS or value.over is None else replace(value, note=_lost(slot, value.seeds))
+
+
+def _lost(slot: Slot, seeds: Sequence[int]) -> str:
+    """Say which seeds did not finish in any run, and why: they are in no mean."""
+    lost = {seed_of(one.result): one.result for one in slot.taken if one.result.status != "ok"}
+    said = (f"seed {seed} {r.status}: {r.reason}" for seed, r in sorted(lost.items()) if seed not in seeds)
+    return "; ".join(said)
 
 
 def gflops_of(filling: Filling, row: int, line: Line) -> Value:
