@@ -92,7 +92,7 @@ def report(
     ] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Write the report of a suite again from its results alone, or one table of runs.
+    """Write the report of a run again, or one table of runs.
 
     --layout shows runs in a table of the paper; --format or --to without it is the comparison of one run.
     Exit code 1 where no result stands in any row of a layout.
