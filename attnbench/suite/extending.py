@@ -107,10 +107,9 @@ def _over(below: Settings, above: Settings) -> Settings:
 
 def _refuse_overwritten(below: Settings, above: Settings) -> None:
     """Refuse a value of `above` that the matrix or the exceptions of `below` would overwrite in silence."""
-    given = above.data.get("matrix")
-    varied = below.data.get("matrix")
-    for key in varied if isinstance(varied, dict) else ():
-        if isinstance(varied[key], list) and not (isinstance(given, dict) and key in given):
+    given, varied = above.data.get("matrix"), below.data.get("matrix")
+    for key, values in varied.items() if isinstance(varied, dict) else ():
+        if isinstance(values, list) and not (isinstance(given, dict) and key in given):
             step = f"give its values instead, as in matrix: {{{key}: [VALUE]}}"
             _refuse_if_set(below, above, key, f"{below.origin(('matrix', key)).where} varies it; {step}")
     rules = below.data.get("exceptions") if "exceptions" not in above.data else None
