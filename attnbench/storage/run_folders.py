@@ -69,7 +69,7 @@ def read_run(name: str | Path, runs: Path) -> Run:
         if by_id and not results:
             raise UserInputError(
                 f"{folder / RESULTS} holds no result of the cases that {RUN} names; run the suite again, "
-                f"which computes nothing that is finished, or remove {RUN}: then every case in {RESULTS} counts"
+                f"which computes nothing that is finished, or remove {RUN}: then every case there counts"
             )
     if not results:
         raise UserInputError(f"{folder / RESULTS} holds no results yet; run the suite first")
