@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnbench.errors import UserInputError
-from attnbench.results import read_results
+from attnbench.results import each_result
 from attnbench.storage.atomic import storage_errors
 from attnbench.storage.claims import claims, keys_of
 from attnbench.storage.locks import alone_at_once, is_held
@@ -163,13 +163,26 @@ def _runs_beside(runs: Path, store: Path) -> tuple[list[Path], list[str]]:
     found, lost = [], []
     for place in dict.fromkeys((runs, store.resolve().parent)):
         for path in sorted(place.iterdir()):
-            if (path / RESULTS).exists():
+            is_run, reason = _looked_at(path)
+            if is_run:
                 found.append(path)
-            elif path.is_symlink() and not path.exists():
-                lost.append(f"{path} leads to {path.readlink()}, which is not there; bring it back")
-            elif (path / RUN).exists() or (path / DAMAGED_RESULTS).exists():
-                lost.append(f"{path / RESULTS} is missing; bring it back, or run the suite again")
+            elif reason and place == runs:  # elsewhere anything may lie
+                lost.append(reason)
     return found, lost
+
+
+def _looked_at(path: Path) -> tuple[bool, str]:
+    """Tell whether a folder is a run's; else why it may have been one, or nothing."""
+    try:
+        if (path / RESULTS).exists():
+            return True, ""
+        left = (path / RUN).exists() or (path / DAMAGED_RESULTS).exists()
+    except OSError as error:
+        return False, f"{path} cannot be read: {error.strerror}; let this user read it"
+    if path.is_symlink() and not path.exists():
+        return False, f"{path} leads to {path.readlink()}, which is not there; bring it back"
+    missing = f"{path / RESULTS} is missing; bring it back, or run the suite again"
+    return False, missing if left else ""
 
 
 def _forget_claims(store: Path, removed: Sequence[StoredFolder]) -> None:
@@ -187,8 +200,9 @@ def _named(run_dirs: Sequence[Path], runs: Path) -> tuple[dict[tuple[str, str], 
     for run_dir in run_dirs:
         title = run_dir.name if run_dir.parent == runs else str(run_dir)
         try:
-            # every line: those of one case may ask for different diagnoses
-            keys = [keys_of(case_of(run_dir, result)) for result in read_results(run_dir / RESULTS)]
+            # every line counts: those of one case may ask for different diagnoses
+            results = {(r.case_id, str(r.case.get("diagnose"))): r for r in each_result(run_dir / RESULTS)}
+            keys = [keys_of(case_of(run_dir, result)) for result in results.values()]
         except UserInputError as error:
             unclear.append(str(error))
             continue
