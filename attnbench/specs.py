@@ -83,6 +83,13 @@ class AttentionSpec(Spec):
     label: str | None = None
     """How reports call it; by default the name and the options."""
 
+    @field_validator("label")
+    @classmethod
+    def _can_be_read(cls, label: str | None) -> str | None:
+        if label and not label.strip():
+            raise ValueError("must have a character that can be seen; leave it out for the default")
+        return label
+
     @property
     def title(self) -> str:
         """How reports call this attention."""

@@ -19,6 +19,7 @@ from attnbench.errors import UserInputError
 from attnbench.evaluation.reference import Reference
 from attnbench.profiling.rows import to_measurements
 from attnbench.report.paper_figures.catalogue import FIGURES, chosen_figures
+from attnbench.report.paper_figures.output import write_latex
 from attnbench.results import Measurement, Result, append_result
 from attnbench.specs import DigitsData
 from attnbench.stages.sampling.grid import write_grid
@@ -171,6 +172,7 @@ def test_cases_are_chosen_by_pattern(runs):
         (("--figure", "5"), "figure 5 shows what happens inside a model"),
         (("--figure", ","), "--figure names none"),
         (("--format", "gif"), "unknown format 'gif'"),
+        (("--quality", "FD-digit"), "did you mean 'FD-digits'?"),
         (("--cost", "latncy"), "did you mean 'latency'?"),
         (("--figure", "1b", "--quality", "FD-digit"), "did you mean 'FD-digits'?"),
         (("--figure", "3", "--classes", "eight"), "unknown class 'eight'"),
@@ -188,6 +190,16 @@ def test_what_cannot_be_drawn_is_said(runs, words, said):
     refused = figures(runs, *words)
     assert refused.returncode == 2
     assert said in " ".join(refused.stderr.split())
+
+
+def test_a_papers_own_file_is_left_alone(tmp_path):
+    """A figures.tex that somebody wrote stays; one of ours is written anew."""
+    ours = write_latex([], tmp_path)
+    write_latex([], tmp_path)
+    ours.write_text("my own")
+    with pytest.raises(UserInputError, match="it was left as it is; move it away, or give another folder"):
+        write_latex([], tmp_path)
+    assert ours.read_text() == "my own"
 
 
 def test_all_that_can_be_drawn_and_why_not_the_rest(runs, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 import time
 from dataclasses import replace
@@ -298,6 +299,15 @@ def test_data_in_the_page_cannot_end_its_script(page: Path) -> None:
     assert data is not None
     assert not re.search("[<>&\u2028]", data[1])
     assert HOSTILE in [series["label"] for series in json.loads(data[1])["series"]]
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_what_is_not_finite_is_sorted_as_missing(value: float) -> None:
+    """Scripts cannot compare `inf` and `nan` as Python spells them."""
+    diverged = with_measurement(make_suite()[0], Measurement(name="x", values=[value], better="lower"))
+    text = render(gathered([diverged, *make_suite()[1:]]))
+    assert re.search(r"<td[^>]*>(inf|nan|–)", text)
+    assert not re.search(r'data-value="-?(inf|nan)"', text)
 
 
 def test_grids_are_cut_as_the_stage_lays_them_out(tmp_path: Path) -> None:

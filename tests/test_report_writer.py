@@ -259,6 +259,16 @@ def test_an_unwritable_folder_is_a_storage_error(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_figures_of_the_paper_are_no_left_overs(tmp_path: Path) -> None:
+    """A report removes figures that it no longer has, not what `attnbench figures --to` drew beside them."""
+    (tmp_path / "figures").mkdir()
+    old, paper = tmp_path / "figures/quality-macs.svg", tmp_path / "figures/figure-1b.svg"
+    for path in (old, paper):
+        path.write_text("<svg/>")
+    write_report(tmp_path, make_suite(), "suite", "")
+    assert (old.exists(), paper.exists()) == (False, True)
+
+
 def test_the_last_result_of_a_case_counts(tmp_path: Path) -> None:
     """A case that failed first and then finished is reported as finished."""
     first = make_result("a", 0, status="failed", reason="killed")

@@ -120,7 +120,9 @@ def test_a_record_that_cannot_be_trusted_is_said(runs, tmp_path):
     kept = read_run(folder, tmp_path).record.case_ids[0]
     other = [line for line in lines if kept not in line]
     (folder / RESULTS).write_text("".join(other))
-    assert attnbench_here("report", folder).returncode == 2, "no case of the record is left"
+    done = attnbench_here("report", folder)
+    assert done.returncode == 2, "no case of the record is left"
+    assert f"holds no result of the cases that {RUN} names; run the suite again" in done.stderr
 
 
 def test_a_folder_of_the_suites_name_does_not_hide_its_run(runs, tmp_path, monkeypatch):

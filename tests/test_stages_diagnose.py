@@ -165,6 +165,13 @@ def inspected(case, change) -> Diagnosis:
     return inspection.result([str(n) for n in range(10)])
 
 
+def test_a_single_token_is_like_no_other(trained):
+    """Nothing is wrong with its numbers, and the reason says so."""
+    config = trained[0].model.model_copy(update={"patch_size": 8})
+    found = inspected(trained[0].model_copy(update={"model": config}), lambda model: None)
+    assert found.problems == ["blocks 0 to 1: a single token, which is like no other"]
+
+
 def test_an_attention_without_a_map_is_named_and_the_case_goes_on(trained):
     """The other block's map, all similarities and what it records are there; the mean is not made up."""
     case, _ = trained
@@ -227,6 +234,13 @@ def test_records_of_any_shape_are_counted_or_averaged():
     """Choices [B, N] by class; banks; truth values; numbers of images; what is no number of use is left."""
     heard = Heard(2, torch.tensor([4, 6]))
     heard.expect(torch.tensor([6, 4]), num_tokens=2)
+    heard("blocks.0.used", torch.tensor(True))
+    heard("blocks.0.turned", torch.ones(2, 3, 4).transpose(1, 2))
+    heard("blocks.0.sparse", torch.eye(2).to_sparse())
+    heard("blocks.7.router", torch.tensor([[0, 0], [1, 2]]))
+    assert heard.factors()["turned"].means == [[1.0], []]
+    assert [list(layers) for layers in heard.problems.values()] == [[0]]
+    assert next(iter(heard.problems)).startswith("record 'sparse' left out: ")
     heard("blocks.1.router", torch.tensor([[0, 0], [1, 2]]))
     heard("blocks.0.bank", torch.tensor([[0, 1, 1, 1]]))
     heard("blocks.0.lambda", torch.tensor([[[1.0], [3.0]], [[5.0], [5.0]]]))
@@ -241,7 +255,7 @@ def test_records_of_any_shape_are_counted_or_averaged():
     assert choices["heads"].by_class == [[[0.5, 0.5], []], [[1.0, 0.0], []]]
     assert factors["lambda"].means == [[2.0, 5.0], []]
     assert factors["mediators"].means == [[5.0], []]
-    assert choices.keys() | factors.keys() == {"router", "bank", "heads", "lambda", "mediators"}
+    assert choices.keys() | factors.keys() == {"router", "bank", "heads", "lambda", "mediators", "turned"}
 
 
 def test_a_suite_asks_for_it_in_a_word(tmp_path):

@@ -13,13 +13,16 @@ from runner_cases import tiny_suite
 
 from attnbench.commands import store as store_command
 from attnbench.errors import UserInputError
+from attnbench.results import append_result, read_results
 from attnbench.running.executors import run_inline
 from attnbench.running.runner import run
+from attnbench.specs import DiagnoseSpec
 from attnbench.stages.interrupts import Stopped
-from attnbench.storage.claims import keys_of
-from attnbench.storage.inventory import take_inventory
+from attnbench.storage.claims import claims, keys_of, note_claim
+from attnbench.storage.inventory import removable, remove, take_inventory
 from attnbench.storage.locks import alone_at_once, alone_in, beside_others
 from attnbench.storage.names import DONE, RESULTS
+from attnbench.storage.store import StageOutput, write_output
 
 STAGES = ("prepare", "train", "sample", "evaluate")
 ONE = "matrix.model.attention=[softmax]"
@@ -204,6 +207,71 @@ def test_what_a_run_names_must_be_clear(place):
         said = attnbench_here("store", "list", cwd=place).stdout
         assert "warning: nothing can be pruned" in said
     assert stages(place / "runs") == before
+
+
+@pytest.mark.parametrize("how", ["link to nowhere", "results gone", "lost while it was asked"])
+def test_a_run_whose_results_are_not_there_is_unclear(place, how):
+    """A run on a disk that is not mounted, or one without its results: its stages are not free to go."""
+    shutil.rmtree(place / "runs" / "two")
+    run_dir, before = place / "runs/one", stages(place / "runs")
+    if how == "lost while it was asked":
+        inventory, runs = take_inventory(place / "runs"), place / "runs"
+        (run_dir / RESULTS).write_text("{}\n")
+        with pytest.raises(UserInputError, match="unclear what a run names"):
+            remove(inventory, removable, partial(take_inventory, runs), print)
+    else:
+        if how == "link to nowhere":
+            shutil.rmtree(run_dir)
+            run_dir.symlink_to(place / "unmounted")
+        else:
+            (run_dir / RESULTS).unlink()
+        done = attnbench_here("store", "prune", "--yes", cwd=place)
+        assert done.returncode == 2
+        assert re_says(done.stderr, "unclear what a run names", str(run_dir), "bring it back")
+    assert stages(place / "runs") == before
+
+
+def test_links_are_followed(place, cases):
+    """Runs beside what a linked store leads to count; a stage that lies on another disk goes there, too."""
+    other = place / "other"
+    other.mkdir()
+    (other / "store").symlink_to("../runs/store")
+    assert not removable(take_inventory(other))
+    shutil.rmtree(place / "runs" / "two")
+    stage = place / "runs/store/sample" / cases["two"].key("sample")
+    stage.rename(place / "large")
+    stage.symlink_to(place / "large")
+    prune(place, "--yes")
+    assert not stage.is_symlink()
+    assert not (place / "large").exists()
+
+
+def test_every_line_of_a_case_names_its_diagnosis(place, cases):
+    """A diagnosis is no part of a case's id: a later line without one does not set an earlier one free."""
+    path, store = place / "runs/one" / RESULTS, place / "runs/store"
+    plain = read_results(path)[0]
+    diagnosed = cases["one"].model_copy(update={"diagnose": DiagnoseSpec()})
+    folder = store / "diagnose" / diagnosed.key("diagnose")
+    folder.mkdir(parents=True)
+    write_output(folder, StageOutput())
+    assert [found.path for found in removable(take_inventory(place / "runs"))] == [folder]
+    append_result(path, plain.model_copy(update={"case": diagnosed.model_dump(mode="json")}))
+    append_result(path, plain)
+    assert not removable(take_inventory(place / "runs"))
+
+
+def test_a_case_killed_in_its_diagnosis_is_not_finished(place, cases):
+    """Its stages stay for the same command to go on from, until they are asked for; then it is forgotten."""
+    for name in ("one", "two"):
+        shutil.rmtree(place / "runs" / name)
+    case, store = cases["one"].model_copy(update={"diagnose": DiagnoseSpec()}), place / "runs/store"
+    note_claim(case, store)
+    kept = of(case) & stages(place / "runs")
+    prune(place, "--yes")
+    assert stages(place / "runs") >= kept
+    prune(place, "--yes", "--unfinished")
+    assert not stages(place / "runs")
+    assert not list(claims(store))
 
 
 def test_without_consent_nothing_goes(place):

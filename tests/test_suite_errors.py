@@ -172,6 +172,12 @@ def test_labels_must_tell_cases_apart(here: Path) -> None:
     assert "matrix.model.attention[1]: has the same label as matrix.model.attention[0]: 'same'" in line
 
 
+def test_a_label_must_be_seen(here: Path) -> None:
+    """A column of a report without a name has nothing to point at."""
+    (line,) = errors(here, SMALL, "matrix.model.attention=[{name: softmax, label: ' '}]")
+    assert "label: must have a character that can be seen" in line
+
+
 def test_an_option_cannot_vary_in_a_list_of_attentions(here: Path) -> None:
     """There is no one place for the value to go."""
     text = SMALL + "matrix:\n  model.attention.options.mode: [map]\n"

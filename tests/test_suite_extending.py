@@ -73,6 +73,47 @@ def test_later_files_hold_over_earlier_ones_and_chains_reach_through(write) -> N
     assert (train.steps, train.ema_decay, train.lr, train.warmup_steps) == (12, 0.5, 1e-3, 5)
 
 
+@pytest.mark.parametrize(
+    ("base", "own", "said"),
+    [
+        ("", "model: {attention: dydila}\n", "model.attention: base.yaml:6:10 varies it; give its values"),
+        (
+            "exceptions: [{when: {model.attention: [softmax]}, set: {train.lr: 1e-4}, reason: so}]\n",
+            "train: {lr: 5e-3}\n",
+            "train.lr: base.yaml:7:57 sets it for some cases; give exceptions here, too",
+        ),
+    ],
+)
+def test_a_value_that_a_base_would_overwrite_is_refused(write, base, own, said) -> None:
+    """Its matrix and exceptions hold over single values, those of the nearer file, too: not in silence."""
+    write(base=BASE + base, own=OWN + own)
+    (line,) = lines()
+    assert line.startswith("own.yaml:4:")
+    assert said in line
+    write(base=BASE + base, own=OWN + own + "matrix: {model.attention: [linear]}\nexceptions: []\n")
+    if base:
+        assert [case.train.lr for case in load_suite("own.yaml").cases] == [5e-3]
+
+
+def test_two_bases_may_share_a_value_that_one_of_them_varies(write) -> None:
+    """What both have from one file is no wish of the second against the matrix of the first."""
+    write(
+        root="train: {lr: 1e-3}\n",
+        one="extends: root.yaml\nmatrix: {train.lr: [1e-3, 1e-4]}\n",
+        two="extends: root.yaml\ntrain: {steps: 12}\n",
+        own=OWN.replace("base.yaml", "[base.yaml, one.yaml, two.yaml]"),
+        base=BASE.replace("lr: 2e-3, ", ""),
+    )
+    assert len(load_suite("own.yaml").cases) == 4
+
+
+def test_a_copy_of_a_shipped_suite_finds_what_it_extends(write) -> None:
+    """`_paper.yaml` lies beside the shipped suites, not beside a copy of one."""
+    text = (shipped_folder() / "table4_components.yaml").read_text()
+    write(own=f"{text.partition('matrix:')[0]}model: tiny-dit-rgb\ndata: {{codec: null}}\n")
+    assert load_suite("own.yaml").cases
+
+
 def test_a_shipped_suite_can_be_extended_by_its_name(write) -> None:
     """Ours in other sizes, without a copy of it."""
     write(own="name: own\nquestion: Which?\nextends: quick\ntrain: {steps: 3}\n")

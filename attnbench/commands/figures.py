@@ -53,8 +53,8 @@ class FiguresRequest:
 def figures(request: FiguresRequest, *, runs: Path, device: str, quiet: bool) -> None:
     """Draw the figures into a folder and print where they lie.
 
-    Raises UserInputError for what is unknown, and after the others are drawn for a figure that was named and
-    cannot be drawn, or where there is none at all.
+    Raises UserInputError for what is unknown, a metric or class after the others are drawn; likewise for a
+    figure that was named and cannot be drawn, or where there is none at all.
     """
     file_format = _file_format(request.file_format)
     if request.cost not in COSTS:
@@ -67,6 +67,7 @@ def figures(request: FiguresRequest, *, runs: Path, device: str, quiet: bool) ->
     folder = request.to or read[0].folder / PAPER_FIGURES
     drawn: list[Drawn] = []
     missing: list[str] = []
+    typed, mistyped = (request.quality, request.extractor, *words(request.classes or "")), False
     for figure in wanted:
         chosen = file_format or ("png" if figure.kind == "samples" else "svg")
         try:
@@ -75,11 +76,12 @@ def figures(request: FiguresRequest, *, runs: Path, device: str, quiet: bool) ->
                 typer.echo(f"figure {name}: {drawn[-1].path}")
         except UserInputError as error:
             missing.append(str(error))
+            mistyped = mistyped or (isinstance(error, UnknownNameError) and error.got in typed)
     for_latex = [figure for figure in drawn if figure.path.suffix != ".svg"]
     if for_latex:
         typer.echo(f"for LaTeX: {write_latex(for_latex, folder)}")
-    if missing and (request.figures or not drawn):
-        raise UserInputError("\n".join(missing))
+    if missing and (request.figures or mistyped or not drawn):
+        raise UserInputError("\n".join(dict.fromkeys(missing)))
     for reason in missing:
         print_notice(f"not drawn: {reason}")
 

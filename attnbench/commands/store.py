@@ -12,7 +12,7 @@ import typer
 from attnbench import console
 from attnbench.console.store_view import in_bytes, prune_listing, store_listing
 from attnbench.errors import UserInputError
-from attnbench.storage.inventory import removable, remove, take_inventory
+from attnbench.storage.inventory import removable, remove, require_clear, take_inventory
 
 
 def print_list(runs: Path, elsewhere: Sequence[Path]) -> None:
@@ -29,13 +29,7 @@ def prune(
 
     Raises UserInputError where it is unclear what a run names, a run is going on, or nobody agreed.
     """
-    inventory = take_inventory(runs, elsewhere)
-    if inventory.unclear:
-        raise UserInputError(
-            "nothing was removed, since it is unclear what a run names: "
-            + "; ".join(inventory.unclear)
-            + "; or remove that run's folder, if its results are not needed"
-        )
+    inventory = require_clear(take_inventory(runs, elsewhere))
     choose = partial(removable, unfinished=unfinished, features=features)
     found = choose(inventory)
     if not found:

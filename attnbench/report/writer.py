@@ -40,6 +40,8 @@ def write_report(
     files = {figure.name: f"figures/{figure.name}.svg" for figure in content.figures}
     paths = ReportPaths(markdown=run_dir / REPORT_MARKDOWN, html=run_dir / REPORT_HTML)
     for left_over in {*(run_dir / "figures").glob("*.svg")} - {run_dir / file for file in files.values()}:
+        if left_over.name.startswith("figure-"):
+            continue  # of `attnbench figures --to`
         with storage_errors(left_over):
             left_over.unlink()  # of a report of more cases, say
     for figure in content.figures:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnbench.errors import UserInputError
-from attnbench.results import latest, read_results
+from attnbench.results import each_result
 from attnbench.storage.atomic import storage_errors
 from attnbench.storage.claims import claims, keys_of
 from attnbench.storage.locks import alone_at_once, is_held
-from attnbench.storage.names import CLAIMS, DONE, FEATURES, LOCK, RESULTS, STORE
+from attnbench.storage.names import CLAIM, CLAIMS, DAMAGED_RESULTS, DONE, FEATURES, LOCK, RESULTS, RUN, STORE
 from attnbench.storage.run_folders import case_of
 from attnbench.storage.store import EVERY_STAGE, read_output
 
@@ -66,7 +66,8 @@ def take_inventory(runs: Path, elsewhere: Sequence[Path] = ()) -> Inventory:
             raise UserInputError(
                 f"{folder} is not the folder of a run: {RESULTS} is missing; name one that is"
             )
-    run_dirs = (*(path.parent for path in sorted(runs.absolute().glob(f"*/{RESULTS}"))), *elsewhere)
+    beside, lost = _runs_beside(runs.absolute(), store)
+    run_dirs = (*beside, *elsewhere)
     named, unclear = _named(run_dirs, runs.absolute())
     begun = _begun(store)
     folders = []
@@ -83,7 +84,18 @@ def take_inventory(runs: Path, elsewhere: Sequence[Path] = ()) -> Inventory:
                 runs=tuple(named.get(place, ())),
             )
         )
-    return Inventory(store=store, runs=run_dirs, folders=tuple(folders), unclear=tuple(unclear))
+    return Inventory(store=store, runs=run_dirs, folders=tuple(folders), unclear=(*lost, *unclear))
+
+
+def require_clear(inventory: Inventory) -> Inventory:
+    """Return an inventory by which stages can be removed; raises UserInputError where a run is unclear."""
+    if inventory.unclear:
+        raise UserInputError(
+            "nothing was removed, since it is unclear what a run names: "
+            + "; ".join(inventory.unclear)
+            + "; or remove that run's folder, if its results are not needed"
+        )
+    return inventory
 
 
 def removable(
@@ -129,15 +141,56 @@ def remove(
                     f"a process works in {lock.parent} at this moment; nothing was removed: prune when it "
                     "has ended"
                 )
-        chosen = [folder for folder in choose(again()) if folder.path in asked]
+        chosen = [folder for folder in choose(require_clear(again())) if folder.path in asked]
         for folder in chosen:
             with storage_errors(folder.path):
-                if folder.path.is_file():
+                if not folder.path.is_dir():
                     folder.path.unlink()
                     continue
                 (folder.path / DONE).unlink(missing_ok=True)  # half of it is not to be taken for all
-                shutil.rmtree(folder.path)
+                shutil.rmtree(folder.path.resolve())
+                if folder.path.is_symlink():  # somebody keeps large stages on another disk
+                    folder.path.unlink()
+        _forget_claims(inventory.store, chosen)
     return chosen
+
+
+def _runs_beside(runs: Path, store: Path) -> tuple[list[Path], list[str]]:
+    """Return the run folders beside a store, and of which of them nobody can tell what they name.
+
+    Where a runs folder's store is a link, the runs beside what it leads to count, too.
+    """
+    found, lost = [], []
+    for place in dict.fromkeys((runs, store.resolve().parent)):
+        for path in sorted(place.iterdir()):
+            is_run, reason = _looked_at(path)
+            if is_run:
+                found.append(path)
+            elif reason and place == runs:  # elsewhere anything may lie
+                lost.append(reason)
+    return found, lost
+
+
+def _looked_at(path: Path) -> tuple[bool, str]:
+    """Tell whether a folder is a run's; else why it may have been one, or nothing."""
+    try:
+        if (path / RESULTS).exists():
+            return True, ""
+        left = (path / RUN).exists() or (path / DAMAGED_RESULTS).exists()
+    except OSError as error:
+        return False, f"{path} cannot be read: {error.strerror}; let this user read it"
+    if path.is_symlink() and not path.exists():
+        return False, f"{path} leads to {path.readlink()}, which is not there; bring it back"
+    missing = f"{path / RESULTS} is missing; bring it back, or run the suite again"
+    return False, missing if left else ""
+
+
+def _forget_claims(store: Path, removed: Sequence[StoredFolder]) -> None:
+    """Remove the notes on cases that lack a stage now: what is left of them would count as begun for ever."""
+    gone = {(folder.stage, folder.path.name) for folder in removed}
+    for claim in list(claims(store)):
+        if gone.intersection(claim.keys.items()):
+            (store / CLAIMS / claim.keys["evaluate"] / CLAIM).unlink(missing_ok=True)
 
 
 def _named(run_dirs: Sequence[Path], runs: Path) -> tuple[dict[tuple[str, str], list[str]], list[str]]:
@@ -147,8 +200,9 @@ def _named(run_dirs: Sequence[Path], runs: Path) -> tuple[dict[tuple[str, str], 
     for run_dir in run_dirs:
         title = run_dir.name if run_dir.parent == runs else str(run_dir)
         try:
-            results = latest(read_results(run_dir / RESULTS))
-            keys = [keys_of(case_of(run_dir, result)) for result in results]
+            # every line counts: those of one case may ask for different diagnoses
+            results = {(r.case_id, str(r.case.get("diagnose"))): r for r in each_result(run_dir / RESULTS)}
+            keys = [keys_of(case_of(run_dir, result)) for result in results.values()]
         except UserInputError as error:
             unclear.append(str(error))
             continue
@@ -158,11 +212,13 @@ def _named(run_dirs: Sequence[Path], runs: Path) -> tuple[dict[tuple[str, str], 
 
 
 def _begun(store: Path) -> set[tuple[str, str]]:
-    """Return the stages of every case that was begun and whose last stage is not finished."""
-    open_claims = (
-        claim for claim in claims(store) if read_output(store / "evaluate" / claim.keys["evaluate"]) is None
-    )
-    return {place for claim in open_claims for place in claim.keys.items()}
+    """Return the stages of every case that was begun and not finished: not evaluated, or not diagnosed."""
+    return {
+        place
+        for claim in claims(store)
+        if any(read_output(store / stage / key) is None for stage, key in claim.keys.items())
+        for place in claim.keys.items()
+    }
 
 
 def _folders(store: Path) -> Iterator[tuple[str, Path]]:

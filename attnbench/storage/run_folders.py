@@ -66,6 +66,11 @@ def read_run(name: str | Path, runs: Path) -> Run:
     if record is not None:
         by_id = {result.case_id: result for result in results}
         results = [by_id[case_id] for case_id in record.case_ids if case_id in by_id]
+        if by_id and not results:
+            raise UserInputError(
+                f"{folder / RESULTS} holds no result of the cases that {RUN} names; run the suite again, "
+                f"which computes nothing that is finished, or remove {RUN}: then every case there counts"
+            )
     if not results:
         raise UserInputError(f"{folder / RESULTS} holds no results yet; run the suite first")
     return Run(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attnbench.errors import SuiteError, did_you_mean
-from attnbench.suite.files import shipped_files
+from attnbench.suite.files import BASE, shipped_files, shipped_folder
 from attnbench.suite.matrix import expand_shorthand
 from attnbench.yaml_source import KeyPath, Origin, Settings, read_settings, show_value, shown_file
 
@@ -80,6 +80,9 @@ def _find(name: str, origin: Origin) -> Path:
     path = Path(os.path.normpath(origin.folder / os.path.expanduser(name)))
     if path.is_file():
         return path
+    common = shipped_folder() / name  # so that a copy of a shipped suite works in any folder
+    if name.startswith(BASE) and common.parent == shipped_folder() and common.is_file():
+        return common
     shipped = shipped_files()
     if name in shipped:
         return shipped[name]
@@ -97,8 +100,36 @@ def _over(below: Settings, above: Settings) -> Settings:
     merged = Settings({}, {(): above.origins[()]})
     for side in (below, above):
         _spell_out(side)
+    _refuse_overwritten(below, above)
     merged.data = _merge(below, above, merged, ())
     return merged
+
+
+def _refuse_overwritten(below: Settings, above: Settings) -> None:
+    """Refuse a value of `above` that the matrix or the exceptions of `below` would overwrite in silence."""
+    given, varied = above.data.get("matrix"), below.data.get("matrix")
+    for key, values in varied.items() if isinstance(varied, dict) else ():
+        if isinstance(values, list) and not (isinstance(given, dict) and key in given):
+            step = f"give its values instead, as in matrix: {{{key}: [VALUE]}}"
+            _refuse_if_set(below, above, key, f"{below.origin(('matrix', key)).where} varies it; {step}")
+    rules = below.data.get("exceptions") if "exceptions" not in above.data else None
+    for index, rule in enumerate(rules if isinstance(rules, list) else ()):
+        sets = rule.get("set") if isinstance(rule, dict) else None
+        for key in sets if isinstance(sets, dict) else ():
+            where = below.origin(("exceptions", index, "set", key)).where
+            step = "give exceptions here, too, as in exceptions: [] for none"
+            _refuse_if_set(below, above, key, f"{where} sets it for some cases; {step}")
+
+
+def _refuse_if_set(below: Settings, above: Settings, key: str, why: str) -> None:
+    path = tuple(key.split("."))
+    place: Any = above.data
+    for part in path:
+        if not isinstance(place, dict) or part not in place:
+            return
+        place = place[part]
+    if above.origin(path) != below.origins.get(path):  # both have it from one file: nobody meant another
+        raise SuiteError(f"{above.origin(path).where}: {key}: {why}")
 
 
 def _spell_out(settings: Settings) -> None:

@@ -21,6 +21,7 @@ PATH_SETTINGS: tuple[KeyPath, ...] = (
 )
 """Paths; relative ones start from the folder of the suite's file that states them, in an override from the
 working directory."""
+MOST_SEEDS = 1000  # more is a slip of the finger, and its cases fill the memory
 _AROUND = (("matrix",), ("exceptions", "set"))  # in these, a path is the value of a dotted key
 
 
@@ -92,8 +93,8 @@ def _is_path(path: KeyPath) -> bool:
 
 def _give_seeds(settings: Settings, seeds: int) -> None:
     """Let the suite run with the seeds 0 to `seeds` - 1; refuses to guess where seeds are given already."""
-    if seeds < 1:
-        raise UserInputError(f"--seeds takes a number of seeds, 1 or more, got {seeds}")
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise UserInputError(f"--seeds takes a number of seeds, 1 to {MOST_SEEDS}, got {seeds}")
     given = settings.data.get("seed", 0)
     origin = settings.origin(("seed",))
     if origin.overrides:

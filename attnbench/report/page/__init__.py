@@ -12,6 +12,7 @@ import base64
 import functools
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -52,6 +53,7 @@ def render(content: Content) -> str:
         groups=_groups,
         label=_label,
         data_uri=_data_uri,
+        finite=math.isfinite,
         inline=_inline,
         style=style,
         marks=[outline(mark) for mark in MARKERS],

@@ -72,8 +72,8 @@ def chosen_figures(names: Sequence[str]) -> list[PaperFigure]:
     for name in names:
         if name in DIAGNOSED:
             raise UserInputError(
-                f"figure {name} shows what happens inside a model, which no result holds; "
-                f"`attnbench figures` draws {', '.join(FIGURES)}"
+                f"figure {name} shows what happens inside a model; the report of a run with "
+                f"-o diagnose=true draws it, `attnbench figures` draws {', '.join(FIGURES)}"
             )
         if name in ("1", "11a", "11b"):
             whole = "1a and 1b" if name == "1" else "11, whose two rows are (a) and (b)"

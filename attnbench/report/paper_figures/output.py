@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from attnbench.errors import UserInputError
 from attnbench.report.drawing import drawing, on_paper, svg
 from attnbench.report.tables import plain
 from attnbench.storage.atomic import atomic_write, storage_errors
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Format = Literal["svg", "png", "pdf"]
 LATEX = "figures.tex"
+_HEAD = "% needs \\usepackage{graphicx}, and \\graphicspath where this folder is not the paper's own\n"
 _ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
@@ -57,8 +59,17 @@ def write_figure(
 
 
 def write_latex(drawn: Sequence[Drawn], folder: Path) -> Path:
-    """Write `figures.tex`, one figure environment each, to be taken into a paper with \\input."""
+    """Write `figures.tex`, one figure environment each, to be taken into a paper with \\input.
+
+    Raises UserInputError where one lies there that somebody else wrote, StorageError.
+    """
     path = folder / LATEX
+    with storage_errors(path):
+        if path.exists() and not path.read_bytes().startswith(_HEAD.encode()):
+            raise UserInputError(
+                f"{path} is not attnbench's: it was left as it is; move it away, or "
+                "give another folder with --to"
+            )
     parts = [
         "\\begin{figure}[t]\n  \\centering\n"
         f"  \\includegraphics[width=\\linewidth]{{{figure.path.name}}}\n"
@@ -66,8 +77,7 @@ def write_latex(drawn: Sequence[Drawn], folder: Path) -> Path:
         "\\end{figure}\n"
         for figure in drawn
     ]
-    head = "% needs \\usepackage{graphicx}, and \\graphicspath where this folder is not the paper's own\n"
-    atomic_write(path, (head + "\n".join(parts)).encode())
+    atomic_write(path, (_HEAD + "\n".join(parts)).encode())
     return path
 
 

@@ -12,6 +12,7 @@ from attnbench.report.diagnosis_record import Choices, Factors
 
 _NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 MOST_OPTIONS = 1024  # a whole number beyond it is no choice between options
+_MOST_LETTERS = 200  # of an error's text: some of torch's fill pages
 KNOWN_OPTIONS = {
     "projector_q": "num_projectors",
     "projector_k": "num_projectors",
@@ -30,6 +31,8 @@ class Heard:
 
     def __init__(self, depth: int, classes: torch.Tensor) -> None:
         self.depth, self.classes = depth, classes
+        self.problems: dict[str, dict[int, None]] = defaultdict(dict)
+        """Of each record that could not be read, the layers where it is."""
         self._labels = classes[:0]
         self._num_tokens = 0
         self._counts: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)  # [classes or 1, options]
@@ -42,11 +45,20 @@ class Heard:
     def __call__(self, name: str, tensor: torch.Tensor) -> None:
         """Take a record; one that is neither of a block nor of numbers is left alone."""
         found = _NAME.fullmatch(name)
-        if found is None or not tensor.numel() or tensor.is_complex():
+        if found is None or int(found[1]) >= self.depth or not tensor.numel() or tensor.is_complex():
             return
-        layer, what, values = int(found[1]), found[2], tensor.detach().cpu()
+        layer, what = int(found[1]), found[2]
+        try:
+            self._take(what, layer, tensor.detach().cpu())
+        except Exception as error:  # noqa: BLE001 - a plugin may record anything, and its case goes on
+            text = " ".join(str(error).split())[:_MOST_LETTERS]
+            self.problems[f"record {what!r} left out: {type(error).__name__}: {text}"][layer] = None
+
+    def _take(self, what: str, layer: int, values: torch.Tensor) -> None:
         if values.is_floating_point() or values.shape == self._labels.shape:  # a number of each image
-            banks = values.flatten(1) if values.dim() == 3 and values.shape[-1] == 1 else values.view(1, -1)
+            banks = (
+                values.flatten(1) if values.dim() == 3 and values.shape[-1] == 1 else values.reshape(1, -1)
+            )
             self._factors[what][layer].append(banks.double().mean(1))
         else:
             counts = self._counted(values)
@@ -57,6 +69,8 @@ class Heard:
         """Return how often each option was chosen, [classes, options], or [1, options] of unknown images."""
         images = len(self._labels)
         if values.dtype == torch.bool:
+            if not values.dim():
+                return None
             chosen = values.long()
             own = values.shape[:2] == (images, self._num_tokens) and values.dim() == 3
             each = chosen.sum(1) if own else chosen.reshape(-1, chosen.shape[-1])

@@ -62,10 +62,12 @@ class Inspection:
             with watching(self.model, self.asked.map_images if not seen else 0) as notes:
                 self.model(x[part], times[part], labels[part], recorder=self.heard)
             seen.append(notes)
+        single = math.prod(self.model.grid) == 1
+        reason = "a single token, which is like no other" if single else "tokens are not finite"
         for name in SIMILARITIES:
             layers = zip(*([getattr(note, name) for note in notes] for notes in seen), strict=True)
             means = [torch.cat(parts).mean().item() for parts in layers]
-            self.rows[name].append([self._kept(v, n, "tokens are not finite") for n, v in enumerate(means)])
+            self.rows[name].append([self._kept(v, n, reason) for n, v in enumerate(means)])
         maps = [self._map(layer, note.site, self.queries) for layer, note in enumerate(seen[0])]
         for name, of in OF_A_MAP.items():
             values = [None if m is None else of(m.weights).nanmean().item() for m in maps]
@@ -111,6 +113,7 @@ class Inspection:
 
     def result(self, class_names: Sequence[str]) -> Diagnosis:
         """Return everything that was found."""
+        problems = {**self.problems, **self.heard.problems}
         classes: list[int] = self.heard.classes.tolist()
         attentions = [self.case.model.attention_at(layer) for layer in range(len(self.paths))]
         return Diagnosis(
@@ -127,7 +130,7 @@ class Inspection:
             choices=self.heard.choices([attention.options for attention in attentions]),
             factors=self.heard.factors(),
             query_maps=self.query_maps,
-            problems=[f"{_blocks(sorted(layers))}: {what}" for what, layers in self.problems.items()],
+            problems=[f"{_blocks(sorted(layers))}: {what}" for what, layers in problems.items()],
         )
 
 
