@@ -333,9 +333,9 @@ def test_an_interrupted_session_hands_over_what_has_an_interval(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="waiting for a core is read from Linux's schedstat")
 def test_a_busy_machine_is_seen():
     """With every core taken twice, long passes cannot be clean: the row says so and what to do."""
-    busy = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * available_cores())
-    ]
+    loop = [sys.executable, "-c", "while True: pass"]
+    # sessions of their own: a kernel that shares cores out by session would leave the row a whole one
+    busy = [subprocess.Popen(loop, start_new_session=True) for _ in range(2 * available_cores())]
     try:
         wide = config().model_copy(update={"dim": 256, "depth": 4})
         request = ProfileRequest(label="m", config=wide, num_classes=10)

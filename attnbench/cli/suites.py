@@ -115,7 +115,7 @@ def schema(
         ),
     ] = "suite",
 ) -> None:
-    """Print the JSON schema of suite files, for editors, or of what another command writes."""
+    """Print the JSON schema of suite files, for editors."""
     import json
 
     from attnbench.commands import schema as command
