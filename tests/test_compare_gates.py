@@ -67,15 +67,15 @@ def test_wrong_conditions_are_refused(text):
         ("latency>5%", True),
         ("latency@8>5%", True),
         ("latency_ms@8>0.05", True),
-        ("latency>15%", False),  # beyond what the interval of a fifth more allows, but for its far end
+        ("latency>45%", False),
         ("memory>1%", False),
         ("macs>0", False),
     ],
 )
 def test_a_gate_trips_where_the_near_end_lies_beyond(tmp_path, gate, trips):
-    """10 % slower trips 5 %, by every name of the latency, and not 15 %; what is the same trips nothing."""
+    """40 % slower trips 5 %, by every name of the latency, and not 45 %; what is the same trips nothing."""
     suite = make_suite()[:2]
-    later = [suite[0], retimed(suite[1], 1, 1.12)]
+    later = [suite[0], retimed(suite[1], 1, 1.4)]
     found, judged = outcome(gate, suite, later, folder=tmp_path)
     assert bool(judged.tripped) == trips
     assert found.exit_code == trips

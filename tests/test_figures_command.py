@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from command_line import attnbench_here
+from command_line import ROOT, attnbench_here
 from PIL import Image
 from report_cases import ENVIRONMENT, profile_row
 from stage_cases import make_case
@@ -250,8 +250,8 @@ def test_several_runs_are_told_apart(runs):
 
 
 def test_figures_are_those_of_the_catalogue():
-    """Every figure that the paper shows samples or costs in, in its order."""
-    assert list(FIGURES) == ["1a", "1b", "3", "4", "8", "9", "10", "11", "pareto"]
+    """Every figure of the paper but its diagram of the model, in its order."""
+    assert list(FIGURES) == ["1a", "1b", *map(str, range(3, 12)), "pareto"]
     assert [figure.name for figure in chosen_figures(["10", "1a"])] == ["1a", "10"]
 
 
@@ -293,3 +293,20 @@ def test_separation_is_measured_for_the_same_classes_of_every_model(tmp_path, mo
     few = {**panels, "few": (real[:25], labels[:25])}
     with pytest.raises(UserInputError, match="few has 2 images of class '7', at least 3 are needed"):
         figure_separation._choice("a", "7,8", few, reference)
+
+
+def test_what_happens_inside_a_model_is_drawn_where_it_was_looked_into(tmp_path):
+    """The shipped quick run was: a picture of projectors for each case that has them, a map, a lambda."""
+    (run,) = (ROOT / "reports" / "quick").glob("*/results.jsonl")
+    words = ("figures", run.parent, "--figure", "5,6,7", "--case", "*seed=0", "--to", tmp_path)
+    done = attnbench_here(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"figure-{name}.svg" for name in ("5-1", "5-2", "6", "7")
+    ]
+    lambdas = (tmp_path / "figure-7.svg").read_text()
+    assert "dydila-token" in lambdas
+    assert "softmax" not in lambdas
+    alone = attnbench_here("figures", run.parent, "--figure", "5", "--case", "linear*", "--to", tmp_path)
+    assert alone.returncode == 2
+    assert "no case that was looked into chooses between projectors" in " ".join(alone.stderr.split())

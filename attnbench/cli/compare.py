@@ -50,6 +50,9 @@ def compare(
     time_margin: Annotated[
         str, typer.Option(metavar="6%", help="A time that differs by less is not called different.")
     ] = "6%",
+    session_margin: Annotated[
+        str, typer.Option(metavar="20%", help="The same between two runs: less on a machine of your own.")
+    ] = "20%",
     force: Annotated[
         bool, typer.Option("--force", help="Compare what is not alike, with footnotes.")
     ] = False,
@@ -80,6 +83,7 @@ def compare(
                 fail_on=fail_on,
                 alpha=alpha,
                 time_margin=time_margin,
+                session_margin=session_margin,
                 force=force,
                 format=format_,
             )

@@ -38,6 +38,7 @@ class Options:
     fail_on: str | None
     alpha: float
     time_margin: str
+    session_margin: str
     force: bool
     format: str
 
@@ -53,7 +54,8 @@ def compare_runs(options: Options) -> int:
         only=_names(options.only),
         gates=() if options.fail_on is None else tuple(parse_gates(options.fail_on)),
         alpha=_share(options.alpha),
-        time_margin=_margin(options.time_margin),
+        time_margin=_margin(options.time_margin, "--time-margin"),
+        session_margin=_margin(options.session_margin, "--session-margin"),
         force=options.force,
     )
     found = compare_named(options.runs, options.folder, wanted, cast("Equal | None", options.equal))
@@ -106,7 +108,7 @@ def _share(alpha: float) -> float:
     return alpha
 
 
-def _margin(text: str) -> float:
+def _margin(text: str, option: str) -> float:
     if not re.fullmatch(r"\d+(\.\d*)?\s*%", text.strip()) or float(text.strip().rstrip("% ")) >= 100:
-        raise UserInputError(f"--time-margin takes a percentage below 100, such as 6%, got {text!r}")
+        raise UserInputError(f"{option} takes a percentage below 100, such as 6%, got {text!r}")
     return float(text.strip().rstrip("% ")) / 100

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 import typer
 
+from attnbench.commands.figure_inside import inside_figures
 from attnbench.commands.figure_samples import FigureCase, SampleChoice, sample_figure
 from attnbench.console import print_notice
 from attnbench.errors import UnknownNameError, UserInputError
@@ -144,6 +145,8 @@ def _draws(
             choice = SampleChoice(classes=request.classes, samples=request.samples)
             draw, caption = sample_figure(figure, cases, choice, say=print_notice)
             return [(figure.name, draw, caption)]
+        case "inside":
+            return inside_figures(figure.name, cases, print_notice)
         case "separation":
             from attnbench.commands.figure_separation import SeparationRequest, separation_figure
 

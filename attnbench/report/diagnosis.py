@@ -29,10 +29,23 @@ from attnbench.report.tables import (
 from attnbench.results import Result
 
 OVER_TOKENS = "t"
+LAMBDA_CAPTION = (
+    "Mean differential factor of each block over tokens and timesteps; where queries and keys have their "
+    "own, hollow marks are those of the keys."
+)
 TOKEN_NOTE = (
     f"{OVER_TOKENS}: no values could be seen in this attention, so its map leads to its input tokens, with "
     "queries, keys and gates in it: not to be compared with maps of values."
 )
+
+
+def projectors_caption(one: Diagnosed) -> str:
+    """Say what the picture of a case's projectors shows."""
+    return (
+        f"{one.label}: the projector that most tokens of a class choose in each block. The stronger its "
+        "colour, the more one-sided the choice: white is an even one (entropy 1), full colour one "
+        "projector for all (entropy 0)."
+    )
 
 
 def diagnosed(results: Sequence[Result], run_dir: Path) -> tuple[list[Diagnosed], list[str]]:
@@ -60,19 +73,13 @@ def diagnosis_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing
             timestep_figure(found),
             "The same, mean over blocks, at each timestep: 999 is noise, 0 an image.",
         ),
-        ("lambda", lambda_figure(found), "Mean differential factor of each block over tokens and timesteps; "
-         "where queries and keys have their own, hollow marks are those of the keys."),
+        ("lambda", lambda_figure(found), LAMBDA_CAPTION),
         ("router-balance", balance_figure(found), "How evenly each block's tokens choose: the entropy of the "
          "options' shares over its largest value. 1: all options alike; 0: one option takes every token."),
-        ("query-maps", query_figure(found), _query_caption(found)),
+        ("query-maps", query_figure(found), query_caption(found)),
     ]  # fmt: skip
     for one in found:
-        caption = (
-            f"{one.label}: the projector that most tokens of a class choose in each block. The stronger its "
-            "colour, the more one-sided the choice: white is an even one (entropy 1), full colour one "
-            "projector for all (entropy 0)."
-        )
-        drawn.append((f"projectors-{one.series}", projector_figure(one), caption))
+        drawn.append((f"projectors-{one.series}", projector_figure(one), projectors_caption(one)))
     return [Drawing(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]
 
 
@@ -118,7 +125,8 @@ def _oversmoothing_caption(found: Sequence[Diagnosed]) -> str:
     return text + (remark if over_tokens else "")
 
 
-def _query_caption(found: Sequence[Diagnosed]) -> str:
+def query_caption(found: Sequence[Diagnosed]) -> str:
+    """Say which token's weights are shown, and of which block."""
     kept = next((one.diagnosis.query_maps for one in found if one.diagnosis.query_maps), None)
     timestep = kept.timestep if kept else 0
     return (

@@ -12,6 +12,7 @@ from attnbench.report.drawing import colour, dash, drawing, marker, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LAMBDA = "lambda"
 _PANELS = (
@@ -54,24 +55,34 @@ def timestep_figure(found: Sequence[Diagnosed]) -> str | None:
 
 def lambda_figure(found: Sequence[Diagnosed]) -> str | None:
     """Return the mean lambda of every block of the cases that record one, else None."""
-    chosen = [one for one in found if LAMBDA in one.diagnosis.factors]
+    chosen = with_lambda(found)
     if not chosen:
         return None
+    with drawing():
+        return svg(draw_lambda(chosen), "lambda", "Mean differential factor of every block")
+
+
+def with_lambda(found: Sequence[Diagnosed]) -> list[Diagnosed]:
+    """Return the cases that record a differential factor."""
+    return [one for one in found if LAMBDA in one.diagnosis.factors]
+
+
+def draw_lambda(chosen: Sequence[Diagnosed]) -> Figure:
+    """Return the figure of mean lambdas; call it within `drawing()`."""
     from matplotlib.figure import Figure
 
-    with drawing():
-        figure = Figure(figsize=(8.6, max(3.7, _LINE_INCHES * len(chosen) + 0.8)), layout="constrained")
-        axes, names = figure.subplots(1, 2, width_ratios=(2, 1))
-        for one in chosen:
-            means = one.diagnosis.factors[LAMBDA].means
-            for bank in range(max(map(len, means))):
-                points = [(float(n), banks[bank]) for n, banks in enumerate(means) if bank < len(banks)]
-                _draw(axes, one.series, points, hollow=bank > 0)
-        axes.set_xlabel("block")
-        axes.set_ylabel("mean λ")
-        _whole_ticks(axes)
-        _names(names, chosen)
-        return svg(figure, "lambda", "Mean differential factor of every block")
+    figure = Figure(figsize=(8.6, max(3.7, _LINE_INCHES * len(chosen) + 0.8)), layout="constrained")
+    axes, names = figure.subplots(1, 2, width_ratios=(2, 1))
+    for one in chosen:
+        means = one.diagnosis.factors[LAMBDA].means
+        for bank in range(max(map(len, means))):
+            points = [(float(n), banks[bank]) for n, banks in enumerate(means) if bank < len(banks)]
+            _draw(axes, one.series, points, hollow=bank > 0)
+    axes.set_xlabel("block")
+    axes.set_ylabel("mean λ")
+    _whole_ticks(axes)
+    _names(names, chosen)
+    return figure
 
 
 def _over_timesteps(diagnosis: Diagnosis, name: str) -> list[tuple[float, float]]:

@@ -13,7 +13,10 @@ from attnbench.report.drawing import INK, colour, drawing, shortened, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+QueryRow = tuple[Diagnosed, int, list[float]]
+"""A case, an output token, and its weights over the input tokens in the middle block."""
 PROJECTORS = {"projector_q": "queries", "projector_k": "keys"}
 MOST_CLASSES = 20  # rows of a picture of projectors
 COLUMNS = 5  # pictures of one query in a row
@@ -34,26 +37,35 @@ def evenness(shares: Sequence[float]) -> float:
 
 def projector_figure(one: Diagnosed) -> str | None:
     """Return the most used projector of every class in every block, or None where none is recorded."""
-    recorded = {
+    if not projectors_of(one):
+        return None
+    with drawing():
+        return svg(draw_projectors(one), f"projectors-{one.series}", f"Most used projectors of {one.label}")
+
+
+def projectors_of(one: Diagnosed) -> dict[str, Choices]:
+    """Return the recorded choices of projectors that are known by class, under what they project."""
+    return {
         title: one.diagnosis.choices[name]
         for name, title in PROJECTORS.items()
         if name in one.diagnosis.choices and one.diagnosis.choices[name].by_class
     }
-    if not recorded:
-        return None
+
+
+def draw_projectors(one: Diagnosed) -> Figure:
+    """Return the figure of a case's most used projectors; call it within `drawing()`."""
     from matplotlib.figure import Figure
 
-    classes = one.diagnosis.class_names[:MOST_CLASSES]
+    recorded, classes = projectors_of(one), one.diagnosis.class_names[:MOST_CLASSES]
     blocks = len(one.diagnosis.paths)
-    with drawing():
-        size = (max(5.0, len(recorded) * (0.32 * blocks + 1.3)), 0.26 * len(classes) + 1.2)
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(1, len(recorded), squeeze=False, sharey=True)[0]
-        for axes, (title, choices) in zip(panels, recorded.items(), strict=True):
-            _projectors(axes, choices, len(classes), blocks)
-            axes.set_title(f"projectors of {title}", fontsize=10)
-        panels[0].set_yticks(range(len(classes)), [shortened(name) for name in classes], fontsize=8)
-        return svg(figure, f"projectors-{one.series}", f"Most used projectors of {one.label}")
+    size = (max(5.0, len(recorded) * (0.32 * blocks + 1.3)), 0.26 * len(classes) + 1.2)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(recorded), squeeze=False, sharey=True)[0]
+    for axes, (title, choices) in zip(panels, recorded.items(), strict=True):
+        _projectors(axes, choices, len(classes), blocks)
+        axes.set_title(f"projectors of {title}", fontsize=10)
+    panels[0].set_yticks(range(len(classes)), [shortened(name) for name in classes], fontsize=8)
+    return figure
 
 
 def balance_figure(found: Sequence[Diagnosed]) -> str | None:
@@ -88,33 +100,45 @@ def balance_figure(found: Sequence[Diagnosed]) -> str | None:
 
 def query_figure(found: Sequence[Diagnosed]) -> str | None:
     """Return one output token's weights in the middle block of every case that has them, else None."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
+    shown = query_rows(found)
+    if not shown:
+        return None
+    with drawing():
+        words = "Implied attention of one output token over all input tokens"
+        return svg(draw_query_maps(shown), "query-maps", words)
 
+
+def query_rows(found: Sequence[Diagnosed]) -> list[QueryRow]:
+    """Return the cases that recorded weights of an output token, with that token and its weights."""
     shown = []
     for one in found:
         maps = one.diagnosis.query_maps
         weights = maps.weights[len(maps.weights) // 2] if maps and maps.weights else []
         if maps and len(weights) == math.prod(one.diagnosis.grid):
             shown.append((one, maps.query, weights))
-    if not shown:
-        return None
-    with drawing():
-        columns = min(COLUMNS, len(shown))
-        lines = -(-len(shown) // columns)
-        figure = Figure(figsize=(max(3.0, 1.9 * columns), 2.2 * lines), layout="constrained")
-        panels = figure.subplots(lines, columns, squeeze=False).flatten()
-        for axes in panels:
-            axes.axis("off")
-        for axes, (one, query, weights) in zip(panels, shown, strict=False):
-            height, width = one.diagnosis.grid
-            image = [weights[row * width : (row + 1) * width] for row in range(height)]
-            axes.imshow(image, cmap="viridis", interpolation="nearest")
-            place = (query % width - 0.5, query // width - 0.5)
-            axes.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="#d62728", linewidth=1.6))
-            label = "\n".join(textwrap.wrap(one.label, _TITLE_LETTERS))
-            axes.set_title(label, fontsize=8, color=colour(one.series), parse_math=False)
-        return svg(figure, "query-maps", "Implied attention of one output token over all input tokens")
+    return shown
+
+
+def draw_query_maps(shown: Sequence[QueryRow]) -> Figure:
+    """Return the figure of an output token's weights; call it within `drawing()`."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    columns = min(COLUMNS, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(max(3.0, 1.9 * columns), 2.2 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in panels:
+        axes.axis("off")
+    for axes, (one, query, weights) in zip(panels, shown, strict=False):
+        height, width = one.diagnosis.grid
+        image = [weights[row * width : (row + 1) * width] for row in range(height)]
+        axes.imshow(image, cmap="viridis", interpolation="nearest")
+        place = (query % width - 0.5, query // width - 0.5)
+        axes.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="#d62728", linewidth=1.6))
+        label = "\n".join(textwrap.wrap(one.label, _TITLE_LETTERS))
+        axes.set_title(label, fontsize=8, color=colour(one.series), parse_math=False)
+    return figure
 
 
 def _projectors(axes: Axes, choices: Choices, classes: int, blocks: int) -> None:

@@ -71,7 +71,7 @@ def table(
         known = {"ratio": found.ratio, "ratio_interval": found.interval, "p": found.p, "basis": found.basis}
         quantity = Compared(name=LATENCY.name, group="latency", quantity=LATENCY)
         rows.append(new_row(_PAIR, quantity, theirs.value, ours.value, **known))
-    return with_verdicts(rows, 0.05, 0.0)  # no margin: here nothing differs between processes
+    return with_verdicts(rows, 0.05, 0.0, 0.0)  # no margin: here nothing differs between processes
 
 
 def count(draws: int, first: int = 0, **planted: Any) -> Counted:

@@ -10,6 +10,7 @@ from attnbench.report.compare.compared import GROUPS, Compared, compared_quantit
 from attnbench.report.compare.conditions import said_apart, unlike, unlike_n
 from attnbench.report.compare.differences import (
     ALPHA,
+    SESSION_MARGIN,
     TIME_MARGIN,
     compare_quantity,
     lost,
@@ -32,6 +33,7 @@ class Wanted:
     gates: tuple[Gate, ...] = ()
     alpha: float = ALPHA
     time_margin: float = TIME_MARGIN
+    session_margin: float = SESSION_MARGIN
     force: bool = False
 
 
@@ -66,11 +68,12 @@ def compare(sides: Sequence[Side], wanted: Wanted) -> RunComparison:
                 left_out.append(found)
     gone = [one for quantity in known for pair in matched.pairs if (one := lost(pair, quantity))]
     rows = with_unlike(matched.pairs, quantities, rows, force=wanted.force)
-    rows = with_verdicts(rows, wanted.alpha, wanted.time_margin)
+    rows = with_verdicts(rows, wanted.alpha, wanted.time_margin, wanted.session_margin)
     return RunComparison(
         runs=[side.record for side in sides],
         alpha=wanted.alpha,
         time_margin=wanted.time_margin,
+        session_margin=wanted.session_margin,
         rows=rows,
         left_out=left_out,
         notes=said_apart(matched.pairs),

@@ -26,6 +26,9 @@ from attnbench.results import Measurement
 TIME_MARGIN = 0.06
 """Two processes of one code differ by as much in passes of a millisecond, which no round of theirs shows: of
 20 equal pairs three were called different, by 5.4 % at most (reports/instrument)."""
+SESSION_MARGIN = 0.2
+"""Two sessions of one code on a shared machine differ by less: 61 of 63 rows that were timed twice, two
+minutes apart (reports/instrument, `repeat`)."""
 ALPHA = 0.05
 ROUNDING = 2.0**-30
 """Relative: what float64 sums of up to a million terms (10^6 x 2^-52 = 2e-10) may differ by."""
@@ -70,11 +73,17 @@ def lost(pair: Pair, quantity: Compared) -> Lost | None:
 
 
 def with_verdicts(
-    rows: Sequence[ComparedQuantity], alpha: float, time_margin: float
+    rows: Sequence[ComparedQuantity], alpha: float, time_margin: float, session_margin: float
 ) -> list[ComparedQuantity]:
-    """Adjust all p values of a table together (Benjamini-Hochberg) and say what each row amounts to."""
+    """Adjust all p values of a table together (Benjamini-Hochberg) and say what each row amounts to.
+
+    Two times that differ by less than a margin, side by side or in two sessions, are not distinguishable.
+    """
     p_values = adjusted([row.p for row in rows])
-    return [_judged(row, p, alpha, time_margin) for row, p in zip(rows, p_values, strict=True)]
+    return [
+        _judged(row, p, alpha, session_margin if row.apart else time_margin)
+        for row, p in zip(rows, p_values, strict=True)
+    ]
 
 
 def seed_values(configuration: Configuration, name: str) -> dict[int, float]:
@@ -99,6 +108,7 @@ def new_row(pair: Pair, quantity: Compared, base: float, value: float, **known: 
         "difference": value - base,
         "ratio": value / base if base > 0 and value > 0 else None,
         "verdict": "same" if _same(value, base) else "not tested",
+        "apart": quantity.group in TIMES and pair.letter != pair.base_letter,
     }
     return ComparedQuantity.model_validate(fields | known)
 
@@ -129,9 +139,7 @@ def _same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=ROUNDING)
 
 
-def _judged(
-    row: ComparedQuantity, p_adjusted: float | None, alpha: float, time_margin: float
-) -> ComparedQuantity:
+def _judged(row: ComparedQuantity, p_adjusted: float | None, alpha: float, margin: float) -> ComparedQuantity:
     if p_adjusted is None:
         return row
     ratio = row.ratio if row.ratio_interval else None  # of what is tested as a ratio, the sign is the ratio's
@@ -139,8 +147,8 @@ def _judged(
     verdict: Verdict = "not distinguishable"
     why = row.why
     if p_adjusted < alpha:
-        if row.group in TIMES and ratio is not None and max(ratio, 1 / ratio) < 1 + time_margin:
-            why = f"less than {100 * time_margin:g} %"
+        if row.group in TIMES and ratio is not None and max(ratio, 1 / ratio) < 1 + margin:
+            why = f"less than {100 * margin:g} %"
         else:
             verdict = verdict_of(row.group, worse=larger == (row.better == "lower"))
     return row.model_copy(update={"p_adjusted": p_adjusted, "verdict": verdict, "why": why})
@@ -163,6 +171,7 @@ def _timed(pair: Pair, quantity: Compared) -> ComparedQuantity:
     known: dict[str, object] = {"verdict": "not tested", "why": found.why}
     if found.p is not None:
         known |= {"ratio": found.ratio, "ratio_interval": found.interval, "p": found.p, "basis": found.basis}
+        known["apart"] = found.basis == "rounds of two sessions"
     return new_row(pair, quantity, theirs.value, ours.value, **known)
 
 

@@ -84,11 +84,12 @@ def compare_equal(sides: Sequence[Side], wanted: Wanted, equal: Equal) -> RunCom
         evened_out=_EVENED_OUT[equal],
         same_machine=equal in ("latency", "training-time"),
     )
-    rows = with_verdicts(rows, wanted.alpha, wanted.time_margin)
+    rows = with_verdicts(rows, wanted.alpha, wanted.time_margin, wanted.session_margin)
     return RunComparison(
         runs=[side.record for side in sides],
         alpha=wanted.alpha,
         time_margin=wanted.time_margin,
+        session_margin=wanted.session_margin,
         equal=equal,
         budget_unit=UNITS[equal],
         rows=rows,

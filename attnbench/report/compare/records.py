@@ -69,6 +69,8 @@ class ComparedQuantity(Record):
     """What the test is over: `images` tells these two trainings apart, not the two methods."""
     seeds: list[int] = Field(default_factory=list)
     """Those the test is over."""
+    apart: bool = False
+    """Times of two runs or sessions, between which a machine's pace may have changed."""
     p: float | None = None
     p_adjusted: float | None = None
     """Benjamini-Hochberg over all tested quantities of this comparison."""
@@ -116,6 +118,8 @@ class RunComparison(Record):
     """Adjusted p values below it make a verdict."""
     time_margin: float
     """Share below which two times are called not distinguishable whatever their rounds say."""
+    session_margin: float
+    """The same of times that were taken in two runs or sessions."""
     equal: Equal | None = None
     """What is equal: the values of each row are those at the same budget, or latency."""
     budget_unit: str = ""

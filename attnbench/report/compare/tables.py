@@ -229,9 +229,10 @@ def _methods(comparison: RunComparison) -> list[str]:
         )
     if bases & {"rounds side by side", "rounds of two sessions"}:
         found.append(
-            "Latency: t test on logarithms of rounds, ratio of geometric means; in two sessions what changed "
-            f"in between is in no interval. Less than {100 * comparison.time_margin:g} % is not called a "
-            "difference: two processes of one code differ by as much (METRICS.md)."
+            "Latency: t test on logarithms of rounds, ratio of geometric means. Less than "
+            f"{100 * comparison.time_margin:g} % is not called a difference, or "
+            f"{100 * comparison.session_margin:g} % between two sessions: two processes of one code, and two "
+            "sessions of one machine, differ by as much, and no interval holds it (METRICS.md)."
         )
     found += _moved_together(comparison.rows)
     return found

@@ -8,9 +8,8 @@ from typing import Literal
 
 from attnbench.errors import UnknownNameError, UserInputError, did_you_mean
 
-Kind = Literal["resolution", "cost", "samples", "separation", "pareto"]
+Kind = Literal["resolution", "cost", "samples", "inside", "separation", "pareto"]
 Sizes = Literal["all", "largest"]
-DIAGNOSED = ("5", "6", "7")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,18 @@ FIGURES = {
             paper="Sub-IN, 512 px, size L, guidance 4.0",
         ),
         PaperFigure(
+            name="5", kind="inside", title="Most used projector of each block and class",
+            paper="DyDi-LiT on Sub-IN, four classes",
+        ),
+        PaperFigure(
+            name="6", kind="inside", title="Implied attention of one output token",
+            paper="the rungs of Table 4, one query",
+        ),
+        PaperFigure(
+            name="7", kind="inside", title="Mean differential factor of each block",
+            paper="both paradigms, both initialisations",
+        ),
+        PaperFigure(
             name="8", kind="samples", title=f"{_SAMPLES}, further ones", first_sample=1,
             paper="Sub-IN, 256 px, guidance 4.0",
         ),
@@ -70,11 +81,6 @@ FIGURES = {
 def chosen_figures(names: Sequence[str]) -> list[PaperFigure]:
     """Return the figures of these names, each once, in the order of the paper; raises UserInputError."""
     for name in names:
-        if name in DIAGNOSED:
-            raise UserInputError(
-                f"figure {name} shows what happens inside a model; the report of a run with "
-                f"-o diagnose=true draws it, `attnbench figures` draws {', '.join(FIGURES)}"
-            )
         if name in ("1", "11a", "11b"):
             whole = "1a and 1b" if name == "1" else "11, whose two rows are (a) and (b)"
             raise UserInputError(f"no figure {name!r}; name {whole}")
