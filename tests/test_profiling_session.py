@@ -339,7 +339,7 @@ def test_a_busy_machine_is_seen():
     try:
         wide = config().model_copy(update={"dim": 256, "depth": 4})
         request = ProfileRequest(label="m", config=wide, num_classes=10)
-        spec = ProfileSpec(resolutions=[64], rounds=3, measure=["latency"], threads=1)
+        spec = ProfileSpec(resolutions=[32], rounds=3, measure=["latency"], threads=1)
         (row,) = profile_models([request], spec)
     finally:
         for process in busy:
