@@ -99,8 +99,9 @@ def test_a_reports_figures_keep_their_letters_and_warn_of_nothing():
     """They are text for the reader's browser, which has fonts of its own."""
     result = make_result("_模型 中国", curves={"loss": [(1.0, 0.5), (2.0, 0.4)]})
     code = (
-        "import sys; from attnbench.results import Result; from attnbench.report.figures import loss_figure\n"
-        "sys.stdout.buffer.write(loss_figure([Result.model_validate_json(sys.stdin.read())]).encode())"
+        "import sys\nfrom attnbench.results import Result\nfrom attnbench.report.figures import case_drawings\n"
+        "loss = case_drawings([Result.model_validate_json(sys.stdin.read())])[0]\n"
+        "sys.stdout.buffer.write(loss.svg.encode())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], input=result.model_dump_json().encode(), capture_output=True, check=True

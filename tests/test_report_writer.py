@@ -19,13 +19,19 @@ from rich.console import Console
 
 from attnbench.errors import StorageError, UserInputError
 from attnbench.report import ReportPaths, TerminalTable, comparison_table, write_report
-from attnbench.report.figures import loss_figure
+from attnbench.report.figures import case_drawings
 from attnbench.report.markdown import escape
 from attnbench.report.pareto_chart import pareto_drawings
 from attnbench.report.quantities import other_names
 from attnbench.report.sections import at_a_glance, definitions, warnings
 from attnbench.report.tables import plain
-from attnbench.results import Measurement
+from attnbench.results import Measurement, Result
+
+
+def loss_svg(results: list[Result]) -> str | None:
+    """Return the drawing of the training loss, or None where a report has none."""
+    return next((one.svg for one in case_drawings(results) if one.name == "loss"), None)
+
 
 TITLE, QUESTION = "Six attentions <b>", "Which is | best?"
 
@@ -165,7 +171,7 @@ def test_terminal_shows_every_number_at_any_width(width: int) -> None:
 def test_figures_are_wellformed_for_any_label(text: str) -> None:
     """A label cannot break out of the drawing, nor start maths in it."""
     label = f"--> $\\frac{{ </text><script> {text}"
-    svg = loss_figure([make_result(label, curves={"loss": [(1.0, 0.5), (2.0, 0.4)]})])
+    svg = loss_svg([make_result(label, curves={"loss": [(1.0, 0.5), (2.0, 0.4)]})])
     assert svg is not None
     root = ElementTree.fromstring(svg)
     assert not [e for e in root.iter() if e.tag.endswith("script")]
@@ -176,18 +182,18 @@ def test_figures_are_wellformed_for_any_label(text: str) -> None:
 def test_loss_curves_leave_out_what_is_not_finite() -> None:
     """A case that broke with NaN keeps the curve it had; one without a curve is left out."""
     broken = make_result("broken", curves={"loss": [(1.0, 0.9), (2.0, 0.8), (3.0, math.nan)]})
-    svg = loss_figure([broken, make_result("none", 1, curves={})])
+    svg = loss_svg([broken, make_result("none", 1, curves={})])
     assert svg is not None
     assert "broken" in svg
     assert "none</text>" not in svg
-    assert loss_figure([make_result("none", curves={"loss": [(1.0, math.inf)]})]) is None
+    assert loss_svg([make_result("none", curves={"loss": [(1.0, math.inf)]})]) is None
 
 
 def test_a_wide_range_of_losses_is_drawn_on_a_log_axis() -> None:
     """Losses from 0.01 to 1 get ticks a factor apart; losses from 0.4 to 0.5 equal steps."""
 
     def ticks(low: float, high: float) -> list[float]:
-        svg = loss_figure([make_result("a", curves={"loss": [(1.0, high), (2.0, low)]})])
+        svg = loss_svg([make_result("a", curves={"loss": [(1.0, high), (2.0, low)]})])
         assert svg is not None
         return [float(text) for text in re.findall(r'class="y-tick"[^>]*>([\d.]+)</text>', svg)]
 

@@ -1,4 +1,4 @@
-"""What a report's charts show, free of any drawing: matplotlib draws them on paper, the page on screens."""
+"""What a report's charts show, free of any drawing: `chart_svg` draws them on paper, the page on screens."""
 
 from __future__ import annotations
 

@@ -36,15 +36,6 @@ def case_drawings(results: Sequence[Result]) -> list[Drawing]:
     ]
 
 
-def loss_figure(results: Sequence[Result], curve: str = "loss", name: str = "training loss") -> str | None:
-    """Return one loss curve of all cases in one SVG, or None where there are none."""
-    return _drawn(loss_chart(results, curve, name), results)
-
-
-def _drawn(chart: Chart | None, results: Sequence[Result]) -> str | None:
-    return draw(chart, [result.label for result in results], looks(results)) if chart else None
-
-
 def _held_out_chart(results: Sequence[Result]) -> Chart | None:
     """Return the held-out curves where some case was measured more than once."""
     several = any(len(result.curves.get("held_out_loss", [])) > 1 for result in results)
