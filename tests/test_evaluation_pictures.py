@@ -99,7 +99,8 @@ def test_a_reports_figures_keep_their_letters_and_warn_of_nothing():
     """They are text for the reader's browser, which has fonts of its own."""
     result = make_result("_模型 中国", curves={"loss": [(1.0, 0.5), (2.0, 0.4)]})
     code = (
-        "import sys\nfrom attnbench.results import Result\nfrom attnbench.report.figures import case_drawings\n"
+        "import sys\nfrom attnbench.results import Result\n"
+        "from attnbench.report.figures import case_drawings\n"
         "loss = case_drawings([Result.model_validate_json(sys.stdin.read())])[0]\n"
         "sys.stdout.buffer.write(loss.svg.encode())"
     )

@@ -28,12 +28,12 @@ from attnbench.report.tables import plain
 from attnbench.results import Measurement, Result
 
 
+TITLE, QUESTION = "Six attentions <b>", "Which is | best?"
+
+
 def loss_svg(results: list[Result]) -> str | None:
     """Return the drawing of the training loss, or None where a report has none."""
     return next((one.svg for one in case_drawings(results) if one.name == "loss"), None)
-
-
-TITLE, QUESTION = "Six attentions <b>", "Which is | best?"
 
 
 class Page(HTMLParser):
