@@ -27,7 +27,6 @@ from attnbench.report.sections import at_a_glance, definitions, warnings
 from attnbench.report.tables import plain
 from attnbench.results import Measurement, Result
 
-
 TITLE, QUESTION = "Six attentions <b>", "Which is | best?"
 
 
