@@ -1,6 +1,7 @@
 """Measurements, environments and results, and the append-only JSON lines they live in.
 
-Format history: 1 (first); 2 (timed quantities keep their rounds, `Measurement.rounds`).
+Format history: 1 (first); 2 (timed quantities keep their rounds, `Measurement.rounds`);
+3 (rounds name their process, `Measurement.round_processes`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from attnbench.devices import available_cores
 from attnbench.errors import StorageError, UserInputError, cannot_write
 
-FORMAT = 2
-READ_FORMATS = (1, FORMAT)
+FORMAT = 3
+READ_FORMATS = (1, 2, FORMAT)
 Status = Literal["ok", "skipped", "failed"]
 Direction = Literal["lower", "higher", "none"]
 PACKAGES = ("attnbench", "torch", "torchvision", "timm", "diffusers", "numpy", "pydantic", "fvcore")
@@ -101,6 +102,8 @@ class Measurement(Record):
     medians of those rounds that are ranked."""
     clean_rounds: list[bool] = []
     """Of each round, whether the machine left it alone."""
+    round_processes: list[int] = []
+    """Of each round, which of the row's processes, one after another, took it; empty: one took all."""
     session: str = ""
     """Rounds of one session are pairs: round i of one case and round i of another were taken side by side."""
     disturbed: str = ""
@@ -110,6 +113,8 @@ class Measurement(Record):
     def _check_rounds(self) -> Measurement:
         if len(self.clean_rounds) != len(self.rounds):
             raise ValueError(f"{len(self.clean_rounds)} clean_rounds for {len(self.rounds)} rounds")
+        if self.round_processes and len(self.round_processes) != len(self.rounds):
+            raise ValueError(f"{len(self.round_processes)} round_processes for {len(self.rounds)} rounds")
         return self
 
     @property
@@ -224,7 +229,7 @@ def result_of(line: bytes) -> Result:
     if not isinstance(raw, dict):
         raise ValueError(f"a {type(raw).__name__} in place of a record")
     if raw.get("format") not in READ_FORMATS:
-        known = " and ".join(map(str, READ_FORMATS))
+        known = f"{', '.join(map(str, READ_FORMATS[:-1]))} and {READ_FORMATS[-1]}"
         raise UserInputError(
             f"format {raw.get('format')!r}, this attnbench reads {known}; use the version that wrote it, or "
             "remove the line"

@@ -81,7 +81,7 @@ def with_profile(result: Result, row: ProfileRow) -> Result:
 def without_rounds(result: Result) -> Result:
     """Return a result as version 1 of the format had it: latencies as one list of samples, no live memory."""
     kept = [m for m in result.measurements if not m.name.startswith("live_memory_mib")]
-    fields = {"rounds": [], "clean_rounds": [], "session": "", "interval": None}
+    fields = {"rounds": [], "clean_rounds": [], "round_processes": [], "session": "", "interval": None}
     old = [
         m.model_copy(update={**fields, "values": [t for r in m.rounds for t in r]}) if m.rounds else m
         for m in kept

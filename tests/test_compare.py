@@ -347,7 +347,7 @@ def test_bad_input_is_told_in_words(here, words, code, said):
     write_run(here / "runs/others", [make_result("alone", 4, case={})])
     for name, content in (
         ("damaged", line.replace(b"softmax", b"sofdmax") + b"\n"),
-        ("future", re.sub(rb',"checksum":"\w+"', b"", line).replace(b'"format":2', b'"format":99') + b"\n"),
+        ("future", re.sub(rb',"checksum":"\w+"', b"", line).replace(b'"format":3', b'"format":99') + b"\n"),
         ("empty", b""),
     ):
         (here / "runs" / name).mkdir()

@@ -8,6 +8,7 @@ import pytest
 
 from attnbench.profiling.protocol import Round
 from attnbench.profiling.rows import ProfileRow, is_clean, to_measurements
+from attnbench.report.timings import rounds_interval
 
 
 def row(**changes: object) -> ProfileRow:
@@ -47,6 +48,18 @@ def test_the_interval_is_over_rounds():
     rounds = [timed(*[float(number)] * 50) for number in range(1, 7)]
     assert row(rounds=rounds).latency_interval_ms == (1.0, 6.0)
     assert row(rounds=rounds[:5]).latency_interval_ms is None
+
+
+def test_the_interval_reaches_what_each_process_says():
+    """Twelve rounds of 1 ms and six, of another process, of 2 ms: both are in the interval."""
+    rounds = [timed(1.0) for _ in range(12)] + [
+        timed(2.0).model_copy(update={"process": 1}) for _ in range(6)
+    ]
+    found = row(rounds=rounds)
+    assert (found.latency_ms, found.latency_interval_ms) == (1.0, (1.0, 2.0))
+    (latency, _) = to_measurements(found)
+    assert latency.round_processes == [0] * 12 + [1] * 6
+    assert latency.interval == rounds_interval(latency) == (1.0, 2.0)
 
 
 def test_percentiles_of_all_samples():

@@ -16,6 +16,7 @@ import torch
 from attnbench.devices import available_cores
 from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
 from attnbench.plugins import registry
+from attnbench.profiling import turns
 from attnbench.profiling.child import Child
 from attnbench.profiling.protocol import Job, Refusal, Tried, Workload
 from attnbench.profiling.rows import ProfileRequest, ProfileRow
@@ -307,6 +308,62 @@ def test_finished_rows_are_taken_over_and_handed_on_as_they_finish():
     rows = profile_models(requests, spec, finished={("softmax", 16): known}, on_row=heard.append)
     assert rows[1] is known
     assert [(row.model, row.resolution) for row in heard] == [("softmax", 8), ("linear", 8), ("linear", 16)]
+
+
+def short(name: str = "softmax") -> ProfileRequest:
+    return ProfileRequest(label=name, config=config(name), num_classes=10)
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Every process that is set up to be timed, by the side of its inputs, in that order."""
+    started: list[tuple[int, int]] = []
+    set_up = Child.set_up
+
+    def noted(child: Child, job: Job) -> object:
+        started.append((job.workload.input_size, child.pid))
+        return set_up(child, job)
+
+    monkeypatch.setattr(Child, "set_up", noted)
+    return started
+
+
+def test_short_passes_take_their_rounds_in_three_processes(processes):
+    """What a process's luck and the machine's minutes do to a row is in its rounds; sizes take turns."""
+    spec = ProfileSpec(resolutions=[8, 16], rounds=2, measure=["latency"])
+    rows = profile_models([short()], spec)
+    assert [side for side, _ in processes] == [8, 16, 8, 16, 8, 16]
+    assert len({pid for _, pid in processes}) == 6
+    for row in rows:
+        assert [r.process for r in row.rounds] == [0, 0, 1, 1, 2, 2]
+        assert row.stopped == "rounds"
+
+
+def test_long_passes_keep_their_process(processes, monkeypatch):
+    """A pass that lasts is measured by one process until its interval is narrow or its rounds are out."""
+    monkeypatch.setattr(turns, "RENEWED_BELOW_MS", 0.0)
+    (row,) = profile_models([short()], ProfileSpec(resolutions=[8], rounds=1, measure=["latency"]))
+    assert len(processes) == 1
+    assert {r.process for r in row.rounds} == {0}
+    assert 1 <= len(row.rounds) <= turns.MOST_ROUNDS
+
+
+def test_a_row_that_fails_in_a_later_sitting_says_so(monkeypatch):
+    """The third process of a row is killed: the row fails with that reason, the other one is finished."""
+    set_up, count = Child.set_up, itertools.count(1)
+
+    def killed(child: Child, job: Job) -> object:
+        if job.workload.config.attention.name == "linear" and next(count) == 3:
+            os.kill(child.pid, signal.SIGKILL)
+        return set_up(child, job)
+
+    monkeypatch.setattr(Child, "set_up", killed)
+    spec = ProfileSpec(resolutions=[8], rounds=1, measure=["latency"])
+    one, other = profile_models([short("linear"), short("softmax")], spec)
+    assert one.status == "failed"
+    assert "killed by SIGKILL" in one.reason
+    assert one.latency_ms is None
+    assert len(other.rounds) == 3
 
 
 def test_an_interrupted_session_hands_over_what_has_an_interval(monkeypatch):

@@ -126,6 +126,37 @@ def test_verdict_says_no_more_than_the_interval() -> None:
     assert compare_paired(slow[:5], fast[:5]).verdict == "too few pairs"
 
 
+def test_groups_must_agree_before_one_side_is_lower() -> None:
+    """Two processes that say 3 % slower and one that says faster decide nothing; all three of one mind do."""
+    plain = [1.0] * 24
+    groups = [0] * 9 + [1] * 9 + [2] * 6
+    torn = [1.03] * 18 + [0.99] * 6
+    assert compare_paired(torn, plain).verdict == "higher"  # as if 24 rounds of one process knew nothing new
+    found = compare_paired(torn, plain, groups)
+    assert (found.verdict, found.interval.low) == ("not distinguishable", 0.99)
+    assert compare_paired([1.03] * 18 + [1.01] * 6, plain, groups).verdict == "higher"
+
+
+def test_three_processes_with_luck_are_told_apart_less_often_than_one() -> None:
+    """Processes whose pace differs by 1.7 %: one process's rounds call equal rows different, three do not.
+
+    Of 200 tries of 24 rounds that scatter by 2 %, one process each is called different where its luck exceeds
+    about twice 1.25 * 2 % / 24^0.5 = 0.5 %, that is mostly. Three that must agree: in 2 / 2^3 of the tries
+    at most, less those where the rounds of all tell nothing.
+    """
+    rng = np.random.default_rng(0)
+
+    def called(processes: int) -> float:
+        groups = np.repeat(np.arange(processes), 24 // processes)
+        luck = rng.normal(1, 0.017, (200, processes))[:, groups]
+        ratios = luck * rng.normal(1, 0.02, (200, 24))
+        found = [compare_paired(row, [1.0] * 24, groups.tolist()).verdict for row in ratios.tolist()]
+        return sum(verdict != "not distinguishable" for verdict in found) / 200
+
+    assert called(1) > 0.5
+    assert called(3) < 0.25
+
+
 @given(TIMES)
 def test_percentiles_agree_with_numpy(values: list[float]) -> None:
     """The percentiles are numpy's, linear between samples; of one sample all are that sample."""

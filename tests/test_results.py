@@ -51,21 +51,25 @@ def test_nothing_measured_is_nan():
     assert math.isnan(Measurement(name="x", values=[]).value)
 
 
-def test_the_first_format_is_read(tmp_path):
-    """A line of format 1, which knows no rounds, is read as such; new lines behind it have format 2."""
+@pytest.mark.parametrize(
+    ("number", "unknown"),
+    [(1, ["rounds", "clean_rounds", "session", "disturbed", "round_processes"]), (2, ["round_processes"])],
+)
+def test_earlier_formats_are_read(tmp_path, number, unknown):
+    """A line of format 1, which knows no rounds, or 2 is read as such; new lines behind it have format 3."""
     path = tmp_path / "results.jsonl"
     timed = Measurement(name="latency_ms@8", unit="ms", values=[2.0, 2.5, 2.25], n=3)
-    old = json.loads(result("a", measurements=[timed]).model_dump_json()) | {"format": 1}
-    for name in ("rounds", "clean_rounds", "session", "disturbed"):
+    old = json.loads(result("a", measurements=[timed]).model_dump_json()) | {"format": number}
+    for name in unknown:
         del old["measurements"][0][name]
     path.write_text(json.dumps(old) + "\n")
     append_result(path, result("b"))
     first, second = read_results(path)
-    assert (first.format, second.format) == (1, 2)
+    assert (first.format, second.format) == (number, 3)
     assert (first.measurements[0].values, first.measurements[0].rounds) == ([2.0, 2.5, 2.25], [])
 
 
-@pytest.mark.parametrize("unknown", [3, 0, "2", None])
+@pytest.mark.parametrize("unknown", [4, 0, "2", None])
 def test_another_format_is_refused_with_those_that_are_read(tmp_path, unknown):
     """The message has the place, the format found, the formats read, and what to do."""
     path = tmp_path / "results.jsonl"
@@ -74,7 +78,7 @@ def test_another_format_is_refused_with_those_that_are_read(tmp_path, unknown):
     with pytest.raises(UserInputError) as error:
         read_results(path)
     assert str(error.value) == (
-        f"{path}:1: format {unknown!r}, this attnbench reads 1 and 2; use the version that wrote it, or "
+        f"{path}:1: format {unknown!r}, this attnbench reads 1, 2 and 3; use the version that wrote it, or "
         "remove the line"
     )
 

@@ -30,13 +30,14 @@ Kind = TypeVar("Kind", Started, Measured, Tried, Ceilings, Ready, Samples)
 class Child:
     """A process of its own for one job; `budget_s` is the time it may use after its start.
 
+    `limit_s` is what the user set, where a budget is what is left of it.
     Every answer is a reply of the protocol; a child that dies or runs out of time answers `Refusal`.
     """
 
-    def __init__(self, budget_s: float, nursery: Nursery | None = None) -> None:
-        self.limit_s = self.budget_s = budget_s
-        self.longest_s = 0.0
-        """Of its rounds."""
+    def __init__(
+        self, budget_s: float, nursery: Nursery | None = None, *, limit_s: float | None = None
+    ) -> None:
+        self.budget_s, self.limit_s = budget_s, budget_s if limit_s is None else limit_s
         self._process: ChildProcess | None = None
         self._not_started = ""
         try:
@@ -76,9 +77,7 @@ class Child:
 
     def take_round(self) -> Round | Refusal:
         """Have one round of timings taken."""
-        start = time.monotonic()
         reply = _expected(self._ask(ROUND), Samples)
-        self.longest_s = max(self.longest_s, time.monotonic() - start)
         return reply.round if isinstance(reply, Samples) else reply
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ def precision_of(spec: ProfileSpec) -> Precision:
     return spec.precision or "fp32"
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Draft:
     """A row in the making."""
 
@@ -45,6 +45,8 @@ class Draft:
     memory: Memory | None = None
     reason: str = ""
     ready: Ready | None = None
+    spent_s: float = 0.0
+    """On its latency, of the row's time."""
     rounds: list[Round] = field(default_factory=list)
     stopped: Stopped = ""
     refusal: Refusal | None = None
@@ -78,8 +80,9 @@ class Draft:
 
     def is_narrow(self, share: float) -> bool:
         """Whether the 95 % interval of the median is at most this share of it wide."""
-        medians = round_medians(ranked(self.rounds))
-        found = interval(medians) if sum(map(is_clean, self.rounds)) >= CLEAN_ROUNDS else None
+        rounds = ranked(self.rounds)
+        medians = round_medians(rounds)
+        found = interval(rounds) if sum(map(is_clean, self.rounds)) >= CLEAN_ROUNDS else None
         return found is not None and found[1] - found[0] <= share * sorted(medians)[len(medians) // 2]
 
     def with_device_clocks(self, conditions: Conditions) -> Conditions:

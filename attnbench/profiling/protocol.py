@@ -78,6 +78,8 @@ class Round(Record):
     system does not say."""
     stolen_share: float = 0.0
     """Part of the round that a virtual machine's host gave to others."""
+    process: int = 0
+    """Which of the row's processes, one after another, took it."""
     clock_mhz: float | None = None
     """GPU only: the multiprocessors' clock, median."""
     throttled: str = ""

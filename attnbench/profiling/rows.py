@@ -11,12 +11,12 @@ from pydantic import ConfigDict, Field, computed_field, model_validator
 
 from attnbench.models.resolution import LATENT_FACTOR
 from attnbench.profiling.protocol import Energy, Round
-from attnbench.profiling.statistics import median_interval, percentiles
+from attnbench.profiling.statistics import grouped_interval, percentiles
 from attnbench.results import Measurement, Record, Status
 from attnbench.specs import CodecSpec, Mode, ModelConfig, Precision, Scope
 
-CLEAN_BELOW = 0.02
-"""Share of its time that a clean sample's threads may have waited for a core."""
+CLEAN_BELOW = 0.05
+"""Share of its time that a clean sample's threads may have waited for a core; it is slower by no more."""
 LEAST_SAMPLES = 3
 LEAST_ROUNDS = 6
 """The fewest values whose range is a 95 % interval of their median: 1 - 2 / 2^6 = 0.97."""
@@ -148,8 +148,8 @@ class ProfileRow(Record):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def latency_interval_ms(self) -> tuple[float, float] | None:
-        """95 % interval of that median over rounds; None where there are too few."""
-        return interval(round_medians(self.ranked_rounds))
+        """95 % interval of that median over rounds and processes; None where there are too few rounds."""
+        return interval(self.ranked_rounds)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -187,9 +187,12 @@ def round_medians(rounds: Sequence[Round]) -> list[float]:
     return [statistics.median(counted(r)) for r in rounds]
 
 
-def interval(medians: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the median of rounds' medians (order statistics), or None of too few."""
-    found = median_interval(medians) if medians else None
+def interval(rounds: Sequence[Round]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the median of rounds' medians (order statistics), or None of too few.
+
+    It reaches the median of each process's rounds.
+    """
+    found = grouped_interval(round_medians(rounds), [r.process for r in rounds]) if rounds else None
     return (found.low, found.high) if found is not None and found.sufficient else None
 
 
@@ -247,18 +250,22 @@ def _of_rounds(
     name: str, rounds: list[list[float]], clean: list[bool], row: ProfileRow, note: str
 ) -> Measurement:
     """Return one timed quantity: its values are the medians of the rounds that are ranked."""
-    chosen = [r for r, good in zip(rounds, clean, strict=True) if good]
-    medians = [statistics.median(r) for r in (chosen if len(chosen) >= LEAST_ROUNDS else rounds)]
+    taken = list(zip(rounds, [r.process for r in row.rounds], strict=True))
+    chosen = [pair for pair, good in zip(taken, clean, strict=True) if good]
+    ranked_pairs = chosen if len(chosen) >= LEAST_ROUNDS else taken
+    medians = [statistics.median(samples) for samples, _ in ranked_pairs]
+    found = grouped_interval(medians, [process for _, process in ranked_pairs])
     return Measurement(
         name=name,
         unit="ms",
         values=medians,
         n=sum(len(r) for r in rounds),
         better="lower",
-        interval=interval(medians),
+        interval=(found.low, found.high) if found.sufficient else None,
         note=note,
         rounds=rounds,
         clean_rounds=clean,
+        round_processes=[r.process for r in row.rounds],
         session=row.session,
         disturbed=row.disturbed,
     )

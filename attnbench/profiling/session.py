@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,22 +18,15 @@ from attnbench.profiling.conditions import governor, load, throttle_count
 from attnbench.profiling.counting import counts
 from attnbench.profiling.draft import Draft
 from attnbench.profiling.memory_plan import largest_batch, plan_memory
-from attnbench.profiling.protocol import Ceilings, Job, Measured, Ready, Refusal, Round
-from attnbench.profiling.rows import (
-    LEAST_ROUNDS,
-    Conditions,
-    ProfileRequest,
-    ProfileRow,
-    is_clean,
-)
+from attnbench.profiling.protocol import Ceilings, Job, Measured, Ready, Refusal
+from attnbench.profiling.rows import LEAST_ROUNDS, Conditions, ProfileRequest, ProfileRow
 from attnbench.profiling.threads import chosen_threads
 from attnbench.profiling.traffic import pass_traffic
+from attnbench.profiling.turns import SITTINGS, Group
 from attnbench.profiling.worker import refusal
 from attnbench.progress import Progress
 from attnbench.specs import ProfileSpec
 
-GIVEN_UP = 2  # times the least, where none of them is clean
-MOST_ROUNDS = 5  # times the least: a machine that never settles is not measured for ever
 _WARM_UP_LIMIT_S = 1.5
 _WARM_UP_SHARE = 0.2  # at most, of a row's time limit
 _PASSES = 10  # of a row whose pass is long: 2 for the memory, 2 before the rounds, 6 rounds
@@ -60,11 +51,11 @@ def profile_models(
 ) -> list[ProfileRow]:
     """Measure every request at every resolution of `spec`; rows in that order.
 
-    Each row's memory and latency come from a process of its own each. The processes of one resolution live
-    side by side and are timed in turn, in an order shuffled each round, so that a machine that slows down
-    slows all of them. A row that cannot be had carries its status and reason. `within_s` is the time of the
-    session: rows that would not fit into it are skipped. Those in `finished`, by label and resolution, are
-    taken over.
+    Each row's memory and latency come from processes of its own. Those of one resolution live side by side
+    and are timed in turn, in an order shuffled each round, so that a machine that slows down slows all of
+    them; rows with short passes sit down three times, in new processes. A row that cannot be had carries its
+    status and reason. `within_s` is the time of the session: rows that would not fit into it are skipped.
+    Those in `finished`, by label and resolution, are taken over.
     `on_row` hears each row when it is finished, also when the session is interrupted: then of those that
     have an interval; `say` hears what a reader of the rows must know. `worker` is the children's module.
     `fit_mib` asks a memory plan for the largest batch that so much memory holds.
@@ -100,28 +91,27 @@ def profile_models(
         )
         if num_missing and {"latency", "memory"} & set(spec.measure):
             session.nursery = stack.enter_context(Nursery(worker, _environment()))
-        for resolution in sorted(missing):  # smaller ones say how long the larger ones will take
-            drafts = missing[resolution]
-            later = sum(1 for side, of_side in missing.items() if side > resolution and of_side)
-            try:
-                session.measure(drafts, groups_left=1 + later)
-            except BaseException:
-                for draft in drafts:
-                    if draft.refusal is not None or len(draft.rounds) >= LEAST_ROUNDS:
-                        _hand_over(draft.row(spec, device), known, on_row)
-                raise
+        open_drafts = [draft for side in sorted(missing) for draft in missing[side]]
+
+        def hand_over(drafts: Iterable[Draft]) -> None:
             for draft in drafts:
-                _hand_over(draft.row(spec, device), known, on_row)
+                open_drafts.remove(draft)
+                row = draft.row(spec, device)
+                known[row.model, row.resolution] = row
+                if on_row is not None:
+                    on_row(row)
+
+        try:
+            for resolution in sorted(missing):  # smaller ones say how long the larger ones will take
+                later = sum(1 for side, of_side in missing.items() if side > resolution and of_side)
+                hand_over(session.measure(missing[resolution], groups_left=1 + later))
+            session.sit_again()
+            hand_over(list(open_drafts))
+        except BaseException:
+            hand_over([d for d in open_drafts if d.refusal is not None or len(d.rounds) >= LEAST_ROUNDS])
+            raise
     steps.finish()
     return [known[request.label, side] for request in requests for side in spec.resolutions]
-
-
-def _hand_over(
-    row: ProfileRow, known: dict[tuple[str, int], ProfileRow], on_row: Callable[[ProfileRow], None] | None
-) -> None:
-    known[row.model, row.resolution] = row
-    if on_row is not None:
-        on_row(row)
 
 
 def _environment() -> dict[str, str]:
@@ -142,9 +132,13 @@ class _Steps:
     done: int = 0
 
     def next(self, note: str) -> None:
+        self.note(note)
+        self.done += 1
+
+    def note(self, note: str) -> None:
+        """Say what goes on beside what is counted."""
         if self.progress is not None:
             self.progress(min(self.done, self.total), self.total, note)
-        self.done += 1
 
     def finish(self) -> None:
         if self.progress is not None:
@@ -167,9 +161,10 @@ class _Session:
     ceilings: Ceilings | None = None
     seconds_per_mac: dict[str, float] = field(default_factory=dict)
     """Of each label, as its last resolution took them."""
+    groups: list[Group] = field(default_factory=list)
 
-    def measure(self, drafts: Sequence[Draft], groups_left: int) -> None:
-        """Fill in the drafts of one resolution."""
+    def measure(self, drafts: Sequence[Draft], groups_left: int) -> list[Draft]:
+        """Fill in the drafts of one resolution; returns those that are finished, not to sit again."""
         for draft in drafts:
             self.steps.next(f"{draft.name}: multiply-adds")
             self._count(draft)
@@ -177,7 +172,7 @@ class _Session:
                 self._plan(draft)
         self._leave_out(drafts)
         if self.nursery is None or not any(draft.refusal is None for draft in drafts):
-            return
+            return list(drafts)
         if not self.threads:
             self._choose_threads(next(draft for draft in drafts if draft.refusal is None))
         if "roofline" in self.spec.measure and self.ceilings is None:
@@ -186,14 +181,51 @@ class _Session:
         if "memory" in self.spec.measure:
             with ThreadPoolExecutor(self._memory_at_once(drafts)) as pool:
                 list(pool.map(self._measure_memory, _alive(drafts)))
-        if "latency" in self.spec.measure:
-            extra = (self.deadline - time.monotonic()) / (2 * groups_left)
-            self._take_turns(drafts, extra_until=time.monotonic() + extra)
+        for draft in drafts:
+            draft.ceilings = self.ceilings
+        if "latency" not in self.spec.measure:
+            self._note_conditions(drafts, slowed)
+            return list(drafts)
+        extra = (self.deadline - time.monotonic()) / (2 * groups_left)
+        group = Group(
+            rows=list(_alive(drafts)),
+            spec=self.spec,
+            device=self.device,
+            set_up=self._set_up,
+            note=self.steps.next,
+            extra_until=time.monotonic() + extra,
+        )
+        self._sit(group, slowed)
+        for draft in group.rows:
+            macs = draft.counts.get("macs_full", 0) * self.spec.batch_size
+            if macs and draft.ready is not None:
+                self.seconds_per_mac[draft.request.label] = 1e-3 * draft.ready.pass_ms / macs
+        self.groups.append(group)
+        return [draft for draft in drafts if draft.refusal is not None or draft.stopped]
+
+    def sit_again(self) -> None:
+        """Take the later sittings of rows with short passes, all resolutions in turns."""
+        for _ in range(1, SITTINGS):
+            for group in self.groups:
+                if not group.is_over():
+                    group.extra_until = self.deadline
+                    self.steps.note(f"{group.rows[0].resolution} px once more, in new processes")
+                    self._sit(group, throttle_count())
+
+    def _sit(self, group: Group, slowed: int | None) -> None:
+        group.sit()
+        group.is_over()
+        self._note_conditions(group.rows, slowed)
+
+    def _note_conditions(self, drafts: Sequence[Draft], slowed: int | None) -> None:
+        """Keep what the machine was like; `slowed` is how often its heat had slowed it before."""
         heat = "the CPU was slowed down for its heat" if (throttle_count() or 0) > (slowed or 0) else ""
         now = Conditions(threads=self.threads, load=load(), governor=governor(), throttled=heat)
         for draft in drafts:
+            before = draft.conditions.throttled
             draft.conditions = draft.with_device_clocks(now)
-            draft.ceilings = self.ceilings
+            if before and not draft.conditions.throttled:
+                draft.conditions = draft.conditions.model_copy(update={"throttled": before})
 
     def _count(self, draft: Draft) -> None:
         if not {"macs", "params"} & set(self.spec.measure):
@@ -280,66 +312,10 @@ class _Session:
         else:
             draft.refusal = reply
 
-    def _take_turns(self, drafts: Sequence[Draft], extra_until: float) -> None:
-        """Time rows in turns until each has its rounds and a narrow interval, or its time is out."""
-        name = uuid.uuid4().hex[:12]
-        with contextlib.ExitStack() as stack:
-            children: list[tuple[Draft, Child]] = []
-            for draft in _alive(drafts):
-                self.steps.next(f"{draft.name}: setting up")
-                draft.session = name
-                child = stack.enter_context(self._child())
-                reply = child.set_up(self._job(draft, "latency"))
-                if isinstance(reply, Ready):
-                    draft.ready = reply
-                    children.append((draft, child))
-                    macs = draft.counts.get("macs_full", 0) * self.spec.batch_size
-                    if macs:
-                        self.seconds_per_mac[draft.request.label] = 1e-3 * reply.pass_ms / macs
-                else:
-                    draft.refusal = reply
-                    child.close()
-            for number in range(MOST_ROUNDS * self.spec.rounds):
-                order = [
-                    (draft, child)
-                    for draft, child in children
-                    if not self._is_over(draft, child, extra_until)
-                ]
-                if not order:
-                    break
-                random.Random(number).shuffle(order)
-                for draft, child in order:
-                    if number < self.spec.rounds:
-                        self.steps.next(f"{draft.name}: round {number + 1}")
-                    taken = child.take_round()
-                    if isinstance(taken, Round):
-                        draft.rounds.append(taken)
-                    else:
-                        self._end(draft, taken)
-                        child.close()
-            for draft, _ in children:
-                draft.stopped = draft.stopped or "rounds"
-
-    def _is_over(self, draft: Draft, child: Child, extra_until: float) -> bool:
-        """Whether a row takes no more rounds."""
-        if draft.refusal is not None or draft.stopped:
-            return True
-        if len(draft.rounds) < self.spec.rounds:
-            return False
-        if draft.is_narrow(self.spec.interval):
-            draft.stopped = "narrow"
-        elif child.budget_s < child.longest_s or time.monotonic() > extra_until:
-            draft.stopped = "time"
-        elif len(draft.rounds) >= GIVEN_UP * self.spec.rounds and not any(map(is_clean, draft.rounds)):
-            draft.stopped = "rounds"
-        return bool(draft.stopped)
-
-    def _end(self, draft: Draft, reply: Refusal) -> None:
-        """A row that has an interval already keeps it where only its time is out."""
-        if reply.status == "skipped" and len(draft.rounds) >= max(LEAST_ROUNDS, self.spec.rounds):
-            draft.stopped = "time"
-        else:
-            draft.refusal = reply
+    def _set_up(self, draft: Draft) -> tuple[Child, Ready | Refusal]:
+        """Start the process of a row; it may use what is left of the row's time."""
+        child = Child(self.spec.timeout_s - draft.spent_s, self.nursery, limit_s=self.spec.timeout_s)
+        return child, child.set_up(self._job(draft, "latency"))
 
     def _child(self) -> Child:
         return Child(self.spec.timeout_s, self.nursery)

@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Verdict = Literal["lower", "higher", "not distinguishable", "too few pairs"]
@@ -73,10 +73,37 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     return Interval(low=ordered[k - 1], high=ordered[n - k], coverage=coverage, requested=confidence)
 
 
-def compare_paired(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Comparison:
+def grouped_interval(
+    values: Sequence[float], groups: Sequence[int] = (), confidence: float = 0.95
+) -> Interval:
+    """Return `median_interval`, widened to reach the median of every group.
+
+    Values of one group (of one process, taken within seconds) share what moves them all; the groups' medians
+    show how much that is. Without groups, or of one, nothing is widened.
+    Raises ValueError as `median_interval` does, and where there is not one group for each value.
+
+    >>> found = grouped_interval([1.0, 1.1, 1.2, 1.0, 1.1, 1.2, 3.0, 3.0, 3.0], [0, 0, 0, 1, 1, 1, 2, 2, 2])
+    >>> found.low, found.high
+    (1.0, 3.0)
+    """
+    found = median_interval(values, confidence)
+    if not groups:
+        return found
+    medians = [
+        statistics.median(value for value, of in zip(values, groups, strict=True) if of == group)
+        for group in set(groups)
+    ]
+    return replace(found, low=min(found.low, *medians), high=max(found.high, *medians))
+
+
+def compare_paired(
+    a: Sequence[float], b: Sequence[float], groups: Sequence[int] = (), confidence: float = 0.95
+) -> Comparison:
     """Compare two samples taken side by side (same round, same machine) as the ratio a over b.
 
-    The interval of the median ratio inverts the sign test, so it needs neither normality nor resampling.
+    The interval of the median ratio inverts the sign test, so it needs neither normality nor resampling; it
+    reaches the median ratio of every one of `groups`, so that these must agree before one side is said to
+    be lower.
     Raises ValueError on unequal lengths, empty samples, or values that are not positive and finite.
 
     >>> compare_paired([2.0, 2.1, 1.9, 2.0, 2.2, 2.1], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]).verdict
@@ -87,7 +114,7 @@ def compare_paired(a: Sequence[float], b: Sequence[float], confidence: float = 0
     if not all(math.isfinite(value) and value > 0 for value in (*a, *b)):
         raise ValueError("a ratio needs positive, finite values")
     ratios = [x / y for x, y in zip(a, b, strict=True)]
-    interval = median_interval(ratios, confidence)
+    interval = grouped_interval(ratios, groups, confidence)
     return Comparison(ratio=median(ratios), interval=interval, n=len(ratios), verdict=_verdict(interval))
 
 

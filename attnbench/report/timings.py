@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnbench.profiling.statistics import Comparison, Verdict, compare_paired, median_interval
+from attnbench.profiling.statistics import Comparison, Verdict, compare_paired, grouped_interval
 from attnbench.report.tables import Entry, plain
 from attnbench.results import Measurement
 
@@ -56,7 +56,7 @@ def rounds_interval(measured: Measurement) -> tuple[float, float] | None:
     """
     if not measured.rounds or not measured.values or any(math.isnan(value) for value in measured.values):
         return None
-    found = median_interval(measured.values)
+    found = grouped_interval(measured.values, _ranked_processes(measured))
     return (found.low, found.high) if found.sufficient else None
 
 
@@ -110,19 +110,35 @@ def without_rounds(measured: Measurement | None) -> bool:
 def _compared(ours: Measurement, theirs: Measurement, *, only_clean: bool) -> Comparison | None:
     """Compare the medians of the rounds that both took; None where none of them counts."""
     pairs = [
-        (a, b)
-        for (a, a_clean), (b, b_clean) in zip(_medians(ours), _medians(theirs), strict=False)
+        (a, b, process)
+        for (a, a_clean, process), (b, b_clean, _) in zip(_medians(ours), _medians(theirs), strict=False)
         if (a_clean and b_clean) or not only_clean
         if not math.isnan(a + b)  # a round without samples is no pair
     ]
-    return compare_paired([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+    if not pairs:
+        return None
+    return compare_paired([a for a, _, _ in pairs], [b for _, b, _ in pairs], [p for _, _, p in pairs])
 
 
-def _medians(measured: Measurement) -> Sequence[tuple[float, bool]]:
+def _medians(measured: Measurement) -> Sequence[tuple[float, bool, int]]:
+    """Return each round's median, whether the machine left it alone, and its process."""
     return [
-        (statistics.median(samples) if samples else math.nan, clean)
-        for samples, clean in zip(measured.rounds, measured.clean_rounds, strict=True)
+        (statistics.median(samples) if samples else math.nan, clean, process)
+        for samples, clean, process in zip(
+            measured.rounds, measured.clean_rounds, _processes(measured), strict=True
+        )
     ]
+
+
+def _processes(measured: Measurement) -> Sequence[int]:
+    return measured.round_processes or [0] * len(measured.rounds)
+
+
+def _ranked_processes(measured: Measurement) -> Sequence[int]:
+    """Return the processes of the rounds whose medians are the values: of the clean ones, or of all."""
+    every = _processes(measured)
+    clean = [p for p, good in zip(every, measured.clean_rounds, strict=True) if good]
+    return next((found for found in (clean, every) if len(found) == len(measured.values)), ())
 
 
 def _of_medians(ours: Measurement, theirs: Measurement, why: str, same_environment: bool) -> Ratio:

@@ -58,10 +58,15 @@ def lines(count: int) -> Iterator[str]:
         yield json.dumps(result)
 
 
+def copied(run: Path) -> Path:
+    """Copy the shipped run without its record, which an earlier build cannot read: every line counts then."""
+    shutil.copytree(SHIPPED, run, ignore=shutil.ignore_patterns("run.json"))
+    return run
+
+
 def larger(folder: Path, count: int) -> Path:
     """Write a run of so many result lines and return its folder."""
-    run = folder / f"run-{count}"
-    shutil.copytree(SHIPPED, run)
+    run = copied(folder / f"run-{count}")
     with (run / "results.jsonl").open("w") as file:
         file.writelines(f"{line}\n" for line in lines(count))
     return run
@@ -112,9 +117,7 @@ def main() -> None:
     checkouts = [ROOT, *([arguments.before.resolve()] if arguments.before else [])]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        runs = [folder / f"digits-{i}" for i in range(len(checkouts))]
-        for run in runs:
-            shutil.copytree(SHIPPED, run)
+        runs = [copied(folder / f"digits-{i}") for i in range(len(checkouts))]
         times: list[list[tuple[float, float, float]]] = [[] for _ in checkouts]
         for _ in range(arguments.rounds):
             for at, run, taken in zip(checkouts, runs, times, strict=True):

@@ -125,8 +125,13 @@ def _rounds(latency: Measurement | None) -> list[Round]:
     if not latency.rounds:
         return [Round(latency_ms=latency.values, cpu_time_ms=[])]
     return [
-        Round(latency_ms=samples, cpu_time_ms=[], stolen_share=0.0 if clean else 1.0)
-        for samples, clean in zip(latency.rounds, latency.clean_rounds, strict=True)
+        Round(latency_ms=samples, cpu_time_ms=[], stolen_share=0.0 if clean else 1.0, process=process)
+        for samples, clean, process in zip(
+            latency.rounds,
+            latency.clean_rounds,
+            latency.round_processes or [0] * len(latency.rounds),
+            strict=True,
+        )
         if samples
     ]
 
