@@ -328,14 +328,14 @@ def processes(monkeypatch):
     return started
 
 
-def test_short_passes_take_their_rounds_in_three_processes(processes):
+def test_short_passes_take_their_rounds_in_five_processes(processes):
     """What a process's luck and the machine's minutes do to a row is in its rounds; sizes take turns."""
-    spec = ProfileSpec(resolutions=[8, 16], rounds=2, measure=["latency"])
+    spec = ProfileSpec(resolutions=[8, 16], rounds=3, measure=["latency"])
     rows = profile_models([short()], spec)
-    assert [side for side, _ in processes] == [8, 16, 8, 16, 8, 16]
-    assert len({pid for _, pid in processes}) == 6
+    assert [side for side, _ in processes] == [8, 16] * 5
+    assert len({pid for _, pid in processes}) == 10
     for row in rows:
-        assert [r.process for r in row.rounds] == [0, 0, 1, 1, 2, 2]
+        assert [r.process for r in row.rounds] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
         assert row.stopped == "rounds"
 
 
@@ -363,7 +363,7 @@ def test_a_row_that_fails_in_a_later_sitting_says_so(monkeypatch):
     assert one.status == "failed"
     assert "killed by SIGKILL" in one.reason
     assert one.latency_ms is None
-    assert len(other.rounds) == 3
+    assert len(other.rounds) == 5
 
 
 def test_an_interrupted_session_hands_over_what_has_an_interval(monkeypatch):

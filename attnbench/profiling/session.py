@@ -53,7 +53,7 @@ def profile_models(
 
     Each row's memory and latency come from processes of its own. Those of one resolution live side by side
     and are timed in turn, in an order shuffled each round, so that a machine that slows down slows all of
-    them; rows with short passes sit down three times, in new processes. A row that cannot be had carries its
+    them; rows with short passes sit down five times, in new processes. A row that cannot be had carries its
     status and reason. `within_s` is the time of the session: rows that would not fit into it are skipped.
     Those in `finished`, by label and resolution, are taken over.
     `on_row` hears each row when it is finished, also when the session is interrupted: then of those that

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import ceil
 
 from attnbench.devices import available_cores
 from attnbench.profiling.child import Child
@@ -16,8 +17,9 @@ from attnbench.profiling.protocol import Ready, Refusal
 from attnbench.profiling.rows import LEAST_ROUNDS, is_clean
 from attnbench.specs import ProfileSpec
 
-SITTINGS = 3
-"""How often a row with short passes sits down, each time with a new process."""
+SITTINGS = 5
+"""How often a row with short passes sits down, each time with a new process: of two equal rows all five say
+the same in 2 of 32 cases."""
 RENEWED_BELOW_MS = 50.0
 """Passes shorter than this are short; a new process costs about 0.2 s of a core."""
 MOST_ROUNDS = 5  # times the least: a machine that never settles is not measured for ever
@@ -31,7 +33,7 @@ class Group:
     """The rows of one resolution, which take their rounds in turns.
 
     Two processes of the same code differ by their luck with memory, by up to 6 % in passes of a millisecond,
-    and a machine's pace drifts over minutes. So rows with short passes take their rounds in three sittings,
+    and a machine's pace drifts over minutes. So rows with short passes take their rounds in five sittings,
     each with a new process, the other resolutions in between. All have the same number of rounds in each, or
     end: round i of two rows is a pair. Rows with long passes, on a GPU or compiled keep one process until
     their interval is narrow: their luck is small, their rounds last long, or a new process costs too much.
@@ -63,7 +65,7 @@ class Group:
                 turns = [d for d in rows if id(d) in children and self._sits_on(d, number)]
                 if not turns:
                     break
-                random.Random(self._sittings * self.spec.rounds + number).shuffle(turns)
+                random.Random(f"{self._sittings} {number}").shuffle(turns)
                 for draft in turns:
                     self._take_round(draft, number, children)
         finally:
@@ -107,7 +109,12 @@ class Group:
         draft.spent_s = self.spec.timeout_s - child.budget_s
 
     def _sits_on(self, draft: Draft, number: int) -> bool:
-        return not self._is_over(draft) and (number < self.spec.rounds or not self._is_renewed(draft))
+        return not self._is_over(draft) and (number < self._in_a_sitting or not self._is_renewed(draft))
+
+    @property
+    def _in_a_sitting(self) -> int:
+        """Rounds of a row with short passes: half of the least, two and a half times the least in all."""
+        return ceil(self.spec.rounds / 2)
 
     def _is_renewed(self, draft: Draft) -> bool:
         cheap = self.device == "cpu" and not self.spec.compile
@@ -125,7 +132,7 @@ class Group:
             draft.stopped = "narrow"
         elif self._is_out_of_time(draft):
             draft.stopped = "time"
-        elif count >= least * (SITTINGS if renewed else MOST_ROUNDS) or (
+        elif count >= (SITTINGS * self._in_a_sitting if renewed else MOST_ROUNDS * least) or (
             not renewed and count >= least * GIVEN_UP and not any(map(is_clean, draft.rounds))
         ):
             draft.stopped = "narrow" if draft.is_narrow(self.spec.interval) else "rounds"

@@ -3,7 +3,8 @@
 Two cases are timed in turns. Each round of each case drifts by 2 % of its own and, with the other's round
 beside it, by 2 % of the machine's; samples scatter by 1 % within a round, one in 50 takes thrice as long;
 one round in ten has to share its core, takes 1.3 times as long and is flagged. Rounds hold 15 to 60 samples.
-A minute on one core.
+The last rules add the luck of processes, 1.2 % each, whose ratio then differs by the 1.7 % that equal
+attentions show (reports/instrument, planted). A minute on one core.
 
     python reports/profile/rounds.py
 """
@@ -37,6 +38,7 @@ LEVEL = 10.0  # ms
 # Spikes move the median of a round's samples to this quantile of those without: 0.03 % of the level.
 TRUE = LEVEL * statistics.NormalDist(1, SCATTER).inv_cdf(0.5 / (1 - SPIKES))
 MOST_ROUNDS = 40
+LUCK = 0.012
 
 Stop = Callable[[list[Round]], bool]
 
@@ -50,32 +52,50 @@ def when_narrow(least: int) -> Stop:
     """Return a session's rule: until the interval of so many clean rounds or more is at most 5 % wide."""
 
     def stop(rounds: list[Round]) -> bool:
-        medians = round_medians(ranked(rounds))
-        found = interval(medians) if _num_clean(rounds) >= least else None
+        chosen = ranked(rounds)
+        medians = round_medians(chosen)
+        found = interval(chosen) if _num_clean(rounds) >= least else None
         narrow = found is not None and found[1] - found[0] <= 0.05 * statistics.median(medians)
         return narrow or len(rounds) == MOST_ROUNDS
 
     return stop
 
 
-RULES: dict[str, Stop] = {
-    **{f"{count} rounds": after(count) for count in (6, 9, 12, 24)},
-    **{f"until 5 % wide, {least} clean": when_narrow(least) for least in (LEAST_ROUNDS, 8)},
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """So many processes, one after another, each with so many rounds and its own luck."""
+
+    rounds: int
+    luck: float = LUCK
+
+
+NO_LUCK = Processes(rounds=MOST_ROUNDS, luck=0.0)
+RULES: dict[str, tuple[Stop, Processes]] = {
+    **{f"{count} rounds": (after(count), NO_LUCK) for count in (6, 9, 12, 24)},
+    **{f"until 5 % wide, {least} clean": (when_narrow(least), NO_LUCK) for least in (LEAST_ROUNDS, 8)},
+    "18 rounds, a process with luck": (after(18), Processes(rounds=18)),
+    "15 rounds, five processes with luck": (after(15), Processes(rounds=3)),
 }
 
 
-def timed(seed: int, machine: int, level: float, stop: Stop) -> Measurement:
+def timed(seed: int, machine: int, level: float, stop: Stop, processes: Processes = NO_LUCK) -> Measurement:
     """Return the latency of one made-up case; cases with the same `machine` were timed side by side."""
     rng, moods = random.Random(f"case {seed}"), random.Random(f"machine {machine}")
+    lucks = random.Random(f"processes {seed}")
     rounds: list[Round] = []
+    luck = 1.0
     while not (rounds and stop(rounds)):
+        process, begun = divmod(len(rounds), processes.rounds)
+        luck = luck if begun else lucks.gauss(1, processes.luck)
         sharing = rng.random() < SHARING
-        mood = level * rng.gauss(1, OWN_DRIFT) * moods.gauss(1, SHARED_DRIFT) * (SLOWED if sharing else 1)
+        mood = (
+            level * luck * rng.gauss(1, OWN_DRIFT) * moods.gauss(1, SHARED_DRIFT) * (SLOWED if sharing else 1)
+        )
         samples = [
             mood * rng.gauss(1, SCATTER) * (SPIKE if rng.random() < SPIKES else 1)
             for _ in range(rng.randint(15, 60))
         ]
-        rounds.append(_round(samples, waited=0.3 if sharing else 0.0))
+        rounds.append(_round(samples, waited=0.3 if sharing else 0.0, process=process))
     too_few = _num_clean(rounds) < min(LEAST_ROUNDS, len(rounds))
     row = ProfileRow(
         model="", resolution=8, tokens=16, device="cpu", precision="fp32", batch_size=1, session="s",
@@ -84,18 +104,20 @@ def timed(seed: int, machine: int, level: float, stop: Stop) -> Measurement:
     return next(m for m in to_measurements(row) if m.name == "latency_ms@8")
 
 
-def _round(samples: list[float], waited: float) -> Round:
-    return Round(latency_ms=samples, cpu_time_ms=samples, waited_share=[waited] * len(samples))
+def _round(samples: list[float], waited: float, process: int) -> Round:
+    return Round(
+        latency_ms=samples, cpu_time_ms=samples, waited_share=[waited] * len(samples), process=process
+    )
 
 
 def _num_clean(rounds: list[Round]) -> int:
     return sum(map(is_clean, rounds))
 
 
-def compared(seed: int, factor: float, stop: Stop) -> Ratio:
+def compared(seed: int, factor: float, stop: Stop, processes: Processes = NO_LUCK) -> Ratio:
     """Return the comparison of a case `factor` times as slow as the one beside it."""
-    slow = timed(2 * seed, seed, factor * LEVEL, stop)
-    return time_ratio(slow, timed(2 * seed + 1, seed, LEVEL, stop), same_environment=True)
+    slow = timed(2 * seed, seed, factor * LEVEL, stop, processes)
+    return time_ratio(slow, timed(2 * seed + 1, seed, LEVEL, stop, processes), same_environment=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +135,11 @@ class Found:
     """Share of each verdict, by planted factor."""
 
 
-def measure(stop: Stop, draws: int, factors: tuple[float, ...] = (1.0, 1.03, 1.1)) -> Found:
+def measure(
+    stop: Stop, draws: int, factors: tuple[float, ...] = (1.0, 1.03, 1.1), processes: Processes = NO_LUCK
+) -> Found:
     """Simulate one rule; a draw without an interval counts as one that does not cover."""
-    rows = [timed(2 * seed, seed, LEVEL, stop) for seed in range(draws)]
+    rows = [timed(2 * seed, seed, LEVEL, stop, processes) for seed in range(draws)]
     over_rounds = [rounds_interval(row) for row in rows]
     pooled = [median_interval([t for r in row.rounds for t in r]) for row in rows]
     return Found(
@@ -124,7 +148,8 @@ def measure(stop: Stop, draws: int, factors: tuple[float, ...] = (1.0, 1.03, 1.1
         covered=sum(i is not None and i[0] <= TRUE <= i[1] for i in over_rounds) / draws,
         covered_by_samples=sum(i.low <= TRUE <= i.high for i in pooled) / draws,
         verdicts={
-            factor: _shares([compared(s, factor, stop).words for s in range(draws)]) for factor in factors
+            factor: _shares([compared(s, factor, stop, processes).words for s in range(draws)])
+            for factor in factors
         },
     )
 
@@ -140,8 +165,8 @@ def main() -> None:
     draws = parser.parse_args().draws
     print(f"{draws} draws; standard error of a share of 5 %: {100 * (0.05 * 0.95 / draws) ** 0.5:.1f} points")
     print("rule | rounds | width | covers | as samples | verdicts at +0 % | at +3 % | at +10 %")
-    for name, stop in RULES.items():
-        found = measure(stop, draws)
+    for name, (stop, processes) in RULES.items():
+        found = measure(stop, draws, processes=processes)
         shares = " | ".join(
             ", ".join(f"{word} {100 * share:.1f} %" for word, share in verdicts.items())
             for verdicts in found.verdicts.values()
