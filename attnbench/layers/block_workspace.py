@@ -9,29 +9,20 @@ import torch
 
 BLOCK_BYTES = 1 << 19
 """Of the widest operand in a block, in its own type: half of a core's second-level cache of 1 MiB."""
-GROUP_WIDTH = 512
-"""Channels of a block, at most: the heads are taken in groups, so that wide layers have blocks as long."""
+SHORTEST_BLOCK = 128  # tokens: below, calls and short products cost more than the cache saves
 
 
 def block_length(tokens: int, row_bytes: int) -> int:
     """Return the length of blocks about as long as each other, a multiple of 32 tokens.
 
-    >>> block_length(1024, 4 * 384), block_length(4096, 4 * 384), block_length(1000, 4 * 512)
-    (256, 352, 256)
+    `row_bytes` are those of a token with all its heads: blocks are of whole rows, since a group of heads is
+    read in pieces that the processor does not fetch ahead.
+
+    >>> block_length(1024, 4 * 384), block_length(4096, 4 * 384), block_length(1024, 4 * 2240)
+    (256, 320, 128)
     """
-    blocks = -(-tokens // max(32, BLOCK_BYTES // row_bytes))
+    blocks = -(-tokens // max(SHORTEST_BLOCK, BLOCK_BYTES // row_bytes))
     return -(-tokens // (32 * blocks)) * 32
-
-
-def head_groups(heads: int, width: int) -> list[slice]:
-    """Cut the heads, `width` channels each, into groups about as large as each other.
-
-    >>> head_groups(70, 32)
-    [slice(0, 14, None), slice(14, 28, None), slice(28, 42, None), slice(42, 56, None), slice(56, 70, None)]
-    """
-    groups = -(-heads // max(1, GROUP_WIDTH // width))
-    size = -(-heads // groups)
-    return [slice(i, min(i + size, heads)) for i in range(0, heads, size)]
 
 
 class Workspace:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attnbench.layers.block_workspace import Workspace, block_length, head_groups
+from attnbench.layers.block_workspace import Workspace, block_length
 
 
 class Terms(NamedTuple):
@@ -96,47 +96,42 @@ def _room(like: torch.Tensor, tokens: int, width: int) -> torch.Tensor:
     return like.new_empty(batch, tokens, heads, width).transpose(1, 2)
 
 
-class _Cuts:
-    """How a batch is cut: its images, groups of their heads, and blocks of queries and keys."""
-
-    def __init__(self, terms: Terms) -> None:
-        q, k, v = terms[:3]
-        width = max(q.shape[3], v.shape[3])
-        groups = head_groups(v.shape[1], width)
-        row_bytes = v.element_size() * width * len(range(*groups[0].indices(v.shape[1])))
-        self.parts = [(image, group) for image in range(v.shape[0]) for group in groups]
-        self.queries, self.keys = block_length(q.shape[2], row_bytes), block_length(k.shape[2], row_bytes)
+def _lengths(terms: Terms) -> tuple[int, int]:
+    """Return the lengths of a block of queries and of one of keys."""
+    q, k, v = terms[:3]
+    row_bytes = v.element_size() * v.shape[1] * max(q.shape[3], v.shape[3])
+    return block_length(q.shape[2], row_bytes), block_length(k.shape[2], row_bytes)
 
 
-def _blocks(length: int, part: tuple[int, slice], *tensors: torch.Tensor | None) -> Any:
-    """Go through blocks [H, n, D] of one part of these tensors [B, H, N, D], all at once; None stays None."""
-    return zip(*(repeat(None) if z is None else z[part].split(length, 1) for z in tensors), strict=False)
+def _blocks(length: int, image: int, *tensors: torch.Tensor | None) -> Any:
+    """Go through one image's blocks [H, n, D] of these tensors [B, H, N, D] at once; None stays None."""
+    return zip(*(repeat(None) if z is None else z[image].split(length, 1) for z in tensors), strict=False)
 
 
 def _forward(terms: Terms) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the output, sum_j k_j^T v_j [B, H, Dk, Dv] and sum_j n_j [B, H, 1, Dk], both in fp32 up."""
     q, v = terms.q, terms.v
-    work, cuts = Workspace(v), _Cuts(terms)
+    work, (queries, keys) = Workspace(v), _lengths(terms)
     out = _room(v, q.shape[2], v.shape[3])
     state = v.new_zeros(*v.shape[:2], q.shape[3], v.shape[3], dtype=work.dtype)
     mass = v.new_zeros(*v.shape[:2], 1, q.shape[3] if terms.normalise else 0, dtype=work.dtype)
-    for part in cuts.parts:
-        for block in _blocks(cuts.keys, part, terms.k, v, terms.mass_k):
-            _sum_keys(terms, block, state[part], mass[part], work)
-        read = state[part].to(v.dtype)
-        for block in _blocks(cuts.queries, part, q, terms.mass_q, out):
-            _read_state(terms, block, read, mass[part], work)
+    for image in range(terms.v.shape[0]):
+        for block in _blocks(keys, image, terms.k, v, terms.mass_k):
+            _sum_keys(terms, block, state[image], mass[image], work)
+        read = state[image].to(v.dtype)
+        for block in _blocks(queries, image, q, terms.mass_q, out):
+            _read_state(terms, block, read, mass[image], work)
     return out, state, mass
 
 
 def _sum_keys(terms: Terms, block: Any, state: torch.Tensor, mass: torch.Tensor, work: Workspace) -> None:
     k, v, mass_k = block
     if work.half:
-        k = work.load_half("k", k, rectify=terms.rectify)
+        k = work.load_half("rows", k, rectify=terms.rectify)
         part = work.by_head("part", state.shape, v.dtype)
         state.add_(torch.bmm(k.transpose(1, 2), v, out=part))
     else:
-        k = work.load("k", k, rectify=terms.rectify)
+        k = work.load("rows", k, rectify=terms.rectify)
         torch.baddbmm(state, k.transpose(1, 2), v, out=state)
     if terms.normalise:
         mass.add_((k if mass_k is None else mass_k).sum(1, keepdim=True, dtype=work.dtype))
@@ -144,22 +139,25 @@ def _sum_keys(terms: Terms, block: Any, state: torch.Tensor, mass: torch.Tensor,
 
 def _read_state(terms: Terms, block: Any, state: torch.Tensor, mass: torch.Tensor, work: Workspace) -> None:
     q, mass_q, out = block
-    q = (work.load_half if work.half else work.load)("q", q, rectify=terms.rectify)
+    q = (work.load_half if work.half else work.load)("rows", q, rectify=terms.rectify)
     read = torch.bmm(q, state, out=work.by_head("read", out.shape, out.dtype))
     if not terms.normalise:
         out.copy_(read)
         return
-    by = _denominator(q if mass_q is None else mass_q, mass, terms.eps, work)
+    own_room = mass_q is None and terms.rectify and not work.half
+    by = _denominator(q if mass_q is None else mass_q, mass, terms.eps, work, in_place=own_room)
     if work.half:
-        read = work.by_token("quotient", out.shape).copy_(read)
+        read = work.by_token("products", out.shape).copy_(read)
         out.copy_(read.div_(by))
     else:
         torch.div(read, by, out=out)
 
 
-def _denominator(q: torch.Tensor, mass: torch.Tensor, eps: float, work: Workspace) -> torch.Tensor:
-    """Return q_i . mass + eps of a block: [H, n, D] -> [H, n, 1]."""
-    room = work.by_token("products", q.shape)
+def _denominator(
+    q: torch.Tensor, mass: torch.Tensor, eps: float, work: Workspace, *, in_place: bool = False
+) -> torch.Tensor:
+    """Return q_i . mass + eps of a block: [H, n, D] -> [H, n, 1]; in place, q is lost."""
+    room = q if in_place else work.by_token("products", q.shape)
     if q.dtype != work.dtype:  # torch multiplies two types in a slower loop
         room.copy_(q).mul_(mass)
     else:
@@ -175,14 +173,14 @@ def _backward(
     dq = t, dS = q^T h, dz = -(q . t) / z, d mass_q = dz s, ds = dz^T mass_q; then dk = v dS^T, dv = k dS and
     d mass_k = ds for every token. Where the mass is of q and k themselves, their gradients add up.
     """
-    work, cuts = Workspace(terms.v), _Cuts(terms)
+    work, (queries, keys) = Workspace(terms.v), _lengths(terms)
     dq, dk, dv, d_mass_q = (None if z is None else _room(z, *z.shape[2:]) for z in terms[:4])
     d_state, d_mass = torch.zeros_like(state), torch.zeros_like(mass)
-    for part in cuts.parts:
-        sums = (state[part], mass[part], d_state[part], d_mass[part])
-        for block in _blocks(cuts.queries, part, terms.q, terms.mass_q, grad, dq, d_mass_q):
+    for image in range(terms.v.shape[0]):
+        sums = (state[image], mass[image], d_state[image], d_mass[image])
+        for block in _blocks(queries, image, terms.q, terms.mass_q, grad, dq, d_mass_q):
             _query_gradients(terms, block, sums, work)
-        for block in _blocks(cuts.keys, part, terms.k, terms.v, dk, dv):
+        for block in _blocks(keys, image, terms.k, terms.v, dk, dv):
             _key_gradients(terms, block, sums, work)
     if terms.mass_k is None:
         return dq, dk, dv, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -20,8 +21,10 @@ __all__ = [
     "matmul_order",
 ]
 
-MANY_TOKENS = 512
-"""From here on a block's few calls cost less than the copies they save."""
+MANY_TOKENS = {torch.float32: 256, torch.float64: 256, torch.bfloat16: 512}
+"""Types a CPU computes in blocks, from so many queries on: with fewer, calls cost more than copies."""
+WIDEST_HALF_HEAD = 128
+"""Channels of a head, at most, in a half type: in wider ones products dominate, which are no faster so."""
 
 Association = Literal["auto", "linear", "quadratic"]
 
@@ -90,7 +93,7 @@ def linear_attention(
 
 
 def takes_blocks(terms: Terms) -> bool:
-    """Say whether these are computed block by block: on a CPU, from MANY_TOKENS on, in one type.
+    """Say whether these are computed block by block: many tokens, all of one type, on a CPU.
 
     Compilers and tracers fuse or count whole operations, torch.func and forward-mode derivatives follow
     them, and autocast chooses their types: all of these see the formula.
@@ -100,10 +103,10 @@ def takes_blocks(terms: Terms) -> bool:
         not torch.compiler.is_compiling()
         and q.is_cpu
         and q.ndim == 4
-        and q.shape[2] >= MANY_TOKENS
         and q.shape[:2] == k.shape[:2] == v.shape[:2]
         and q.dtype == k.dtype == v.dtype
-        and q.dtype in (torch.float32, torch.bfloat16, torch.float64)
+        and q.shape[2] >= MANY_TOKENS.get(q.dtype, math.inf)
+        and (q.element_size() >= 4 or max(q.shape[3], v.shape[3]) <= WIDEST_HALF_HEAD)
         and compute_dtype(q) == q.dtype
         and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
