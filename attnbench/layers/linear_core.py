@@ -101,6 +101,7 @@ def takes_blocks(terms: Terms) -> bool:
     q, k, v = terms.q, terms.k, terms.v
     return (
         not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
         and q.is_cpu
         and q.ndim == 4
         and q.shape[:2] == k.shape[:2] == v.shape[:2]
@@ -108,7 +109,6 @@ def takes_blocks(terms: Terms) -> bool:
         and q.shape[2] >= MANY_TOKENS.get(q.dtype, math.inf)
         and (q.element_size() >= 4 or max(q.shape[3], v.shape[3]) <= WIDEST_HALF_HEAD)
         and compute_dtype(q) == q.dtype
-        and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
