@@ -22,7 +22,11 @@ from attnbench.layers import (
     merge_heads,
     power_focus,
     routed_projection,
+    router_logits,
     split_heads,
+    straight_through,
+    subtract_scaled,
+    unit_gate,
     without_autocast,
 )
 
@@ -123,7 +127,7 @@ class DyDiLAOptions(attnbench.BackendOptions):
 
 
 class Router(nn.Module):
-    """Banks of linear routers: z [banks, T, C] -> logits [banks, T, choices], always in fp32 or fp64.
+    """Banks of linear routers, whose logits [choices, T] are always in fp32 or fp64.
 
     Rounding can flip an argmax, so half precision never reaches the logits.
     """
@@ -134,34 +138,39 @@ class Router(nn.Module):
         for bank in self.weight:
             nn.init.xavier_uniform_(bank)
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        with without_autocast(z):
-            return z.to(dtype) @ self.weight.to(dtype)
+    def forward(self, *tokens: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """Return the logits of every bank for what it sees of a token: [T, C], or several such in turn."""
+        with without_autocast(tokens[0][0]):
+            return [router_logits(bank, *z) for bank, z in zip(self.weight.unbind(), tokens, strict=True)]
 
 
 def select(
     logits: torch.Tensor, values: torch.Tensor, training: RouterTraining
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Pick one scalar per token by argmax: logits [..., choices], values [choices].
+    """Pick one scalar per token by argmax: logits [choices, T], values [choices].
 
-    Returns (index [...], value [..., 1], gate [..., 1] or None); the gate multiplies whatever the
-    choice produced. The forward value is the literal argmax in every mode but `switch`.
+    Returns (index [T], value [T, 1], gate [T, 1] or None); the gate multiplies whatever the choice
+    produced. The forward value is the literal argmax in every mode but `switch`.
     """
-    index = logits.argmax(-1)
-    value = values[index].unsqueeze(-1)
-    if training == "straight_through" and logits.requires_grad:
-        soft = logits.softmax(-1) @ values.detach().unsqueeze(-1).to(logits.dtype)
-        value = value + (soft - soft.detach()).to(value.dtype)
-    return index, value, gate(logits, index, training)
-
-
-def gate(logits: torch.Tensor, index: torch.Tensor, training: RouterTraining) -> torch.Tensor | None:
-    """Return p_u / stopgrad(p_u) for `unit_gate`, p_u for `switch`, None where no gate is needed."""
+    index = largest(logits)
+    value = values[index]
+    if training == "straight_through":
+        value = straight_through(value, logits, values)
+    scale = None
     if training == "switch" or (training == "unit_gate" and logits.requires_grad):
-        p = logits.softmax(-1).gather(-1, index.unsqueeze(-1))  # [..., 1]
-        return p if training == "switch" else p / p.detach()
-    return None
+        p = probability(logits, index)
+        scale = (p if training == "switch" else p / p.detach()).unsqueeze(-1)
+    return index, value.unsqueeze(-1), scale
+
+
+def largest(logits: torch.Tensor) -> torch.Tensor:
+    """Argmax over the choices, logits [choices, T] -> [T]; `argmax` itself is slow over a first axis."""
+    return logits.detach().max(0).indices
+
+
+def probability(logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return the softmax's p_u of the chosen u: logits [choices, T], index [T] -> [T]."""
+    return logits.softmax(0).gather(0, index.unsqueeze(0)).squeeze(0)
 
 
 class ValueProjection(nn.Linear):
@@ -216,79 +225,91 @@ class DyDiLA(nn.Module):
 
     def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         if self.options.query_key == "shared":
-            *tokens, v = self.qkv(x)
+            *shared, v = self.qkv(x)
+            tokens = [z.flatten(0, 1) for z in shared]  # [T, C] each with T = B N
         else:
             tokens, v = [], self.value(x)
         if self.options.routes_projections:
             tokens += self._routed_projections(x, context)
-        z = self._measure(torch.stack(tokens).flatten(1, 2), context)  # [4 or 2, T, C] with T = B N
+        z = self._measure(tokens, context)
         if self.options.mode == "token":
             o = self._token_difference(z, v, context)
         elif self.options.mode == "map":
             o = self._map_difference(z, v, context)
         else:
-            q, k = z.view(2, *v.shape)
+            q, k = (part.view(v.shape) for part in z)
             o = self._normalise_rms(self._contract(q, k, v, mass=(q, k))) + self._dwc(0, v, context)
         return self.out(o)
 
-    def _routed_projections(
-        self, x: torch.Tensor, context: attnbench.AttentionContext
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Dynamic projection module, eqs. 1-2: Q' and K', each [B, N, C]."""
+    def _routed_projections(self, x: torch.Tensor, context: attnbench.AttentionContext) -> list[torch.Tensor]:
+        """Dynamic projection module, eqs. 1-2: Q' and K', each [T, C]."""
         tokens, n_p = x.flatten(0, 1), self.options.num_projectors  # [T, C]
-        logits = self.projection_router(tokens.unsqueeze(0))[0].unflatten(-1, (2, n_p))  # [T, 2, n_P]
-        expert = logits.argmax(-1)  # [T, 2]
-        offset = torch.arange(2, device=x.device) * n_p
-        primes = routed_projection(tokens, self.projectors, expert + offset)  # [T, 2, C]
-        scale = gate(logits, expert, self.options.projection_router)
-        if scale is not None:
-            primes = primes * scale.to(primes.dtype)
-        context.record("projector_q", expert[:, 0].view(x.shape[:2]))
-        context.record("projector_k", expert[:, 1].view(x.shape[:2]))
+        (logits,) = self.projection_router((tokens,))  # [2 n_P, T]
+        banks = logits.split(n_p)
+        expert = [largest(bank) for bank in banks]
+        primes = [
+            routed_projection(tokens, matrices, e.unsqueeze(1)).squeeze(1)
+            for matrices, e in zip(self.projectors.split(n_p), expert, strict=True)
+        ]
+        training = self.options.projection_router
+        if training != "frozen":
+            gates = [probability(bank, e) for bank, e in zip(banks, expert, strict=True)]
+            if training == "unit_gate":
+                primes = [unit_gate(z, p) for z, p in zip(primes, gates, strict=True)]
+            else:
+                primes = [z * p.unsqueeze(-1).to(z.dtype) for z, p in zip(primes, gates, strict=True)]
+        context.record("projector_q", expert[0].view(x.shape[:2]))
+        context.record("projector_k", expert[1].view(x.shape[:2]))
         if self.options.balance_weight and self.training:
-            context.add_loss("balance", self.options.balance_weight * load_balance(logits, expert, context))
-        q_prime, k_prime = primes.unbind(1)
-        return q_prime.view_as(x), k_prime.view_as(x)
+            balance = load_balance(logits.unflatten(0, (2, n_p)), torch.stack(expert), context)
+            context.add_loss("balance", self.options.balance_weight * balance)
+        return primes
 
-    def _measure(self, z: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
-        """Dynamic measure kernel, eqs. 5-6, on Q, K, Q', K' (or Q, K) at once: [4, T, C] -> [4, T, C]."""
+    def _measure(self, tokens: list[torch.Tensor], context: attnbench.AttentionContext) -> list[torch.Tensor]:
+        """Dynamic measure kernel, eqs. 5-6, on each of Q, K, Q', K' (or Q, K): [T, C] -> [T, C]."""
         if self.options.kernel == "fixed":
-            return power_focus(z, z.new_full((), self.options.gamma_init))
-        logits = self.kernel_router(z)
-        gamma = at_least_one(self.gamma)
-        index, chosen, scale = select(logits, gamma, self.options.factor_router)
-        context.record("kernel", index)
-        focused = power_focus(z, chosen)
-        return focused if scale is None else focused * scale.to(focused.dtype)
+            return [power_focus(z, z.new_full((), self.options.gamma_init)) for z in tokens]
+        gamma, measured, indices = at_least_one(self.gamma), [], []
+        for z, logits in zip(tokens, self.kernel_router(*((z,) for z in tokens)), strict=True):
+            index, chosen, scale = select(logits, gamma, self.options.factor_router)
+            focused = power_focus(z, chosen)
+            measured.append(focused if scale is None else focused * scale.to(focused.dtype))
+            indices.append(index)
+        context.record("kernel", torch.stack(indices))
+        return measured
 
     def _factors(
-        self, pairs: torch.Tensor, primes: torch.Tensor, context: attnbench.AttentionContext
-    ) -> torch.Tensor:
-        """Differential factors, eq. 7: two [banks, T, C] -> [banks, T, 1]."""
-        logits = self.factor_router(torch.cat([pairs, primes], dim=-1))
-        index, chosen, scale = select(logits, self.lam, self.options.factor_router)
-        context.record("factor", index)
-        context.record("lambda", chosen)
-        return chosen if scale is None else chosen * scale
+        self, pairs: list[tuple[torch.Tensor, torch.Tensor]], context: attnbench.AttentionContext
+    ) -> list[torch.Tensor]:
+        """Differential factors, eq. 7: of each pair [T, C] one factor [T, 1]."""
+        found = [
+            select(logits, self.lam, self.options.factor_router) for logits in self.factor_router(*pairs)
+        ]
+        context.record("factor", torch.stack([index for index, _, _ in found]))
+        context.record("lambda", torch.stack([chosen for _, chosen, _ in found]))
+        return [chosen if scale is None else chosen * scale for _, chosen, scale in found]
 
     def _token_difference(
-        self, z: torch.Tensor, v: torch.Tensor, context: attnbench.AttentionContext
+        self, z: list[torch.Tensor], v: torch.Tensor, context: attnbench.AttentionContext
     ) -> torch.Tensor:
         """Token differential operator, eqs. 8-9: (Q~ - lQ Q~') ((K~ - lK K~')^T V) + DWC(V)."""
-        lam = self._factors(z[:2], z[2:], context)
-        q, k = torch.addcmul(z[:2], lam.to(z.dtype), z[2:], value=-1).view(2, *v.shape)
-        o = self._contract(q, k, v, mass=(z[0].view_as(v), z[1].view_as(v)))
+        pairs = [(z[0], z[2]), (z[1], z[3])]
+        q, k = (
+            subtract_scaled(first, lam, second).view(v.shape)
+            for (first, second), lam in zip(pairs, self._factors(pairs, context), strict=True)
+        )
+        o = self._contract(q, k, v, mass=(z[0].view(v.shape), z[1].view(v.shape)))
         return self._normalise_rms(o) + self._dwc(0, v, context)
 
     def _map_difference(
-        self, z: torch.Tensor, v: torch.Tensor, context: attnbench.AttentionContext
+        self, z: list[torch.Tensor], v: torch.Tensor, context: attnbench.AttentionContext
     ) -> torch.Tensor:
         """Eq. 10: Q~ (K~^T V) - l Q~' (K~'^T V) + DWC(V), each map with its own denominator."""
-        lam = self._factors(z[:1], z[2:3], context)[0].view(*v.shape[:2], 1)
-        q, k, q_prime, k_prime = z.view(4, *v.shape)
+        (factor,) = self._factors([(z[0], z[2])], context)
+        q, k, q_prime, k_prime = (part.view(v.shape) for part in z)
         first = self._contract(q, k, v, mass=(q, k))
         second = self._contract(q_prime, k_prime, v, mass=(q_prime, k_prime))
-        lam = lam.to(first.dtype)
+        lam = factor.view(*v.shape[:2], 1).to(first.dtype)
         o = self._normalise_rms(first - lam * second) + self._dwc(0, v, context)
         if self.options.dwc_maps == "per_map":  # each map is a whole attention with its convolution
             o = o - lam * self._dwc(1, v, context)
@@ -318,14 +339,14 @@ class DyDiLA(nn.Module):
 def load_balance(
     logits: torch.Tensor, expert: torch.Tensor, context: attnbench.AttentionContext
 ) -> torch.Tensor:
-    """Switch Transformer's balance loss per bank: logits [T, banks, n], expert [T, banks] -> scalar.
+    """Switch Transformer's balance loss per bank: logits [banks, n, T], expert [banks, T] -> scalar.
 
     n * sum_e (share of tokens of e) * (mean probability of e), over the tokens of all processes; 1 when
     balanced.
     Source: arXiv:2101.03961, eqs. 4-6.
     """
-    n = logits.shape[-1]
-    p, mask = logits.softmax(-1), F.one_hot(expert, n).to(logits.dtype)
+    n = logits.shape[1]
+    p, mask = logits.softmax(1).permute(2, 0, 1), F.one_hot(expert.T, n).to(logits.dtype)  # [T, banks, n]
     probability, share = context.batch_mean(torch.stack([p, mask], dim=1))  # [banks, n] each
     return n * (share * probability).sum(-1).mean()
 

@@ -3,7 +3,7 @@
 from attnbench.layers.agent_bias import PositionBias
 from attnbench.layers.agent_tokens import agent_softmax, pool_tokens
 from attnbench.layers.depthwise import DepthwiseConv, ReparameterisedConv, fuse_reparameterised, on_grid
-from attnbench.layers.feature_maps import elu_plus_one, power_focus
+from attnbench.layers.feature_maps import elu_plus_one
 from attnbench.layers.gated_linear import gated_linear_attention, gated_linear_macs
 from attnbench.layers.grid_rotary import grid_rotation, rotate_pairs
 from attnbench.layers.linear_core import (
@@ -15,9 +15,11 @@ from attnbench.layers.linear_core import (
     matmul_order,
 )
 from attnbench.layers.neighbourhood import computed_blocks, near, neighbours
+from attnbench.layers.power_focus import power_focus
 from attnbench.layers.precision import compute_dtype, without_autocast
 from attnbench.layers.projection import QKVProjection, merge_heads, split_heads
 from attnbench.layers.routed import routed_projection
+from attnbench.layers.routing import router_logits, straight_through, subtract_scaled, unit_gate
 
 __all__ = [
     "Association",
@@ -46,6 +48,10 @@ __all__ = [
     "power_focus",
     "rotate_pairs",
     "routed_projection",
+    "router_logits",
     "split_heads",
+    "straight_through",
+    "subtract_scaled",
+    "unit_gate",
     "without_autocast",
 ]

@@ -1,0 +1,44 @@
+"""Elementwise work on a CPU in blocks of rows that stay in a core's cache, whole everywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import torch
+
+BLOCK_ELEMENTS = 2**16  # 256 KiB of fp32: three such buffers fit the second-level cache of most cores
+_whole = contextvars.ContextVar("whole", default=False)
+
+
+def by_blocks(x: torch.Tensor) -> bool:
+    """Say whether to work on `x` in blocks: on a CPU, but not in a graph, where a compiler fuses better."""
+    return x.device.type == "cpu" and not (_whole.get() or torch.compiler.is_compiling())
+
+
+def row_blocks(rows: int, width: int) -> Iterator[slice]:
+    """Yield slices that divide `rows` rows of `width` elements.
+
+    >>> list(row_blocks(1000, 128))
+    [slice(0, 512, None), slice(512, 1000, None)]
+    """
+    step = max(1, BLOCK_ELEMENTS // width)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def scratch(x: torch.Tensor, count: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Return so many buffers for a block of the rows of x [rows, width]; cut each to the block's length."""
+    rows = min(x.shape[0], max(1, BLOCK_ELEMENTS // x.shape[1]))
+    return list(x.new_empty(count, rows, x.shape[1], dtype=dtype).unbind())
+
+
+@contextlib.contextmanager
+def whole_rows() -> Iterator[None]:
+    """Work on whole tensors inside, as on a GPU, whatever the device: for plans made on fake tensors."""
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
