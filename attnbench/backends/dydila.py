@@ -16,21 +16,22 @@ from attnbench.layers import (
     DepthwiseConv,
     QKVProjection,
     ReparameterisedConv,
+    RouterTraining,
     contraction,
     contraction_macs,
     key_mass,
+    largest,
     merge_heads,
     power_focus,
+    probability,
+    routed_difference,
+    routed_focus,
     routed_projection,
     router_logits,
+    select,
     split_heads,
-    straight_through,
-    subtract_scaled,
     unit_gate,
-    without_autocast,
 )
-
-RouterTraining = Literal["frozen", "straight_through", "unit_gate", "switch"]
 
 
 class DyDiLAOptions(attnbench.BackendOptions):
@@ -127,7 +128,7 @@ class DyDiLAOptions(attnbench.BackendOptions):
 
 
 class Router(nn.Module):
-    """Banks of linear routers, whose logits [choices, T] are always in fp32 or fp64.
+    """Banks of linear routers [C, choices]; their logits are always in fp32 or fp64.
 
     Rounding can flip an argmax, so half precision never reaches the logits.
     """
@@ -138,39 +139,9 @@ class Router(nn.Module):
         for bank in self.weight:
             nn.init.xavier_uniform_(bank)
 
-    def forward(self, *tokens: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-        """Return the logits of every bank for what it sees of a token: [T, C], or several such in turn."""
-        with without_autocast(tokens[0][0]):
-            return [router_logits(bank, *z) for bank, z in zip(self.weight.unbind(), tokens, strict=True)]
-
-
-def select(
-    logits: torch.Tensor, values: torch.Tensor, training: RouterTraining
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Pick one scalar per token by argmax: logits [choices, T], values [choices].
-
-    Returns (index [T], value [T, 1], gate [T, 1] or None); the gate multiplies whatever the choice
-    produced. The forward value is the literal argmax in every mode but `switch`.
-    """
-    index = largest(logits)
-    value = values[index]
-    if training == "straight_through":
-        value = straight_through(value, logits, values)
-    scale = None
-    if training == "switch" or (training == "unit_gate" and logits.requires_grad):
-        p = probability(logits, index)
-        scale = (p if training == "switch" else p / p.detach()).unsqueeze(-1)
-    return index, value.unsqueeze(-1), scale
-
-
-def largest(logits: torch.Tensor) -> torch.Tensor:
-    """Argmax over the choices, logits [choices, T] -> [T]; `argmax` itself is slow over a first axis."""
-    return logits.detach().max(0).indices
-
-
-def probability(logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return the softmax's p_u of the chosen u: logits [choices, T], index [T] -> [T]."""
-    return logits.softmax(0).gather(0, index.unsqueeze(0)).squeeze(0)
+    def forward(self) -> tuple[torch.Tensor, ...]:
+        """Return the banks; a call, so that whoever shards or watches modules sees that they are used."""
+        return self.weight.unbind()
 
 
 class ValueProjection(nn.Linear):
@@ -244,7 +215,7 @@ class DyDiLA(nn.Module):
     def _routed_projections(self, x: torch.Tensor, context: attnbench.AttentionContext) -> list[torch.Tensor]:
         """Dynamic projection module, eqs. 1-2: Q' and K', each [T, C]."""
         tokens, n_p = x.flatten(0, 1), self.options.num_projectors  # [T, C]
-        (logits,) = self.projection_router((tokens,))  # [2 n_P, T]
+        logits = router_logits(*self.projection_router(), tokens)  # [2 n_P, T]
         banks = logits.split(n_p)
         expert = [largest(bank) for bank in banks]
         primes = [
@@ -269,35 +240,21 @@ class DyDiLA(nn.Module):
         """Dynamic measure kernel, eqs. 5-6, on each of Q, K, Q', K' (or Q, K): [T, C] -> [T, C]."""
         if self.options.kernel == "fixed":
             return [power_focus(z, z.new_full((), self.options.gamma_init)) for z in tokens]
-        gamma, measured, indices = at_least_one(self.gamma), [], []
-        for z, logits in zip(tokens, self.kernel_router(*((z,) for z in tokens)), strict=True):
-            index, chosen, scale = select(logits, gamma, self.options.factor_router)
-            focused = power_focus(z, chosen)
-            measured.append(focused if scale is None else focused * scale.to(focused.dtype))
-            indices.append(index)
-        context.record("kernel", torch.stack(indices))
-        return measured
-
-    def _factors(
-        self, pairs: list[tuple[torch.Tensor, torch.Tensor]], context: attnbench.AttentionContext
-    ) -> list[torch.Tensor]:
-        """Differential factors, eq. 7: of each pair [T, C] one factor [T, 1]."""
-        found = [
-            select(logits, self.lam, self.options.factor_router) for logits in self.factor_router(*pairs)
-        ]
-        context.record("factor", torch.stack([index for index, _, _ in found]))
-        context.record("lambda", torch.stack([chosen for _, chosen, _ in found]))
-        return [chosen if scale is None else chosen * scale for _, chosen, scale in found]
+        gamma, training = at_least_one(self.gamma), self.options.factor_router
+        banks = self.kernel_router()
+        found = [routed_focus(z, bank, gamma, training) for z, bank in zip(tokens, banks, strict=True)]
+        context.record("kernel", torch.stack([index for _, index in found]))
+        return [focused for focused, _ in found]
 
     def _token_difference(
         self, z: list[torch.Tensor], v: torch.Tensor, context: attnbench.AttentionContext
     ) -> torch.Tensor:
-        """Token differential operator, eqs. 8-9: (Q~ - lQ Q~') ((K~ - lK K~')^T V) + DWC(V)."""
-        pairs = [(z[0], z[2]), (z[1], z[3])]
-        q, k = (
-            subtract_scaled(first, lam, second).view(v.shape)
-            for (first, second), lam in zip(pairs, self._factors(pairs, context), strict=True)
-        )
+        """Token differential operator, eqs. 7-9: (Q~ - lQ Q~') ((K~ - lK K~')^T V) + DWC(V)."""
+        training, banks = self.options.factor_router, self.factor_router()
+        found = [routed_difference(z[i], z[i + 2], banks[i], self.lam, training) for i in range(2)]
+        context.record("factor", torch.stack([index for _, index, _ in found]))
+        context.record("lambda", torch.stack([chosen for *_, chosen in found]))
+        q, k = (difference.view(v.shape) for difference, _, _ in found)
         o = self._contract(q, k, v, mass=(z[0].view(v.shape), z[1].view(v.shape)))
         return self._normalise_rms(o) + self._dwc(0, v, context)
 
@@ -305,7 +262,11 @@ class DyDiLA(nn.Module):
         self, z: list[torch.Tensor], v: torch.Tensor, context: attnbench.AttentionContext
     ) -> torch.Tensor:
         """Eq. 10: Q~ (K~^T V) - l Q~' (K~'^T V) + DWC(V), each map with its own denominator."""
-        (factor,) = self._factors([(z[0], z[2])], context)
+        logits = router_logits(*self.factor_router(), z[0], z[2])
+        index, factor, scale = select(logits, self.lam, self.options.factor_router)
+        context.record("factor", index.unsqueeze(0))
+        context.record("lambda", factor.unsqueeze(0))
+        factor = factor if scale is None else factor * scale
         q, k, q_prime, k_prime = (part.view(v.shape) for part in z)
         first = self._contract(q, k, v, mass=(q, k))
         second = self._contract(q_prime, k_prime, v, mass=(q_prime, k_prime))

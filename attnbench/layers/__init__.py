@@ -19,7 +19,16 @@ from attnbench.layers.power_focus import power_focus
 from attnbench.layers.precision import compute_dtype, without_autocast
 from attnbench.layers.projection import QKVProjection, merge_heads, split_heads
 from attnbench.layers.routed import routed_projection
-from attnbench.layers.routing import router_logits, straight_through, subtract_scaled, unit_gate
+from attnbench.layers.routing import (
+    RouterTraining,
+    largest,
+    probability,
+    routed_difference,
+    routed_focus,
+    router_logits,
+    select,
+    unit_gate,
+)
 
 __all__ = [
     "Association",
@@ -27,6 +36,7 @@ __all__ = [
     "PositionBias",
     "QKVProjection",
     "ReparameterisedConv",
+    "RouterTraining",
     "agent_softmax",
     "compute_dtype",
     "computed_blocks",
@@ -38,6 +48,7 @@ __all__ = [
     "gated_linear_macs",
     "grid_rotation",
     "key_mass",
+    "largest",
     "linear_attention",
     "matmul_order",
     "merge_heads",
@@ -46,12 +57,14 @@ __all__ = [
     "on_grid",
     "pool_tokens",
     "power_focus",
+    "probability",
     "rotate_pairs",
+    "routed_difference",
+    "routed_focus",
     "routed_projection",
     "router_logits",
+    "select",
     "split_heads",
-    "straight_through",
-    "subtract_scaled",
     "unit_gate",
     "without_autocast",
 ]

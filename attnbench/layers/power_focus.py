@@ -59,35 +59,46 @@ def _block(gamma: torch.Tensor, block: slice) -> torch.Tensor:
 
 
 def _forward_by_blocks(z: torch.Tensor, gamma: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    y, tiny = torch.empty_like(z, memory_format=torch.contiguous_format), torch.finfo(gamma.dtype).tiny
-    peak, a_norm, power_norm = gamma.new_empty(3, len(z), 1).unbind()
+    y, scalars = torch.empty_like(z, memory_format=torch.contiguous_format), row_scalars(z, gamma.dtype)
     buffers = scratch(z, 2, gamma.dtype)
     for block in row_blocks(*z.shape):
-        part = z[block]
-        a, power = (buffer[: len(part)] for buffer in buffers)
-        peak[block] = part.amax(-1, keepdim=True)
-        _powers(part, _block(gamma, block), peak[block].clamp_min_(tiny), a, power)
-        torch.linalg.vector_norm(a, dim=-1, keepdim=True, out=a_norm[block])
-        torch.linalg.vector_norm(power, dim=-1, keepdim=True, out=power_norm[block])
-        scale = a_norm[block] / power_norm[block].clamp_min_(tiny)
-        torch.mul(power, scale.mul_(peak[block]), out=y[block])
-    return y, peak, a_norm.square_().clamp_min_(tiny), power_norm.square_().clamp_min_(tiny)
+        focus_block(z[block], _block(gamma, block), scalars[:, block], buffers, y[block])
+    return y, *scalars.unbind()
 
 
-def _powers(
-    z: torch.Tensor, gamma: torch.Tensor, peak: torch.Tensor, a: torch.Tensor, power: torch.Tensor
+def row_scalars(z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return room for what phi's backward pass needs of every row: max u, |a|^2, |p|^2, [3, rows, 1]."""
+    return z.new_empty(3, len(z), 1, dtype=dtype)
+
+
+def focus_block(
+    z: torch.Tensor,
+    gamma: torch.Tensor,
+    scalars: torch.Tensor,
+    buffers: list[torch.Tensor],
+    y: torch.Tensor,
 ) -> None:
-    """Write a = u / max(u), with the smallest normal number in place of 0, and power = a^gamma.
-
-    a^gamma = 2^(gamma log2 a) takes half the time of `pow`, and differs from it by gamma log2 a roundings,
-    which is little where a^gamma is not. Where a is 0 the power is exactly 0, but not by way of log2 0 and
-    2^-inf, which are ten times slower than those of other numbers.
-    """
+    """Write phi of a few rows to y and to scalars [3, rows, 1], by way of two buffers."""
+    peak, a_sq, power_sq = scalars.unbind()
+    tiny = torch.finfo(peak.dtype).tiny
+    a, power = (buffer[: len(z)] for buffer in buffers[:2])
+    peak.copy_(z.amax(-1, keepdim=True)).clamp_min_(tiny)
     _logarithms(z, peak, a, power)
     power.mul_(gamma).exp2_()
+    torch.linalg.vector_norm(a, dim=-1, keepdim=True, out=a_sq)
+    torch.linalg.vector_norm(power, dim=-1, keepdim=True, out=power_sq)
+    scale = a_sq / power_sq.clamp_min_(tiny)
+    torch.mul(power, scale.mul_(peak), out=y)
+    scalars[1:].square_().clamp_min_(tiny)
 
 
 def _logarithms(z: torch.Tensor, peak: torch.Tensor, a: torch.Tensor, log: torch.Tensor) -> None:
+    """Write a = u / max(u), with the smallest normal number in place of 0, and its log2.
+
+    a^gamma = 2^(gamma log2 a) takes half the time of `pow`, and differs from it by gamma log2 a roundings,
+    which is little where a^gamma is not. Where a is 0 the power is exactly 0, but not by way of log2 0,
+    which is ten times slower than that of other numbers.
+    """
     tiny = torch.finfo(a.dtype).tiny
     torch.div(z, peak, out=a).clamp_min_(tiny)
     torch.log2(a, out=log)
@@ -153,21 +164,37 @@ def _backward_by_blocks(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     dz = torch.empty_like(z, memory_format=torch.contiguous_format)
     dgamma = torch.empty_like(peak) if wants_gamma else None
-    ratio = (a_sq / power_sq).sqrt()
-    buffers = scratch(z, 4, gamma.dtype)
+    scalars, buffers = torch.stack([peak, a_sq, power_sq]), scratch(z, 4, gamma.dtype)
     for block in row_blocks(*z.shape):
-        part, g = z[block], grad[block]
-        a, log, power, t = (buffer[: len(part)] for buffer in buffers)
-        _logarithms(part, peak[block], a, log)
-        torch.mul(log, _block(gamma, block), out=power).exp2_()
-        g_dot_y = torch.mul(g, power, out=t).sum(-1, keepdim=True).mul_(ratio[block])
-        torch.mul(g, ratio[block], out=t)
-        t.addcmul_(power, g_dot_y / power_sq[block], value=-1).mul_(power)
-        torch.div(t, a, out=power).mul_(_block(gamma, block))
-        slope = g_dot_y.div_(a_sq[block]).div_(peak[block])
-        # u again, for its zeros: a has the smallest number there
-        a.copy_(part).clamp_min_(0)
-        torch.addcmul(power, a, slope, out=dz[block])
+        found = focus_block_backward(
+            grad[block], z[block], _block(gamma, block), scalars[:, block], buffers, dz[block], wants_gamma
+        )
         if dgamma is not None:
-            torch.sum(t.mul_(log), -1, keepdim=True, out=dgamma[block])
-    return dz, None if dgamma is None else dgamma.mul_(peak).mul_(math.log(2))
+            dgamma[block] = found
+    return dz, dgamma
+
+
+def focus_block_backward(
+    g: torch.Tensor,
+    z: torch.Tensor,
+    gamma: torch.Tensor,
+    scalars: torch.Tensor,
+    buffers: list[torch.Tensor],
+    dz: torch.Tensor,
+    wants_gamma: bool,
+) -> torch.Tensor | None:
+    """Write the gradient of a few rows of z to dz and return that of their gammas [rows, 1]."""
+    peak, a_sq, power_sq = scalars.unbind()
+    a, log, power, t = (buffer[: len(z)] for buffer in buffers[:4])
+    ratio = (a_sq / power_sq).sqrt_()
+    _logarithms(z, peak, a, log)
+    torch.mul(log, gamma, out=power).exp2_()
+    g_dot_y = torch.mul(g, power, out=t).sum(-1, keepdim=True).mul_(ratio)
+    torch.mul(g, ratio, out=t)
+    t.addcmul_(power, g_dot_y / power_sq, value=-1).mul_(power)
+    torch.div(t, a, out=power).mul_(gamma)
+    a.copy_(z).clamp_min_(0)  # u, since a has the smallest number where u is 0
+    torch.addcmul(power, a, g_dot_y.div_(a_sq).div_(peak), out=dz)
+    if not wants_gamma:
+        return None
+    return t.mul_(log).sum(-1, keepdim=True).mul_(peak).mul_(math.log(2))
