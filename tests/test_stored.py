@@ -12,7 +12,7 @@ from command_line import ROOT
 from attnbench.commands.suites import report
 from attnbench.running.runner import Listener, run
 from attnbench.stages import prepare, train
-from attnbench.storage.names import CHECKPOINT, RESULTS
+from attnbench.storage.names import CHECKPOINT, DONE, RESULTS
 from attnbench.storage.store import Workspace
 from attnbench.suite.loading import load_suite
 
@@ -32,11 +32,14 @@ def refuse(case, store, device, progress):
 
 
 def test_a_finished_suite_is_not_computed_again(runs):
-    """Keys of data, model, attention code and settings are what they were; so are all measurements."""
-    before = {line["case_id"]: line for line in map(json.loads, (runs / "stored" / RESULTS).open())}
-    outcome = run(
-        load_suite(runs / "stored.yaml"), runs, executor=refuse, listener=Listener(notice=lambda _: None)
-    )
+    """Keys of data, model, attention code and settings are what they were; so are all measurements.
+
+    Of softmax: the other two attentions add up in another order since.
+    """
+    lines = map(json.loads, (runs / "stored" / RESULTS).open())
+    before = {line["case_id"]: line for line in lines if line["label"] == "softmax"}
+    softmax = load_suite(runs / "stored.yaml", ["matrix.model.attention=[softmax]"])
+    outcome = run(softmax, runs, executor=refuse, listener=Listener(notice=lambda _: None))
     assert (outcome.computed, outcome.exit_code) == (0, 0)
     assert [result.case_id for result in outcome.results] == list(before)
     for result in outcome.results:
@@ -51,6 +54,13 @@ def test_a_finished_suite_is_not_computed_again(runs):
             [tuple(point) for point in old["curves"]["loss"]],
         )
     assert outcome.report.html.is_file()
+
+
+def test_attentions_that_round_differently_since_are_trained_anew(runs):
+    """Linear attention adds up in blocks: what an earlier version trained is not taken for its own."""
+    cases = load_suite(runs / "stored.yaml").cases
+    read = {case.label: (runs / "store" / "train" / case.key("train") / DONE).is_file() for case in cases}
+    assert read == {"softmax": True, "linear": False, "dydila(mode=token)": False}
 
 
 def test_its_report_is_written_from_the_results_alone(runs, capsys):

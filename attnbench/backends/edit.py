@@ -61,11 +61,12 @@ class EDiTAttention(nn.Module):
         dim, grid = x.shape[-1], context.grid
         fused = x + on_grid(self._convolve, x, grid, dim)
         q, k, v = self._project(fused, x)
-        k = on_grid(self.compress_k, k, grid, dim).relu()  # [B, M, C]
+        k = on_grid(self.compress_k, k, grid, dim)  # [B, M, C]
         v = on_grid(self.compress_v, v, grid, dim)
-        q, k, v = (split_heads(z, self.num_heads) for z in (q.relu(), k, v))
+        q, k, v = (split_heads(z, self.num_heads) for z in (q, k, v))
         order = matmul_order(self.options.association, q.shape[-2], k.shape[-2], q.shape[-1])
-        return self.out(merge_heads(linear_attention(q, k, v, eps=self.options.eps, association=order)))
+        o = linear_attention(q, k, v, eps=self.options.eps, association=order, rectify=True)
+        return self.out(merge_heads(o))
 
     def _convolve(self, image: torch.Tensor) -> torch.Tensor:
         z = self.reduce(image)

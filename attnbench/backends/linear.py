@@ -65,9 +65,10 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
-        q, k = self.q_norm(q).relu(), self.k_norm(k).relu()
+        q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (split_heads(z, self.num_heads) for z in (q, k, v))  # [B, H, N, D]
-        o = linear_attention(q, k, v, eps=self.options.eps, association=self.options.association)
+        eps, order = self.options.eps, self.options.association
+        o = linear_attention(q, k, v, eps=eps, association=order, rectify=True)
         return self.out(merge_heads(o))
 
 

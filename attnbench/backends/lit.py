@@ -62,8 +62,9 @@ class LiTAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = self.qkv(x)
-        heads = (split_heads(z, self.num_heads) for z in (q.relu(), k.relu(), v))  # [B, H, N, D]
-        o = linear_attention(*heads, eps=self.options.eps, association=self.options.association)
+        heads = (split_heads(z, self.num_heads) for z in (q, k, v))  # [B, H, N, D]
+        eps, order = self.options.eps, self.options.association
+        o = linear_attention(*heads, eps=eps, association=order, rectify=True)
         return self.out(merge_heads(o) + self.conv(v, context.grid))
 
 

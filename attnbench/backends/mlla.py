@@ -14,11 +14,10 @@ from attnbench.layers import (
     Association,
     DepthwiseConv,
     QKVProjection,
-    contraction,
     contraction_macs,
     elu_plus_one,
     grid_rotation,
-    key_mass,
+    linear_attention,
     merge_heads,
     rotate_pairs,
     split_heads,
@@ -64,10 +63,16 @@ class MLLAAttention(nn.Module):
         exponents = torch.arange(self.frequencies, device=q.device, dtype=q.dtype) / self.frequencies
         cos, sin = grid_rotation(context.grid, exponents, q)  # [N, C / 2]
         q_rotated, k_rotated = (self._heads(rotate_pairs(z, cos, sin).to(v.dtype)) for z in (q, k))
-        o = contraction(q_rotated, k_rotated, self._heads(v), self.options.association)
-        # eps is added to q . mean(k) in the released code, hence N eps beside q . sum(k)
-        mass = key_mass(self._heads(q), self._heads(k)) + self.options.eps * x.shape[1]
-        return self.out(merge_heads((o / mass).to(v.dtype)) + self.lepe(v, context.grid))
+        o = linear_attention(
+            q_rotated,
+            k_rotated,
+            self._heads(v),
+            # eps is added to q . mean(k) in the released code, hence N eps beside q . sum(k)
+            eps=self.options.eps * x.shape[1],
+            association=self.options.association,
+            mass=(self._heads(q), self._heads(k)),
+        )
+        return self.out(merge_heads(o) + self.lepe(v, context.grid))
 
     def _heads(self, z: torch.Tensor) -> torch.Tensor:
         return split_heads(z, self.num_heads)  # [B, H, N, D]

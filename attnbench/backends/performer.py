@@ -11,7 +11,7 @@ from torch import nn
 import attnbench
 from attnbench.layers import (
     QKVProjection,
-    key_mass,
+    linear_attention,
     merge_heads,
     split_heads,
     without_autocast,
@@ -56,8 +56,7 @@ class PerformerAttention(nn.Module):
         q, k, v = (split_heads(z, self.num_heads) for z in self.qkv(x))  # [B, H, N, D]
         q = positive_features(q, self.features, self.eps, over=(-1,)).to(v.dtype)  # [B, H, N, M]
         k = positive_features(k, self.features, self.eps, over=(-2, -1)).to(v.dtype)
-        o = q @ (k.transpose(-2, -1) @ v)
-        return self.out(merge_heads((o / key_mass(q, k)).to(v.dtype)))
+        return self.out(merge_heads(linear_attention(q, k, v, eps=0.0, association="linear")))
 
 
 def orthogonal_features(num_features: int, head_dim: int) -> torch.Tensor:

@@ -14,11 +14,10 @@ from attnbench.layers import (
     Association,
     DepthwiseConv,
     QKVProjection,
-    contraction,
     contraction_macs,
     elu_plus_one,
     grid_rotation,
-    key_mass,
+    linear_attention,
     merge_heads,
     rotate_pairs,
     split_heads,
@@ -64,9 +63,15 @@ class RALAAttention(nn.Module):
         exponents = torch.linspace(0, 1, self.frequencies, device=q.device, dtype=q.dtype)
         cos, sin = grid_rotation(context.grid, exponents, q)  # [N, D / 2]
         q_rotated, k_rotated = (rotate_pairs(z, cos, sin).to(v.dtype) for z in (q, k))
-        o = contraction(q_rotated, k_rotated, split_heads(v, self.num_heads), self.options.association)
-        # eps is added to q . mean(k) in the released code, hence N eps beside q . sum(k)
-        o = (o / (key_mass(q, k) + self.options.eps * x.shape[1])).to(v.dtype)
+        o = linear_attention(
+            q_rotated,
+            k_rotated,
+            split_heads(v, self.num_heads),
+            # eps is added to q . mean(k) in the released code, hence N eps beside q . sum(k)
+            eps=self.options.eps * x.shape[1],
+            association=self.options.association,
+            mass=(q, k),
+        )
         return self.out((merge_heads(o) + self.lepe(v, context.grid)) * self.modulation(x))
 
 

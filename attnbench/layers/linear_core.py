@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
+from torch.autograd import forward_ad
 
 from attnbench.contract import AttentionSite, MacCount
+from attnbench.layers.linear_blocks import Terms, blocked_attention, divided, key_mass, unblocked
+from attnbench.layers.precision import compute_dtype
+
+__all__ = [
+    "Association",
+    "contraction",
+    "contraction_macs",
+    "key_mass",
+    "linear_attention",
+    "matmul_order",
+]
+
+MANY_TOKENS = {torch.float32: 256, torch.float64: 256, torch.bfloat16: 512}
+"""Types a CPU computes in blocks, from so many queries on: with fewer, calls cost more than copies."""
+WIDEST_HALF_HEAD = 128
+"""Channels of a head, at most, in a half type: in wider ones products dominate, which are no faster so."""
 
 Association = Literal["auto", "linear", "quadratic"]
 
@@ -28,11 +46,12 @@ def contraction(
     """Compute q k^T v without normalisation in the chosen order; all [..., N, D].
 
     The two orders differ by rounding only. Matmuls run in the inputs' dtype (they accumulate in
-    fp32 on every device).
+    fp32 on every device); on a CPU many tokens are taken block by block (`linear_blocks`).
     """
-    if matmul_order(association, q.shape[-2], q.shape[-1]) == "linear":
-        return q @ (k.transpose(-2, -1) @ v)
-    return (q @ k.transpose(-2, -1)) @ v
+    if matmul_order(association, q.shape[-2], q.shape[-1]) == "quadratic":
+        return (q @ k.transpose(-2, -1)) @ v
+    terms = Terms(q, k, v, None, None, normalise=False, rectify=False, eps=0.0)
+    return blocked_attention(terms) if takes_blocks(terms) else unblocked(terms)
 
 
 def contraction_macs(site: AttentionSite, association: Association) -> MacCount:
@@ -49,18 +68,47 @@ def linear_attention(
     *,
     eps: float,
     association: Association = "auto",
+    mass: tuple[torch.Tensor, torch.Tensor] | None = None,
+    rectify: bool = False,
 ) -> torch.Tensor:
-    """Normalised linear attention on non-negative features, all [B, H, N, D].
+    """Normalised linear attention on non-negative features, q, k [B, H, N or M, Dk], v [B, H, M, Dv].
 
     o_i = q_i (sum_j k_j^T v_j) / (q_i . sum_j k_j + eps); the sum over keys and the division in
-    fp32 for half types. Source: arXiv:2601.13683, eq. 4; eps after Sana's released code.
+    fp32 for half types. `mass` are the queries and keys of the denominator where they are others (of a
+    rotation that acts on the numerator alone, say); `rectify` passes q and k through a ReLU first, which
+    here needs no memory. Returns [B, H, N, Dv] in v's dtype; on a CPU many tokens are taken block by block
+    (`linear_blocks`), and merging the heads then copies nothing.
+    Source: arXiv:2601.13683, eq. 4; eps after Sana's released code.
     """
-    out = contraction(q, k, v, association)
-    return (out / (key_mass(q, k) + eps)).to(v.dtype)
+    if rectify and mass is not None:
+        raise ValueError("rectify is for queries and keys that the denominator shares, got a mass, too")
+    mass_q, mass_k = mass or (None, None)
+    terms = Terms(q, k, v, mass_q, mass_k, normalise=True, rectify=rectify, eps=eps)
+    if matmul_order(association, q.shape[-2], q.shape[-1]) == "linear":
+        return blocked_attention(terms) if takes_blocks(terms) else unblocked(terms)
+    if rectify:
+        q, k = q.relu(), k.relu()
+    out = (q @ k.transpose(-2, -1)) @ v
+    return divided(out, *(mass or (q, k)), eps).to(v.dtype)
 
 
-def key_mass(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Eq. 4's denominator q_i . sum_j k_j in at least fp32: [..., N, D] -> [..., N, 1]."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    # elementwise on purpose: autocast would run a matmul here in half precision
-    return (q * k.sum(-2, keepdim=True, dtype=dtype)).sum(-1, keepdim=True)
+def takes_blocks(terms: Terms) -> bool:
+    """Say whether these are computed block by block: many tokens, all of one type, on a CPU.
+
+    Compilers and tracers fuse or count whole operations, torch.func and forward-mode derivatives follow
+    them, and autocast chooses their types: all of these see the formula.
+    """
+    q, k, v = terms.q, terms.k, terms.v
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
+        and q.is_cpu
+        and q.ndim == 4
+        and q.shape[:2] == k.shape[:2] == v.shape[:2]
+        and q.dtype == k.dtype == v.dtype
+        and q.shape[2] >= MANY_TOKENS.get(q.dtype, math.inf)
+        and (q.element_size() >= 4 or max(q.shape[3], v.shape[3]) <= WIDEST_HALF_HEAD)
+        and compute_dtype(q) == q.dtype
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )

@@ -1,8 +1,8 @@
 """What a pass does differently on a GPU, as far as its memory depends on it, for fake tensors on the CPU.
 
 A pass is planned on fake tensors of the CPU whatever its target is: fake CUDA tensors end the process in a
-torch that was built without CUDA (2.13). Two things differ: which operations autocast computes in fp32, and
-that fused attention takes any mask.
+torch that was built without CUDA (2.13). Three things differ: which operations autocast computes in fp32,
+that fused attention takes any mask, and what code does for a CPU alone (`Tensor.is_cpu` is false).
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ _IN_FP32 = frozenset({
 # fmt: on
 
 
+_IS_CPU = torch.Tensor.is_cpu.__get__  # type: ignore[attr-defined]
+
+
 class CudaRules(TorchFunctionMode):
     """Choose types and attention kernels as on a GPU."""
 
@@ -39,6 +42,8 @@ class CudaRules(TorchFunctionMode):
     ) -> Any:
         """Run `func`, with these exceptions."""
         kwargs = kwargs or {}
+        if func == _IS_CPU:
+            return False
         if func is F.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
             return _fused_attention(*args, **kwargs)
         if getattr(func, "__name__", "") in _IN_FP32 and torch.is_autocast_enabled("cpu"):
