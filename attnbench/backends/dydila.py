@@ -19,8 +19,8 @@ from attnbench.layers import (
     RouterTraining,
     contraction,
     contraction_macs,
-    key_mass,
     largest,
+    linear_attention,
     merge_heads,
     power_focus,
     probability,
@@ -209,7 +209,7 @@ class DyDiLA(nn.Module):
             o = self._map_difference(z, v, context)
         else:
             q, k = (part.view(v.shape) for part in z)
-            o = self._normalise_rms(self._contract(q, k, v, mass=(q, k))) + self._dwc(0, v, context)
+            o = self._normalise_rms(self._contract(q, k, v)) + self._dwc(0, v, context)
         return self.out(o)
 
     def _routed_projections(self, x: torch.Tensor, context: attnbench.AttentionContext) -> list[torch.Tensor]:
@@ -268,8 +268,8 @@ class DyDiLA(nn.Module):
         context.record("lambda", factor.unsqueeze(0))
         factor = factor if scale is None else factor * scale
         q, k, q_prime, k_prime = (part.view(v.shape) for part in z)
-        first = self._contract(q, k, v, mass=(q, k))
-        second = self._contract(q_prime, k_prime, v, mass=(q_prime, k_prime))
+        first = self._contract(q, k, v)
+        second = self._contract(q_prime, k_prime, v)
         lam = factor.view(*v.shape[:2], 1).to(first.dtype)
         o = self._normalise_rms(first - lam * second) + self._dwc(0, v, context)
         if self.options.dwc_maps == "per_map":  # each map is a whole attention with its convolution
@@ -277,16 +277,24 @@ class DyDiLA(nn.Module):
         return o
 
     def _contract(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mass: tuple[torch.Tensor, torch.Tensor]
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mass: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Compute q (k^T v) per head under the chosen normaliser; all [B, N, C]."""
-        q, k, v, *mass_heads = (split_heads(t, self.num_heads) for t in (q, k, v, *mass))
-        o = contraction(q, k, v, self.options.association)  # [B, H, N, D]
-        if self.options.normaliser == "undifferenced":
-            o = (o / (key_mass(*mass_heads) + self.options.eps)).to(v.dtype)
-        elif self.options.normaliser == "tokens":
-            o = o / v.shape[-2]
-        return merge_heads(o)
+        """Compute q (k^T v) per head under the chosen normaliser, its denominator of `mass` or of q and k.
+
+        All [B, N, C].
+        """
+        options = self.options
+        q, k, v = (split_heads(t, self.num_heads) for t in (q, k, v))
+        if options.normaliser == "undifferenced":
+            heads = mass and (split_heads(mass[0], self.num_heads), split_heads(mass[1], self.num_heads))
+            o = linear_attention(q, k, v, eps=options.eps, association=options.association, mass=heads)
+        else:
+            o = contraction(q, k, v, options.association)  # [B, H, N, D]
+        return merge_heads(o / v.shape[-2] if options.normaliser == "tokens" else o)
 
     def _normalise_rms(self, o: torch.Tensor) -> torch.Tensor:
         if self.options.normaliser != "rms":

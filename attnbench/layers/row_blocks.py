@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 from collections.abc import Iterator
 
 import torch
 
 BLOCK_ELEMENTS = 2**18  # 1 MiB of fp32: a few such buffers stay in a processor's last cache
-_whole = contextvars.ContextVar("whole", default=False)
 
 
 def by_blocks(x: torch.Tensor) -> bool:
-    """Say whether to work on `x` in blocks: on a CPU, but not in a graph, where a compiler fuses better."""
-    return x.device.type == "cpu" and not (_whole.get() or torch.compiler.is_compiling())
+    """Say whether to work on `x` in blocks: on a CPU, where operations run as they are called.
+
+    Compilers and tracers fuse or count whole operations, and torch.func follows them: these see the formula.
+    """
+    return (
+        x.is_cpu
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def row_blocks(rows: int, width: int) -> Iterator[slice]:
@@ -32,13 +37,3 @@ def scratch(x: torch.Tensor, count: int, dtype: torch.dtype) -> list[torch.Tenso
     """Return so many buffers for a block of the rows of x [rows, width]; cut each to the block's length."""
     rows = min(x.shape[0], max(1, BLOCK_ELEMENTS // x.shape[1]))
     return list(x.new_empty(count, rows, x.shape[1], dtype=dtype).unbind())
-
-
-@contextlib.contextmanager
-def whole_rows() -> Iterator[None]:
-    """Work on whole tensors inside, as on a GPU, whatever the device: for plans made on fake tensors."""
-    token = _whole.set(True)
-    try:
-        yield
-    finally:
-        _whole.reset(token)
