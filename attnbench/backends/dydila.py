@@ -16,17 +16,22 @@ from attnbench.layers import (
     DepthwiseConv,
     QKVProjection,
     ReparameterisedConv,
+    RouterTraining,
     contraction,
     contraction_macs,
-    key_mass,
+    largest,
+    linear_attention,
     merge_heads,
     power_focus,
+    probability,
+    routed_difference,
+    routed_focus,
     routed_projection,
+    router_logits,
+    select,
     split_heads,
-    without_autocast,
+    unit_gate,
 )
-
-RouterTraining = Literal["frozen", "straight_through", "unit_gate", "switch"]
 
 
 class DyDiLAOptions(attnbench.BackendOptions):
@@ -123,7 +128,7 @@ class DyDiLAOptions(attnbench.BackendOptions):
 
 
 class Router(nn.Module):
-    """Banks of linear routers: z [banks, T, C] -> logits [banks, T, choices], always in fp32 or fp64.
+    """Banks of linear routers [C, choices]; their logits are always in fp32 or fp64.
 
     Rounding can flip an argmax, so half precision never reaches the logits.
     """
@@ -134,34 +139,9 @@ class Router(nn.Module):
         for bank in self.weight:
             nn.init.xavier_uniform_(bank)
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        with without_autocast(z):
-            return z.to(dtype) @ self.weight.to(dtype)
-
-
-def select(
-    logits: torch.Tensor, values: torch.Tensor, training: RouterTraining
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Pick one scalar per token by argmax: logits [..., choices], values [choices].
-
-    Returns (index [...], value [..., 1], gate [..., 1] or None); the gate multiplies whatever the
-    choice produced. The forward value is the literal argmax in every mode but `switch`.
-    """
-    index = logits.argmax(-1)
-    value = values[index].unsqueeze(-1)
-    if training == "straight_through" and logits.requires_grad:
-        soft = logits.softmax(-1) @ values.detach().unsqueeze(-1).to(logits.dtype)
-        value = value + (soft - soft.detach()).to(value.dtype)
-    return index, value, gate(logits, index, training)
-
-
-def gate(logits: torch.Tensor, index: torch.Tensor, training: RouterTraining) -> torch.Tensor | None:
-    """Return p_u / stopgrad(p_u) for `unit_gate`, p_u for `switch`, None where no gate is needed."""
-    if training == "switch" or (training == "unit_gate" and logits.requires_grad):
-        p = logits.softmax(-1).gather(-1, index.unsqueeze(-1))  # [..., 1]
-        return p if training == "switch" else p / p.detach()
-    return None
+    def forward(self) -> tuple[torch.Tensor, ...]:
+        """Return the banks; a call, so that whoever shards or watches modules sees that they are used."""
+        return self.weight.unbind()
 
 
 class ValueProjection(nn.Linear):
@@ -216,95 +196,105 @@ class DyDiLA(nn.Module):
 
     def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         if self.options.query_key == "shared":
-            *tokens, v = self.qkv(x)
+            *shared, v = self.qkv(x)
+            tokens = [z.flatten(0, 1) for z in shared]  # [T, C] each with T = B N
         else:
             tokens, v = [], self.value(x)
         if self.options.routes_projections:
             tokens += self._routed_projections(x, context)
-        z = self._measure(torch.stack(tokens).flatten(1, 2), context)  # [4 or 2, T, C] with T = B N
+        z = self._measure(tokens, context)
         if self.options.mode == "token":
             o = self._token_difference(z, v, context)
         elif self.options.mode == "map":
             o = self._map_difference(z, v, context)
         else:
-            q, k = z.view(2, *v.shape)
-            o = self._normalise_rms(self._contract(q, k, v, mass=(q, k))) + self._dwc(0, v, context)
+            q, k = (part.view(v.shape) for part in z)
+            o = self._normalise_rms(self._contract(q, k, v)) + self._dwc(0, v, context)
         return self.out(o)
 
-    def _routed_projections(
-        self, x: torch.Tensor, context: attnbench.AttentionContext
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Dynamic projection module, eqs. 1-2: Q' and K', each [B, N, C]."""
+    def _routed_projections(self, x: torch.Tensor, context: attnbench.AttentionContext) -> list[torch.Tensor]:
+        """Dynamic projection module, eqs. 1-2: Q' and K', each [T, C]."""
         tokens, n_p = x.flatten(0, 1), self.options.num_projectors  # [T, C]
-        logits = self.projection_router(tokens.unsqueeze(0))[0].unflatten(-1, (2, n_p))  # [T, 2, n_P]
-        expert = logits.argmax(-1)  # [T, 2]
-        offset = torch.arange(2, device=x.device) * n_p
-        primes = routed_projection(tokens, self.projectors, expert + offset)  # [T, 2, C]
-        scale = gate(logits, expert, self.options.projection_router)
-        if scale is not None:
-            primes = primes * scale.to(primes.dtype)
-        context.record("projector_q", expert[:, 0].view(x.shape[:2]))
-        context.record("projector_k", expert[:, 1].view(x.shape[:2]))
+        logits = router_logits(*self.projection_router(), tokens)  # [2 n_P, T]
+        banks = logits.split(n_p)
+        expert = [largest(bank) for bank in banks]
+        primes = [
+            routed_projection(tokens, matrices, e.unsqueeze(1)).squeeze(1)
+            for matrices, e in zip(self.projectors.split(n_p), expert, strict=True)
+        ]
+        training = self.options.projection_router
+        if training != "frozen":
+            gates = [probability(bank, e) for bank, e in zip(banks, expert, strict=True)]
+            if training == "unit_gate":
+                primes = [unit_gate(z, p) for z, p in zip(primes, gates, strict=True)]
+            else:
+                primes = [z * p.unsqueeze(-1).to(z.dtype) for z, p in zip(primes, gates, strict=True)]
+        context.record("projector_q", expert[0].view(x.shape[:2]))
+        context.record("projector_k", expert[1].view(x.shape[:2]))
         if self.options.balance_weight and self.training:
-            context.add_loss("balance", self.options.balance_weight * load_balance(logits, expert, context))
-        q_prime, k_prime = primes.unbind(1)
-        return q_prime.view_as(x), k_prime.view_as(x)
+            balance = load_balance(logits.unflatten(0, (2, n_p)), torch.stack(expert), context)
+            context.add_loss("balance", self.options.balance_weight * balance)
+        return primes
 
-    def _measure(self, z: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
-        """Dynamic measure kernel, eqs. 5-6, on Q, K, Q', K' (or Q, K) at once: [4, T, C] -> [4, T, C]."""
+    def _measure(self, tokens: list[torch.Tensor], context: attnbench.AttentionContext) -> list[torch.Tensor]:
+        """Dynamic measure kernel, eqs. 5-6, on each of Q, K, Q', K' (or Q, K): [T, C] -> [T, C]."""
         if self.options.kernel == "fixed":
-            return power_focus(z, z.new_full((), self.options.gamma_init))
-        logits = self.kernel_router(z)
-        gamma = at_least_one(self.gamma)
-        index, chosen, scale = select(logits, gamma, self.options.factor_router)
-        context.record("kernel", index)
-        focused = power_focus(z, chosen)
-        return focused if scale is None else focused * scale.to(focused.dtype)
-
-    def _factors(
-        self, pairs: torch.Tensor, primes: torch.Tensor, context: attnbench.AttentionContext
-    ) -> torch.Tensor:
-        """Differential factors, eq. 7: two [banks, T, C] -> [banks, T, 1]."""
-        logits = self.factor_router(torch.cat([pairs, primes], dim=-1))
-        index, chosen, scale = select(logits, self.lam, self.options.factor_router)
-        context.record("factor", index)
-        context.record("lambda", chosen)
-        return chosen if scale is None else chosen * scale
+            return [power_focus(z, z.new_full((), self.options.gamma_init)) for z in tokens]
+        gamma, training = at_least_one(self.gamma), self.options.factor_router
+        banks = self.kernel_router()
+        found = [routed_focus(z, bank, gamma, training) for z, bank in zip(tokens, banks, strict=True)]
+        context.record("kernel", torch.stack([index for _, index in found]))
+        return [focused for focused, _ in found]
 
     def _token_difference(
-        self, z: torch.Tensor, v: torch.Tensor, context: attnbench.AttentionContext
+        self, z: list[torch.Tensor], v: torch.Tensor, context: attnbench.AttentionContext
     ) -> torch.Tensor:
-        """Token differential operator, eqs. 8-9: (Q~ - lQ Q~') ((K~ - lK K~')^T V) + DWC(V)."""
-        lam = self._factors(z[:2], z[2:], context)
-        q, k = torch.addcmul(z[:2], lam.to(z.dtype), z[2:], value=-1).view(2, *v.shape)
-        o = self._contract(q, k, v, mass=(z[0].view_as(v), z[1].view_as(v)))
+        """Token differential operator, eqs. 7-9: (Q~ - lQ Q~') ((K~ - lK K~')^T V) + DWC(V)."""
+        training, banks = self.options.factor_router, self.factor_router()
+        found = [routed_difference(z[i], z[i + 2], banks[i], self.lam, training) for i in range(2)]
+        context.record("factor", torch.stack([index for _, index, _ in found]))
+        context.record("lambda", torch.stack([chosen for *_, chosen in found]))
+        q, k = (difference.view(v.shape) for difference, _, _ in found)
+        o = self._contract(q, k, v, mass=(z[0].view(v.shape), z[1].view(v.shape)))
         return self._normalise_rms(o) + self._dwc(0, v, context)
 
     def _map_difference(
-        self, z: torch.Tensor, v: torch.Tensor, context: attnbench.AttentionContext
+        self, z: list[torch.Tensor], v: torch.Tensor, context: attnbench.AttentionContext
     ) -> torch.Tensor:
         """Eq. 10: Q~ (K~^T V) - l Q~' (K~'^T V) + DWC(V), each map with its own denominator."""
-        lam = self._factors(z[:1], z[2:3], context)[0].view(*v.shape[:2], 1)
-        q, k, q_prime, k_prime = z.view(4, *v.shape)
-        first = self._contract(q, k, v, mass=(q, k))
-        second = self._contract(q_prime, k_prime, v, mass=(q_prime, k_prime))
-        lam = lam.to(first.dtype)
+        logits = router_logits(*self.factor_router(), z[0], z[2])
+        index, factor, scale = select(logits, self.lam, self.options.factor_router)
+        context.record("factor", index.unsqueeze(0))
+        context.record("lambda", factor.unsqueeze(0))
+        factor = factor if scale is None else factor * scale
+        q, k, q_prime, k_prime = (part.view(v.shape) for part in z)
+        first = self._contract(q, k, v)
+        second = self._contract(q_prime, k_prime, v)
+        lam = factor.view(*v.shape[:2], 1).to(first.dtype)
         o = self._normalise_rms(first - lam * second) + self._dwc(0, v, context)
         if self.options.dwc_maps == "per_map":  # each map is a whole attention with its convolution
             o = o - lam * self._dwc(1, v, context)
         return o
 
     def _contract(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mass: tuple[torch.Tensor, torch.Tensor]
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mass: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Compute q (k^T v) per head under the chosen normaliser; all [B, N, C]."""
-        q, k, v, *mass_heads = (split_heads(t, self.num_heads) for t in (q, k, v, *mass))
-        o = contraction(q, k, v, self.options.association)  # [B, H, N, D]
-        if self.options.normaliser == "undifferenced":
-            o = (o / (key_mass(*mass_heads) + self.options.eps)).to(v.dtype)
-        elif self.options.normaliser == "tokens":
-            o = o / v.shape[-2]
-        return merge_heads(o)
+        """Compute q (k^T v) per head under the chosen normaliser, its denominator of `mass` or of q and k.
+
+        All [B, N, C].
+        """
+        options = self.options
+        q, k, v = (split_heads(t, self.num_heads) for t in (q, k, v))
+        if options.normaliser == "undifferenced":
+            heads = mass and (split_heads(mass[0], self.num_heads), split_heads(mass[1], self.num_heads))
+            o = linear_attention(q, k, v, eps=options.eps, association=options.association, mass=heads)
+        else:
+            o = contraction(q, k, v, options.association)  # [B, H, N, D]
+        return merge_heads(o / v.shape[-2] if options.normaliser == "tokens" else o)
 
     def _normalise_rms(self, o: torch.Tensor) -> torch.Tensor:
         if self.options.normaliser != "rms":
@@ -318,14 +308,14 @@ class DyDiLA(nn.Module):
 def load_balance(
     logits: torch.Tensor, expert: torch.Tensor, context: attnbench.AttentionContext
 ) -> torch.Tensor:
-    """Switch Transformer's balance loss per bank: logits [T, banks, n], expert [T, banks] -> scalar.
+    """Switch Transformer's balance loss per bank: logits [banks, n, T], expert [banks, T] -> scalar.
 
     n * sum_e (share of tokens of e) * (mean probability of e), over the tokens of all processes; 1 when
     balanced.
     Source: arXiv:2101.03961, eqs. 4-6.
     """
-    n = logits.shape[-1]
-    p, mask = logits.softmax(-1), F.one_hot(expert, n).to(logits.dtype)
+    n = logits.shape[1]
+    p, mask = logits.softmax(1).permute(2, 0, 1), F.one_hot(expert.T, n).to(logits.dtype)  # [T, banks, n]
     probability, share = context.batch_mean(torch.stack([p, mask], dim=1))  # [banks, n] each
     return n * (share * probability).sum(-1).mean()
 

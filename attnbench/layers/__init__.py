@@ -3,7 +3,7 @@
 from attnbench.layers.agent_bias import PositionBias
 from attnbench.layers.agent_tokens import agent_softmax, pool_tokens
 from attnbench.layers.depthwise import DepthwiseConv, ReparameterisedConv, fuse_reparameterised, on_grid
-from attnbench.layers.feature_maps import elu_plus_one, power_focus
+from attnbench.layers.feature_maps import elu_plus_one
 from attnbench.layers.gated_linear import gated_linear_attention, gated_linear_macs
 from attnbench.layers.grid_rotary import grid_rotation, rotate_pairs
 from attnbench.layers.linear_core import (
@@ -15,9 +15,20 @@ from attnbench.layers.linear_core import (
     matmul_order,
 )
 from attnbench.layers.neighbourhood import computed_blocks, near, neighbours
+from attnbench.layers.power_focus import power_focus
 from attnbench.layers.precision import compute_dtype, without_autocast
 from attnbench.layers.projection import QKVProjection, merge_heads, split_heads
 from attnbench.layers.routed import routed_projection
+from attnbench.layers.routing import (
+    RouterTraining,
+    largest,
+    probability,
+    routed_difference,
+    routed_focus,
+    router_logits,
+    select,
+    unit_gate,
+)
 
 __all__ = [
     "Association",
@@ -25,6 +36,7 @@ __all__ = [
     "PositionBias",
     "QKVProjection",
     "ReparameterisedConv",
+    "RouterTraining",
     "agent_softmax",
     "compute_dtype",
     "computed_blocks",
@@ -36,6 +48,7 @@ __all__ = [
     "gated_linear_macs",
     "grid_rotation",
     "key_mass",
+    "largest",
     "linear_attention",
     "matmul_order",
     "merge_heads",
@@ -44,8 +57,14 @@ __all__ = [
     "on_grid",
     "pool_tokens",
     "power_focus",
+    "probability",
     "rotate_pairs",
+    "routed_difference",
+    "routed_focus",
     "routed_projection",
+    "router_logits",
+    "select",
     "split_heads",
+    "unit_gate",
     "without_autocast",
 ]

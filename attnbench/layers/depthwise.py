@@ -96,8 +96,14 @@ def fuse_reparameterised(model: nn.Module) -> nn.Module:
 def on_grid(
     function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, grid: tuple[int, int], channels: int
 ) -> torch.Tensor:
-    """Apply an image function [B*, channels, H, W] to tokens [B, N, C], C = groups x channels."""
-    height, width = grid
+    """Apply an image function [B*, channels, H, W] to tokens [B, N, C], C = groups x channels.
+
+    Tokens are an image with its channels last, which convolutions take as it is where there is one group.
+    """
     groups = x.shape[-1] // channels
+    if groups == 1:  # strides in so many words: a batch of one has any, to which a convolution pays heed
+        image = x.contiguous().unflatten(1, grid).permute(0, 3, 1, 2)
+        return function(image).permute(0, 2, 3, 1).flatten(1, 2)
+    height, width = grid
     image = rearrange(x, "b (y x) (g c) -> (b g) c y x", y=height, x=width, c=channels)
     return rearrange(function(image), "(b g) c y x -> b (y x) (g c)", g=groups)
