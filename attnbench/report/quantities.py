@@ -182,8 +182,9 @@ def quality_quantities(results: Iterable[Result]) -> list[Quantity]:
 
 
 def separability_quantities(results: Iterable[Result]) -> list[Quantity]:
-    """Return the separabilities of similar classes that occur, by feature network."""
-    names = dict.fromkeys(m.name for r in results for m in r.measurements if is_separability(m.name))
+    """Return the separabilities of similar classes that were measured, by feature network."""
+    found = (m for r in results for m in r.measurements if m.values)
+    names = dict.fromkeys(m.name for m in found if is_separability(m.name))
     return [_separability(name) for name in sorted(names, key=_by_network)]
 
 
