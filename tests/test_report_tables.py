@@ -140,7 +140,7 @@ def test_an_interval_of_silhouettes_may_lie_below_zero() -> None:
         for result in make_seeds(levels={"softmax": 9.0})
     ]
     # -0.09 -+ 4.303 * 0.01 / sqrt(3)
-    assert "-0.115 to -0.065" in column(comparison_table(results), "Silhouette-digits")[0].detail
+    assert "−0.1148 to −0.0652" in column(comparison_table(results), "Silhouette-digits")[0].detail
 
 
 def test_different_floors_get_a_row_each() -> None:

@@ -15,6 +15,7 @@ from attnbench.report.diagnosis_pictures import balance_figure, projector_figure
 from attnbench.report.diagnosis_record import MAP_MEASURES, PREFIX, read_diagnosis
 from attnbench.report.drawing import Drawing, shortened
 from attnbench.report.quantities import DIAGNOSIS
+from attnbench.report.router_drawing import router_drawing
 from attnbench.report.tables import (
     Column,
     Entry,
@@ -62,10 +63,11 @@ def diagnosed(results: Sequence[Result], run_dir: Path) -> tuple[list[Diagnosed]
 
 
 def diagnosis_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing]:
-    """Return the drawings of every diagnosis there is, without those that would be empty."""
+    """Return the drawings of every diagnosis and of routers in training; none that would be empty."""
     found, _ = diagnosed(results, run_dir)
+    trained = router_drawing(results)
     if not found:
-        return []
+        return [trained] if trained else []
     drawn = [
         ("oversmoothing", oversmoothing_figure(found), _oversmoothing_caption(found)),
         (
@@ -78,9 +80,13 @@ def diagnosis_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing
          "options' shares over its largest value. 1: all options alike; 0: one option takes every token."),
         ("query-maps", query_figure(found), query_caption(found)),
     ]  # fmt: skip
+    shown = [Drawing(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]
+    shown += [trained] if trained else []
     for one in found:
-        drawn.append((f"projectors-{one.series}", projector_figure(one), projectors_caption(one)))
-    return [Drawing(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]
+        if picture := projector_figure(one):
+            name, caption = f"projectors-{one.series}", projectors_caption(one)
+            shown.append(Drawing(name=name, svg=picture, caption=caption))
+    return shown
 
 
 def diagnosis_table(results: Sequence[Result], run_dir: Path) -> Table | None:
