@@ -121,23 +121,21 @@ def balanced(result: Result, **least: float) -> Result:
 
 
 def test_router_balance_over_training_is_drawn_with_words(tmp_path):
-    """With and without a diagnosis; a row a router, the names of the cases that have any, and the least."""
+    """Where one case is diagnosed: a row a router, the names of the cases that have any, and the least."""
     results = [
         balanced(make_result("token", 0), kernel=0.25, factor=0.5),
         make_result("softmax", 1),
         balanced(make_result(HOSTILE, 2), routed_heads=0.75),
     ]
-    (alone,) = diagnosis_drawings(results, tmp_path)
-    words = words_of(alone.svg)
-    assert alone.name == "router-training"
+    assert diagnosis_drawings(results, tmp_path) == []
+    results[1] = with_diagnosis(tmp_path, results[1], made_up(1))
+    drawings = diagnosis_drawings(results, tmp_path)
+    names = [drawing.name for drawing in drawings]
+    assert names == ["oversmoothing", "oversmoothing-timesteps", "query-maps", "router-training"]
+    words = words_of(drawings[-1].svg)
     assert {"kernel", "factor", "routed heads", "token", "largest share of one option"} <= set(words)
     assert "softmax" not in words
-    assert alone.caption.endswith("Least even at the end: kernel of token, 0.25 in one block.")
-    both = [with_diagnosis(tmp_path, results[1], made_up(1)), results[0]]
-    names = [drawing.name for drawing in diagnosis_drawings(both, tmp_path)]
-    assert names == ["oversmoothing", "oversmoothing-timesteps", "query-maps", "router-training"]
-    broken = balanced(make_result("one", 0), kernel=math.nan)  # as no training leaves it
-    assert diagnosis_drawings([broken], tmp_path)[0].caption.endswith("kernel of one, 0.90 in one block.")
+    assert drawings[-1].caption.endswith("Least even at the end: kernel of token, 0.25 in one block.")
 
 
 def test_22_series_are_told_apart(drawn):

@@ -161,6 +161,7 @@ def test_a_long_training_leaves_no_more_points_than_a_short_one():
     assert steps[-1] == 400_001
 
 
+@pytest.mark.slow
 def test_a_recorded_pass_compiles_nothing_again(monkeypatch):
     """With train.compile, passes with a listener run uncompiled: the graph stays whole and is kept."""
     graphs = []

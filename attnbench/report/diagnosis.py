@@ -63,11 +63,14 @@ def diagnosed(results: Sequence[Result], run_dir: Path) -> tuple[list[Diagnosed]
 
 
 def diagnosis_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing]:
-    """Return the drawings of every diagnosis and of routers in training; none that would be empty."""
+    """Return the drawings of every diagnosis, and of routers in training; none that would be empty.
+
+    Without a diagnosis there are none: every training leaves the curves of its routers, but matplotlib, which
+    draws them, takes as long as all the rest of a report.
+    """
     found, _ = diagnosed(results, run_dir)
-    trained = router_drawing(results)
     if not found:
-        return [trained] if trained else []
+        return []
     drawn = [
         ("oversmoothing", oversmoothing_figure(found), _oversmoothing_caption(found)),
         (
@@ -81,7 +84,8 @@ def diagnosis_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing
         ("query-maps", query_figure(found), query_caption(found)),
     ]  # fmt: skip
     shown = [Drawing(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]
-    shown += [trained] if trained else []
+    if trained := router_drawing(results):
+        shown.append(trained)
     for one in found:
         if picture := projector_figure(one):
             name, caption = f"projectors-{one.series}", projectors_caption(one)

@@ -23,9 +23,9 @@ _TITLES: dict[Kind, str] = {
 _ROW_INCHES = 1.9
 _WORDS = (
     "Router balance over training: how evenly the tokens of each block choose among a router's options, in "
-    "the whole batch of a logged step. Evenness is the entropy of the options' shares over its largest value: "
-    "1 where all are chosen alike, 0 where one takes every token; the largest share is that of one option in "
-    "any block."
+    "the whole batch of a logged step. Evenness is the entropy of the options' shares over its largest "
+    "value: 1 where all are chosen alike, 0 where one takes every token; the largest share is that of one "
+    "option in any block."
 )
 
 
