@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from attnbench.errors import DataError, NonFiniteError, StorageError, UserInputError
@@ -89,6 +90,17 @@ def test_accuracy_is_scikit_learns_leave_one_out():
         hits += int(classifier.predict(x[i : i + 1].numpy())[0] == labels[i])
     assert 0 < hits < len(x)
     assert separability(x, labels, neighbours=5).accuracy == hits / len(x)
+
+
+def test_the_silhouette_is_scikit_learns():
+    """Classes of many sizes, one of a single image, and a copy; far from the origin."""
+    x, _ = clusters(per_class=30, classes=4, spread=0.6)
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 39 + [3])
+    x[3] = x[70]
+    theirs = silhouette_score((x + 7).double().numpy(), labels.numpy())
+    # scikit-learn takes distances as differences of squares of size 8 * 8^2: between copies an error of
+    # (2^-52 * 512)^1/2, 3e-7, in a mean over 30 or more, twice among 120 images
+    assert separability(x + 7, labels).silhouette == pytest.approx(theirs, abs=3e-7 / 30 * 2 / 120)
 
 
 def test_a_tied_vote_goes_to_the_nearer_class():

@@ -168,6 +168,71 @@ def test_oversmoothing_needs_the_stage_diagnose_and_all_three_measures() -> None
     assert "add `diagnose: {}`" in claim("C6", seeded("table7")).findings[0].why
 
 
+KNN, SILHOUETTE = "knn_accuracy", "silhouette"  # of the literature's Inception: without a suffix
+
+
+def with_separation(gains: dict[str, tuple[float, float]], seeds: int = 3, note: str = "") -> list[Result]:
+    """Return Table 7's rows whose similar classes separate by 0.5, 0.1 and a gain, the rest 0.005."""
+    rng, results = random.Random(3), []
+    moods = [rng.gauss(0, 0.05) for _ in range(seeds)]  # the same in every row
+    for result in seeded("table7", seeds):
+        up = gains.get(result.axes["recipe"])
+        if up is not None:
+            values = [
+                level + gain + moods[result.case["seed"]] + rng.gauss(0, 0.005)
+                for level, gain in zip((0.5, 0.1), up, strict=True)
+            ]
+            found = [
+                Measurement(name=name, values=[value], n=250, better="higher", note=f"5 classes{note}")
+                for name, value in zip((KNN, SILHOUETTE), values, strict=True)
+            ]
+            results.append(replaced(result, *found))
+    return results
+
+
+def test_similar_classes_apart_needs_both_measures_and_both_rivals() -> None:
+    """Higher than both rivals in both: supported; in one below a rival: contradicted; over seeds only."""
+    apart = with_separation({"dit-s": (0.0, 0.0), "sana-s": (-0.05, -0.05), "dydi-lit-s": (0.1, 0.1)})
+    (finding,) = claim("C7", apart).findings
+    scales = {r.case["sample"]["guidance_scale"] for r in apart}
+    assert (finding.verdict, len(finding.evidence)) == ("supported", 4 * len(scales))
+    assert all("3 seeds" in one.said for one in finding.evidence)
+    assert finding.evidence[0].ours - finding.evidence[0].theirs == pytest.approx(0.1, abs=0.03)
+    beaten = with_separation({"dit-s": (0.0, 0.0), "sana-s": (0.0, 0.0), "dydi-lit-s": (0.1, -0.1)})
+    assert claim("C7", beaten).verdicts == ["contradicted"]
+    alike = with_separation({"dit-s": (0.0, 0.0), "sana-s": (0.0, 0.0), "dydi-lit-s": (0.0, 0.0)})
+    assert claim("C7", alike).verdicts == ["not distinguishable"]
+    alone = with_separation({"dit-s": (0.0, 0.0), "dydi-lit-s": (0.1, 0.1)})
+    assert claim("C7", alone).verdicts == ["not tested"]
+    assert "no Sana-S at CFG=" in claim("C7", alone).findings[0].why
+
+
+def test_similar_classes_are_not_tested_on_one_seed_nor_on_what_was_not_measured() -> None:
+    """One seed; results of an earlier version; too few samples; other classes on one side."""
+    gains = {"dit-s": (0.0, 0.0), "sana-s": (0.0, 0.0), "dydi-lit-s": (0.1, 0.1)}
+    (finding,) = claim("C7", with_separation(gains, seeds=1)).findings
+    assert finding.verdict == "not tested"
+    assert "one seed supports nothing about methods" in finding.why
+    assert finding.evidence[0].theirs == pytest.approx(finding.evidence[0].ours - 0.1, abs=0.03)
+    older = [r for r in seeded("table7") if r.axes["recipe"] in gains]
+    (finding,) = claim("C7", older).findings
+    assert (finding.verdict, finding.evidence) == ("not tested", ())
+    assert "evaluated before attnbench measured" in finding.why
+    assert "remove store/evaluate" in finding.why
+    few = [
+        replaced(r, *(Measurement(name=name, values=[], note="not measured: fewer than 10 samples")
+                      for name in (KNN, SILHOUETTE)))
+        for r in older
+    ]  # fmt: skip
+    assert "not measured: fewer than 10 samples" in claim("C7", few).findings[0].why
+    mixed = with_separation({n: g for n, g in gains.items() if n != "dydi-lit-s"})
+    mixed += with_separation({"dydi-lit-s": (0.1, 0.1)}, note=" of another choice")
+    assert "measured of other classes" in claim("C7", mixed).findings[0].why
+    assert (
+        "no run has DyDiLA" in claim("C7", [r for r in older if r.axes["recipe"] == "sana-s"]).findings[0].why
+    )
+
+
 def test_verdicts_on_several_comparisons() -> None:
     """One that goes the other way counts only beyond what their number makes likely."""
     assert together(["supported", "contradicted"], [0.001, 0.04])[0] == "not distinguishable"

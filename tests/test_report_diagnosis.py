@@ -13,6 +13,7 @@ from report_cases import HOSTILE, make_result, make_suite
 from attnbench.report.diagnosis import diagnosis_drawings, diagnosis_table
 from attnbench.report.diagnosis_pictures import evenness
 from attnbench.report.diagnosis_record import MEASURES, Choices, Diagnosis, Factors, QueryMaps, read_diagnosis
+from attnbench.report.router_curves import KINDS, curve_name
 from attnbench.results import Measurement, Result, with_checksum
 
 DEPTH, CLASSES = 3, ["zero", "_one", "<b>two</b>"]
@@ -107,6 +108,34 @@ def test_every_drawing_is_there_and_names_every_case(drawn):
     assert {*CLASSES} <= set(found["projectors-1"])
     assert {"case 1: projector q", "case 1: factor"} <= set(found["router-balance"])
     assert all(drawing.caption.endswith(".") for drawing in drawings)
+
+
+def balanced(result: Result, **least: float) -> Result:
+    """A case whose routers' balance over training is known, two points each; `least` at the end."""
+    curves = {
+        curve_name(router, kind): [(20.0, 0.9), (40.0, end if kind == "least_evenness" else 0.95)]
+        for router, end in least.items()
+        for kind in KINDS
+    }
+    return result.model_copy(update={"curves": {**result.curves, **curves}})
+
+
+def test_router_balance_over_training_is_drawn_with_words(tmp_path):
+    """Where one case is diagnosed: a row a router, the names of the cases that have any, and the least."""
+    results = [
+        balanced(make_result("token", 0), kernel=0.25, factor=0.5),
+        make_result("softmax", 1),
+        balanced(make_result(HOSTILE, 2), routed_heads=0.75),
+    ]
+    assert diagnosis_drawings(results, tmp_path) == []
+    results[1] = with_diagnosis(tmp_path, results[1], made_up(1))
+    drawings = diagnosis_drawings(results, tmp_path)
+    names = [drawing.name for drawing in drawings]
+    assert names == ["oversmoothing", "oversmoothing-timesteps", "query-maps", "router-training"]
+    words = words_of(drawings[-1].svg)
+    assert {"kernel", "factor", "routed heads", "token", "largest share of one option"} <= set(words)
+    assert "softmax" not in words
+    assert drawings[-1].caption.endswith("Least even at the end: kernel of token, 0.25 in one block.")
 
 
 def test_22_series_are_told_apart(drawn):

@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_cases import HOSTILE, make_result, make_suite, with_measurement
+from seed_cases import make_seeds
 
 from attnbench.report import comparison_table
+from attnbench.report.compare.compared import compared_quantities
 from attnbench.report.costs import cost_table, other_table, problems_table, training_table
 from attnbench.report.placement import spread_out
+from attnbench.report.sections import definitions
 from attnbench.report.tables import Cell, Column, Row, Table, plain, select_columns, significant
 from attnbench.results import Measurement
 
@@ -104,6 +107,40 @@ def test_spread_and_real_accuracy_stand_beside_their_values() -> None:
     assert column(table, "KD-digits")[0].detail == "± 0.0011"
     assert column(table, "Class accuracy")[0].detail == "real 0.964"
     assert column(table, "Class accuracy")[-1].text == "0.964"
+
+
+def test_separability_of_similar_classes_has_its_columns() -> None:
+    """Beside the class accuracy, with real images below and words; without a value there is no column."""
+    results = [
+        with_measurement(
+            make_result(label, index),
+            Measurement(name="silhouette-digits", values=[-0.1 + 0.2 * index], n=250, better="higher"),
+            Measurement(name="floor:silhouette-digits", values=[0.2], n=200),
+            Measurement(name="knn_accuracy-digits", values=[], note="not measured: too few"),
+        )
+        for index, label in enumerate("ab")
+    ]
+    table = comparison_table(results)
+    shown = column(table, "Silhouette-digits")
+    assert [(cell.value, cell.best) for cell in shown] == [(-0.1, False), (0.1, True), (0.2, False)]
+    assert {c.title: c.n for c in table.columns}["Silhouette-digits"] == "250"
+    assert not any(c.title.startswith("kNN accuracy") for c in table.columns)
+    assert "lie closest" in dict(definitions(results))["Silhouette-digits"]
+    assert "silhouette-digits" not in {c.title for c in getattr(other_table(results), "columns", ())}
+    (compared,) = (q for q in compared_quantities(results) if q.name == "silhouette-digits")
+    assert (compared.group, compared.quantity.better) == ("quality", "higher")
+
+
+def test_an_interval_of_silhouettes_may_lie_below_zero() -> None:
+    """Of three seeds, where a share's would be cut at 0."""
+    results = [
+        with_measurement(
+            result, Measurement(name="silhouette-digits", values=[-0.1 + 0.01 * result.case["seed"]])
+        )
+        for result in make_seeds(levels={"softmax": 9.0})
+    ]
+    # -0.09 -+ 4.303 * 0.01 / sqrt(3)
+    assert "−0.1148 to −0.0652" in column(comparison_table(results), "Silhouette-digits")[0].detail
 
 
 def test_different_floors_get_a_row_each() -> None:

@@ -1,5 +1,6 @@
 """The evaluate stage: names, floors, caches, and settings that do not fit the data."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,10 @@ from test_stages_prepare import save_codec
 
 from attnbench.contract import FeatureExtractor, Features
 from attnbench.data import load_dataset
+from attnbench.data.arrays import ArrayImages
 from attnbench.errors import DataError, UnknownNameError, UnsupportedError, UserInputError
+from attnbench.evaluation.class_choice import choose_classes
+from attnbench.evaluation.separability import separability
 from attnbench.metrics import classifier
 from attnbench.metrics.classifier import LabelledImages
 from attnbench.metrics.gaussian import frechet_distance, statistics
@@ -103,6 +107,8 @@ def test_measurements_and_their_names(digits, pixels, tmp_path):
     assert list(found) == [
         *metrics,
         *(f"floor:{name}" for name in metrics),
+        "knn_accuracy-px",
+        "silhouette-px",
         "class_accuracy",
         "class_accuracy_real",
     ]
@@ -126,6 +132,64 @@ def test_values_are_those_of_the_images(digits, pixels, tmp_path):
     rounding = 64 * 1.5e-8
     assert found["FD-px"].value == pytest.approx(frechet_distance(train, fake), abs=rounding)
     assert found["floor:FD-px"].value == pytest.approx(frechet_distance(train, held_out), abs=rounding)
+
+
+SEPARATION = ("knn_accuracy-px", "silhouette-px")
+
+
+def test_similar_classes_of_worse_samples_separate_less(digits, pixels, tmp_path):
+    """The closest classes of the real images, 20 samples of each; nothing goes through the network twice."""
+    workspace, found = make_workspace(tmp_path), {}
+    images, labels = digits.train.images[:230], digits.train.labels[:230]
+    noise = torch.randint(-250, 251, images.shape, generator=torch.Generator().manual_seed(0))
+    spoilt = (images.int() + noise).clamp(0, 255).to(torch.uint8)
+    for seed, drawn in enumerate((images, spoilt)):
+        case = case_with_samples(workspace, drawn, labels, seed=seed, class_accuracy=False)
+        found[seed] = by_name(evaluate.run(case, workspace))
+    assert pixels.seen == len(digits.train) + len(digits.held_out) + 2 * 230
+    for name in SEPARATION:
+        good, bad = found[0][name], found[1][name]
+        assert good.value > bad.value + 0.1
+        assert (good.better, good.note, bad.note) == ("higher", bad.note, good.note)
+        assert found[0][f"floor:{name}"].value == found[1][f"floor:{name}"].value > bad.value + 0.1
+        assert found[0][f"floor:{name}"].better == "none"
+    train = digits.train.images.flatten(1).float() / 255
+    classes = choose_classes(digits.train.labels, train, 5, "close", num_classes=10)
+    each = min(int((labels == c).sum()) for c in classes)
+    rows = torch.cat([(labels == c).nonzero().flatten()[:each] for c in classes])
+    alone = separability(images[rows].flatten(1).float() / 255, labels[rows], neighbours=10)
+    assert [found[0][name].value for name in SEPARATION] == [alone.accuracy, alone.silhouette]
+    assert found[0][SEPARATION[0]].n == 5 * each
+    assert f"{each} of each, 10 neighbours, chance 0.2" in found[0][SEPARATION[0]].note
+    assert ", ".join(digits.class_names[c] for c in classes) in found[0][SEPARATION[1]].note
+
+
+def test_too_few_samples_of_a_class_are_said(digits, pixels, tmp_path):
+    """Six of each class tell nothing: no value, the reason, and no floor beside it."""
+    workspace = make_workspace(tmp_path)
+    case = case_with_samples(workspace, *noisy(digits), class_accuracy=False)
+    found = by_name(evaluate.run(case, workspace))
+    assert {(tuple(found[name].values), found[name].better) for name in SEPARATION} == {((), "higher")}
+    assert "not measured: fewer than 10 samples of one of " in found[SEPARATION[0]].note
+    assert not any(f"floor:{name}" in found for name in SEPARATION)
+
+
+def test_without_held_out_images_real_ones_stand_in_the_note(digits, pixels, monkeypatch, tmp_path):
+    """The reference itself shows what is within reach; data of one class have nothing to separate."""
+    workspace = make_workspace(tmp_path)
+    images, labels = digits.train.images[:400], digits.train.labels[:400]
+    nothing = ArrayImages(images[:0], labels[:0])
+    monkeypatch.setattr(evaluate, "dataset_of", lambda *_: replace(digits, held_out=nothing))
+    case = case_with_samples(workspace, images, labels, class_accuracy=False)
+    found = by_name(evaluate.run(case, workspace))
+    assert re.search(r"; of \d+ real images each 0\.\d{3}$", found[SEPARATION[0]].note)
+    assert not any(name.startswith("floor:") for name in found)
+    alone = replace(digits, train=ArrayImages(digits.train.images, torch.zeros_like(digits.train.labels)))
+    monkeypatch.setattr(evaluate, "dataset_of", lambda *_: alone)
+    case = case_with_samples(workspace, images, 0 * labels, seed=1, class_accuracy=False)
+    found = by_name(evaluate.run(case, workspace))
+    assert [found[name].values for name in SEPARATION] == [[], []]
+    assert found[SEPARATION[0]].note == "not measured: the real images are of one class"
 
 
 def test_the_held_out_part_can_be_the_reference(digits, pixels, tmp_path):

@@ -18,6 +18,7 @@ from attnbench.console import progress_bar
 from attnbench.devices import chosen_device
 from attnbench.errors import UserInputError
 from attnbench.evaluation.class_choice import choose_classes, named_classes
+from attnbench.evaluation.close_classes import MOST_CLASSES, NEIGHBOURS
 from attnbench.evaluation.figures import CLASS_CHOICE, PER_CLASS, PERPLEXITY, class_names, labels_as_in
 from attnbench.evaluation.npz_files import open_npz_shards
 from attnbench.evaluation.reference import Reference
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Labelled = dict[str, tuple[torch.Tensor, torch.Tensor | None]]
-_COUNT = 5  # classes
-_NEIGHBOURS = 10
 _LEAST = 3  # samples of a class, or its neighbours cannot be of its own
 _SEED = 0
 
@@ -122,7 +121,9 @@ def _choices(classes: str | None, reference: Reference) -> list[str]:
         return [classes]
     assert reference.labels is not None  # `labels_as_in` has looked
     count = len(reference.labels.unique())
-    return [f"random:{_COUNT}", f"close:{_COUNT}"] if count > _COUNT else [f"random:{count}"]
+    return (
+        [f"random:{MOST_CLASSES}", f"close:{MOST_CLASSES}"] if count > MOST_CLASSES else [f"random:{count}"]
+    )
 
 
 def _choice(letter: str, how: str, panels: Labelled, reference: Reference) -> Choice:
@@ -150,7 +151,7 @@ def _choice(letter: str, how: str, panels: Labelled, reference: Reference) -> Ch
         per_class=PER_CLASS,
         perplexity=min(PERPLEXITY, max(1.0, sum(counts.values()) / 3)),
         seed=_SEED,
-        neighbours=min(_NEIGHBOURS, min(counts.values()) - 1),
+        neighbours=min(NEIGHBOURS, min(counts.values()) - 1),
     )
     clouds = [
         Cloud(

@@ -13,9 +13,11 @@ from attnbench.report.quantities import (
     ACCURACY,
     LATENCY,
     SIZE,
+    Quantity,
     comparison_costs,
     is_quality,
     quality_quantities,
+    separability_quantities,
 )
 from attnbench.report.tables import (
     MISSING,
@@ -62,7 +64,7 @@ def comparison_table(results: Sequence[Result]) -> Table:
         shown = [Cell(text=str(line.resolution or MISSING)) for line in lines]
         columns.append((Column(title="Side", unit="px"), shown))
     headings, filled = [], []
-    for quantity in (*SIZE, *quality_quantities(results), ACCURACY, *comparison_costs(results)):
+    for quantity in (*SIZE, *_qualities(results), *comparison_costs(results)):
         entries = [line.entry(quantity) for line in lines]
         if any(entry.value is not None or entry.note for entry in entries):
             headings.append(quantity_column(quantity, entries))
@@ -89,7 +91,7 @@ def seed_table(results: Sequence[Result]) -> Table | None:
         (Column(title="Case", numeric=False), [text_cell(line.label) for line in lines]),
         (Column(title="Seed"), [_seed(line) for line in lines]),
     ]
-    for quantity in (*quality_quantities(results), ACCURACY):
+    for quantity in _qualities(results):
         entries = [line.entry(quantity) for line in lines]
         if any(entry.value is not None for entry in entries):
             shown = quantity_cells(quantity, entries, [False] * len(lines))
@@ -107,6 +109,10 @@ def shown_axes(results: Sequence[Result]) -> list[str]:
         if len({result.axes.get(axis) for result in results}) > 1
         and any(result.axes.get(axis, "") not in result.label for result in results)
     ]
+
+
+def _qualities(results: Sequence[Result]) -> list[Quantity]:
+    return [*quality_quantities(results), ACCURACY, *separability_quantities(results)]
 
 
 def _seed(line: Line) -> Cell:

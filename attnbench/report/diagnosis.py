@@ -15,6 +15,7 @@ from attnbench.report.diagnosis_pictures import balance_figure, projector_figure
 from attnbench.report.diagnosis_record import MAP_MEASURES, PREFIX, read_diagnosis
 from attnbench.report.drawing import Drawing, shortened
 from attnbench.report.quantities import DIAGNOSIS
+from attnbench.report.router_drawing import router_drawing
 from attnbench.report.tables import (
     Column,
     Entry,
@@ -62,7 +63,11 @@ def diagnosed(results: Sequence[Result], run_dir: Path) -> tuple[list[Diagnosed]
 
 
 def diagnosis_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing]:
-    """Return the drawings of every diagnosis there is, without those that would be empty."""
+    """Return the drawings of every diagnosis, and of routers in training; none that would be empty.
+
+    Without a diagnosis there are none: every training leaves the curves of its routers, but matplotlib, which
+    draws them, takes as long as all the rest of a report.
+    """
     found, _ = diagnosed(results, run_dir)
     if not found:
         return []
@@ -78,9 +83,14 @@ def diagnosis_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing
          "options' shares over its largest value. 1: all options alike; 0: one option takes every token."),
         ("query-maps", query_figure(found), query_caption(found)),
     ]  # fmt: skip
+    shown = [Drawing(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]
+    if trained := router_drawing(results):
+        shown.append(trained)
     for one in found:
-        drawn.append((f"projectors-{one.series}", projector_figure(one), projectors_caption(one)))
-    return [Drawing(name=name, svg=svg, caption=caption) for name, svg, caption in drawn if svg]
+        if picture := projector_figure(one):
+            name, caption = f"projectors-{one.series}", projectors_caption(one)
+            shown.append(Drawing(name=name, svg=picture, caption=caption))
+    return shown
 
 
 def diagnosis_table(results: Sequence[Result], run_dir: Path) -> Table | None:

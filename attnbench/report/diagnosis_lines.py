@@ -77,11 +77,11 @@ def draw_lambda(chosen: Sequence[Diagnosed]) -> Figure:
         means = one.diagnosis.factors[LAMBDA].means
         for bank in range(max(map(len, means))):
             points = [(float(n), banks[bank]) for n, banks in enumerate(means) if bank < len(banks)]
-            _draw(axes, one.series, points, hollow=bank > 0)
+            draw_line(axes, one.series, points, hollow=bank > 0)
     axes.set_xlabel("block")
     axes.set_ylabel("mean λ")
     _whole_ticks(axes)
-    _names(names, chosen)
+    write_names(names, [(one.series, one.label) for one in chosen])
     return figure
 
 
@@ -107,41 +107,50 @@ def _panels(
     from matplotlib.figure import Figure
 
     with drawing():
-        height = max(5.4, 2 * (_LINE_INCHES * min(len(found), _MOST_NAMES) + 0.4))
+        height = max(5.4, 2 * line_height(len(found)))
         figure = Figure(figsize=(9.6, height), layout="constrained")
         panels = figure.subplots(2, 3).flatten()
         for axes, (measure, title) in zip(panels, _PANELS, strict=False):
             for one, points in lines[measure]:
-                _draw(axes, one.series, points)
+                draw_line(axes, one.series, points)
             axes.set_title(title, fontsize=10)
             axes.set_xlabel(across)
             axes.margins(0.06)
             if across == "block":
                 _whole_ticks(axes)
-        _names(panels[-1], found)
+        write_names(panels[-1], [(one.series, one.label) for one in found])
         return svg(figure, name, description)
 
 
-def _draw(axes: Axes, series: int, points: Sequence[tuple[float, float]], *, hollow: bool = False) -> None:
+def draw_line(
+    axes: Axes, series: int, points: Sequence[tuple[float, float]], *, hollow: bool = False, marks: int = 0
+) -> None:
+    """Draw the line of a case, every point marked or about `marks` of them."""
     if points:
         x, y = zip(*points, strict=True)
         axes.plot(
             x, y, color=colour(series), linestyle=dash(series), marker=marker(series), markersize=4,
             linewidth=1.5, fillstyle="none" if hollow else "full",
+            markevery=-(-len(points) // marks) if marks else None,
         )  # fmt: skip
 
 
-def _names(axes: Axes, found: Sequence[Diagnosed]) -> None:
+def write_names(axes: Axes, named: Sequence[tuple[int, str]]) -> None:
     """Write every case beside its line: matplotlib's own legend leaves out names that begin with `_`."""
     axes.axis("off")
     axes.set_xlim(0, 1)
-    axes.set_ylim(-max(len(found), 8) + 0.5, 0.5)
-    for place, one in enumerate(found):
+    axes.set_ylim(-max(len(named), 8) + 0.5, 0.5)
+    for place, (series, label) in enumerate(named):
         axes.plot(
-            [0.0, 0.06, 0.12], [-place] * 3, color=colour(one.series), linestyle=dash(one.series),
-            linewidth=1.5, marker=marker(one.series), markevery=[1], markersize=4,
+            [0.0, 0.06, 0.12], [-place] * 3, color=colour(series), linestyle=dash(series),
+            linewidth=1.5, marker=marker(series), markevery=[1], markersize=4,
         )  # fmt: skip
-        axes.text(0.16, -place, one.label, va="center", fontsize=8, parse_math=False)
+        axes.text(0.16, -place, label, va="center", fontsize=8, parse_math=False)
+
+
+def line_height(names: int) -> float:
+    """Return the inches that a panel of names needs."""
+    return _LINE_INCHES * min(names, _MOST_NAMES) + 0.4
 
 
 def _whole_ticks(axes: Axes) -> None:

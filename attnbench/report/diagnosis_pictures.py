@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from attnbench.report.diagnosis_lines import Diagnosed
 from attnbench.report.diagnosis_record import Choices
 from attnbench.report.drawing import INK, colour, drawing, shortened, svg
+from attnbench.report.router_curves import evenness
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,17 +23,6 @@ MOST_CLASSES = 20  # rows of a picture of projectors
 COLUMNS = 5  # pictures of one query in a row
 _WITH_NUMBERS = 16  # blocks: more leave no room for a number in each
 _TITLE_LETTERS = 22  # in a line
-
-
-def evenness(shares: Sequence[float]) -> float:
-    """Return the entropy of shares over its largest value: 1 where all are alike; 1 for a single option too.
-
-    >>> evenness([0.5, 0.5]), evenness([1.0, 0.0])
-    (1.0, 0.0)
-    """
-    if len(shares) < 2:
-        return 1.0
-    return abs(-math.fsum(share * math.log(share) for share in shares if share > 0) / math.log(len(shares)))
 
 
 def projector_figure(one: Diagnosed) -> str | None:

@@ -16,6 +16,7 @@ from attnbench.report.quantities import (
     MEMORY,
     QUALITY,
     REAL_ACCURACY,
+    SEPARABILITY,
     SIZE,
     SPREAD,
     STEP_TIME,
@@ -27,8 +28,8 @@ from attnbench.report.tables import Cell, Entry, RowStatus
 from attnbench.report.timings import measured_entry
 from attnbench.results import Measurement, Result
 
-_SHARES = ("P", "R", "Precision", "Recall")
-_SIGNED = ("KD", "KID")
+_SHARES = ("P", "R", "Precision", "Recall", "knn_accuracy")
+_SIGNED = ("KD", "KID", "silhouette")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +177,8 @@ def _within(quantity: Quantity, interval: tuple[float, float]) -> tuple[float, f
     match = QUALITY.match(quantity.name)
     family = match["family"].removeprefix("s") if match else ""
     low, high = interval
+    if found := SEPARABILITY.match(quantity.name):
+        family = found["kind"]
     share = family in _SHARES or quantity == ACCURACY
     return low if family in _SIGNED else max(0.0, low), min(1.0, high) if share else high
 

@@ -18,6 +18,7 @@ FLOORS = {
 }
 """What is scored in place of samples, by what stands before the colon in the measurement's name."""
 FLOOR = re.compile(rf"^(?P<kind>{'|'.join(FLOORS)}):(?P<name>.+)$")
+SEPARABILITY = re.compile(r"^(?P<protocol>clean-)?(?P<kind>knn_accuracy|silhouette)(?:-(?P<suffix>.+))?$")
 SPREAD = " std"
 
 
@@ -109,6 +110,19 @@ ACCURACY = Quantity(
     definition="Share of conditional samples that a classifier, trained on the training images, puts into "
                "the class they were asked for. 'real' is the same classifier on held-out real images.",
 )  # fmt: skip
+_CLOSEST = (
+    "Of the classes that lie closest in the features of real images. Read it beside that of real images, the "
+    "floor: samples that all look like the middle of their class separate better than these."
+)
+_SEPARABILITIES = {
+    "knn_accuracy": (
+        "kNN accuracy", "Share of samples whose class is that of most of their nearest other samples. ",
+    ),
+    "silhouette": (
+        "Silhouette", "Mean of (b - a) / max(a, b), a and b the mean distances of a sample to its own and to "
+                      "the next class, -1 to 1 (Rousseeuw 1987). ",
+    ),
+}  # fmt: skip
 DIAGNOSIS = (
     Quantity(name="diagnose:token_similarity", title="Token similarity", decimals=3,
              definition="Mean cosine of two different tokens of a block's output, over blocks, timesteps and "
@@ -167,6 +181,18 @@ def quality_quantities(results: Iterable[Result]) -> list[Quantity]:
     return sorted((_quality(name, better) for name, better in names.items()), key=_quality_order)
 
 
+def separability_quantities(results: Iterable[Result]) -> list[Quantity]:
+    """Return the separabilities of similar classes that were measured, by feature network."""
+    found = (m for r in results for m in r.measurements if m.values)
+    names = dict.fromkeys(m.name for m in found if is_separability(m.name))
+    return [_separability(name) for name in sorted(names, key=_by_network)]
+
+
+def is_separability(name: str) -> bool:
+    """Tell whether a measurement says how well the samples of similar classes separate."""
+    return bool(SEPARABILITY.match(name))
+
+
 def comparison_costs(results: Iterable[Result]) -> list[Quantity]:
     """Return the costs that the comparison shows: of the memories the live one, of older results the peak."""
     names = [{unresolved(m.name) for m in r.measurements} for r in results]
@@ -193,7 +219,7 @@ def unresolved(name: str) -> str:
 def _is_known(name: str) -> bool:
     floor = FLOOR.match(name)
     base = (floor["name"] if floor else name).removesuffix(SPREAD)
-    if is_quality(base) or base in (ACCURACY.name, REAL_ACCURACY):
+    if is_quality(base) or is_separability(base) or base in (ACCURACY.name, REAL_ACCURACY):
         return True
     if RESOLVED.match(name):
         return unresolved(name) in {q.name for q in (*SIZE, LATENCY, *MEMORY)} | {LEFT_OUT}
@@ -213,6 +239,25 @@ def _quality(name: str, better: Direction) -> Quantity:
         group="Quality",
         definition=definition,
     )
+
+
+def _separability(name: str) -> Quantity:
+    match = SEPARABILITY.match(name)
+    assert match is not None
+    title, definition = _SEPARABILITIES[match["kind"]]
+    return Quantity(
+        name=name,
+        title=(match["protocol"] or "") + title + (f"-{match['suffix']}" if match["suffix"] else ""),
+        better="higher",
+        decimals=3,
+        group="Quality",
+        definition=definition + _CLOSEST,
+    )
+
+
+def _by_network(name: str) -> tuple[str, str]:
+    match = SEPARABILITY.match(name)
+    return ((match["suffix"] or "") + (match["protocol"] or ""), match["kind"]) if match else ("", "")
 
 
 def _family(name: str) -> str:

@@ -22,6 +22,7 @@ from attnbench.report.quantities import (
     TRAINING,
     is_quality,
     quality_quantities,
+    separability_quantities,
     unresolved,
 )
 from attnbench.report.significance import FEWEST_RANKED
@@ -137,9 +138,8 @@ def _settings_warned_of(results: Sequence[Result]) -> dict[str, dict[str, None]]
 def definitions(results: Sequence[Result]) -> list[tuple[str, str]]:
     """Return how each shown quantity is defined and what the stages noted about it."""
     names = {unresolved(m.name) for r in results for m in r.measurements}
-    quantities = dict.fromkeys(
-        (*SIZE, *quality_quantities(results), ACCURACY, LATENCY, *MEMORY, STEP_TIME, *TRAINING)
-    )
+    qualities = (*quality_quantities(results), ACCURACY, *separability_quantities(results))
+    quantities = dict.fromkeys((*SIZE, *qualities, LATENCY, *MEMORY, STEP_TIME, *TRAINING))
     known = [(q.title, q.definition) for q in quantities if q.name in names and q.definition]
     return [(plain(name), plain(text)) for name, text in (*known, *_stage_notes(results))]
 

@@ -12,8 +12,18 @@ from attnbench.data import Dataset
 from attnbench.data.dataset import PartName
 from attnbench.errors import DataError
 from attnbench.evaluation.by_class import by_class, class_figure, write_csv
+from attnbench.evaluation.close_classes import (
+    LEAST,
+    MOST_CLASSES,
+    closest_classes,
+    images_each,
+    measure_separation,
+    separation_name,
+    separation_not_measured,
+)
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard
 from attnbench.evaluation.dataset_images import dataset_images
+from attnbench.evaluation.features import ExtractedFeatures
 from attnbench.evaluation.reference import Reference, load_reference, save_reference
 from attnbench.evaluation.requirements import check_sizes
 from attnbench.evaluation.scorer import SEED, Scorer
@@ -77,8 +87,15 @@ class Evaluation:
         settings = self.case.evaluate
         kept = min(len(part_of(self.dataset, settings.reference)), settings.reference_images)
         check_sizes(settings, len(self.samples), kept)
-        found = self.scorer.measure(self.reference, self.scored_samples)
-        found += [*self._held_out_floor(), *self._codec_floor()]
+        real = self.reference
+        if real.provenance is not None:
+            seen = self.scorer.provenance(self.samples)
+            seen.check(real.provenance, f"the reference {real.name}")
+        samples = self.scorer.features(self.scored_samples)  # once for all that is measured on them
+        found = measure(settings, self.scorer.suffix, real, samples)
+        separation = self._class_separation(samples)
+        del samples  # gigabytes, perhaps, and floors need as much
+        found += [*self._held_out_floor(), *self._codec_floor(), *separation]
         if settings.class_accuracy:
             found += self._class_accuracies()
         return [*found, *_as_measurements(list(dict.fromkeys([*self.warnings, *self.scorer.warnings])))]
@@ -162,9 +179,14 @@ class Evaluation:
 
     def _held_out_floor(self) -> Iterable[Measurement]:
         """Score the part of the dataset that is not the reference as if it were samples."""
-        other: PartName = "held-out" if self.case.evaluate.reference == "train" else "train"
+        other = self._other_part
         count = len(part_of(self.dataset, other))
         return self._floor(FLOOR, f"{other} images scored", count, lambda: self._real(other))
+
+    @property
+    def _other_part(self) -> PartName:
+        """The part of the dataset that is not the reference."""
+        return "held-out" if self.case.evaluate.reference == "train" else "train"
 
     def _codec_floor(self) -> Iterable[Measurement]:
         """Score real images that went through the autoencoder, which no latent model is expected to beat."""
@@ -210,16 +232,79 @@ class Evaluation:
         settings = self.case.evaluate
         if count <= max(1, settings.neighbours):
             return []  # too few images to measure anything by; reports show no floor
-        what = [prefix, scored, settings.model_dump(mode="json"), self.scorer.cache.key]
+        # the kernel distance is unbiased: a smaller subset changes its spread, not what it estimates
+        fitting = settings.model_copy(update={"kd_subset_size": min(settings.kd_subset_size, count)})
+        found = self._once(
+            [prefix, scored, settings.model_dump(mode="json"), self.scorer.cache.key],
+            lambda: StageOutput(
+                measurements=measure(
+                    fitting, self.scorer.suffix, self.reference, self.scorer.features(images())
+                )
+            ),
+        )
+        return [_as_floor(measurement, prefix, scored) for measurement in found.measurements]
+
+    def _once(self, what: list[object], find: Callable[[], StageOutput]) -> StageOutput:
+        """Return what is computed from real images alone, once for all cases of the data."""
         folder = cache_folder(self.case, self.dataset, self.workspace, *what)
         known = self.workspace.finished(folder)
         if known is None:
-            # the kernel distance is unbiased: a smaller subset changes its spread, not what it estimates
-            fitting = settings.model_copy(update={"kd_subset_size": min(settings.kd_subset_size, count)})
-            found = measure(fitting, self.scorer.suffix, self.reference, self.scorer.features(images()))
-            known = StageOutput(measurements=found)
+            known = find()
             write_output(folder, known)
-        return [_as_floor(measurement, prefix, scored) for measurement in known.measurements]
+        return known
+
+    def _class_separation(self, samples: ExtractedFeatures) -> list[Measurement]:
+        """Return how well the samples of the closest classes separate, and how well real images do.
+
+        The samples are the first of each class, which start from the same noise in every case of a seed.
+        """
+        settings, names, labels = self.case.evaluate, self.dataset.class_names, self.samples.labels
+        real = self.reference
+        assert real.labels is not None  # our datasets have them, and so have our samples
+        assert labels is not None
+        of_real = (real.features.pooled, real.labels)
+        what = [settings.reference, settings.reference_images, self.scorer.cache.key, MOST_CLASSES]
+        chosen = self._once(
+            ["closest classes", *what],
+            lambda: StageOutput(computed_with={"classes": closest_classes(*of_real, len(names))}),
+        )
+        classes: list[int] = chosen.computed_with["classes"]
+        each = images_each(labels, classes) if classes else 0
+        if not each:
+            few = f"fewer than {LEAST} samples of one of {', '.join(names[label] for label in classes)}"
+            found = separation_not_measured(few if classes else "the real images are of one class")
+            return [self._on_features(measurement) for measurement in found]
+        found = measure_separation(samples.pooled, labels, classes, each, names)
+        other = self._other_part
+        held_out = part_of(self.dataset, other)
+        # only where the floor of the metrics has had their features found
+        if len(held_out) > settings.neighbours and (known := images_each(held_out.labels, classes, each)):
+            floor = self._once(
+                ["class separation", other, known, *what],
+                lambda: StageOutput(measurements=self._separation_of(other, classes, known)),
+            )
+            scored = f"{other} images scored"
+            found += [_as_floor(measurement, FLOOR, scored) for measurement in floor.measurements]
+        elif known := images_each(real.labels, classes, each):
+            itself = measure_separation(*of_real, classes, known, names)
+            found = [
+                m.model_copy(update={"note": f"{m.note}; of {known} real images each {r.value:.3f}"})
+                for m, r in zip(found, itself, strict=True)
+            ]
+        return [self._on_features(measurement) for measurement in found]
+
+    def _separation_of(self, part: PartName, classes: list[int], each: int) -> list[Measurement]:
+        """Measure real images, a random draw of each class: neighbours in a data set may be of one scene."""
+        features = self.scorer.features(self._real(part))
+        order = features.canonical_order()
+        labels = part_of(self.dataset, part).labels[order]
+        return measure_separation(features.pooled[order], labels, classes, each, self.dataset.class_names)
+
+    def _on_features(self, measurement: Measurement) -> Measurement:
+        """Name a measurement after the feature network, as metrics are."""
+        prefix, colon, kind = measurement.name.rpartition(":")
+        name = separation_name(kind, self.scorer.suffix, self.case.evaluate.protocol)
+        return measurement.model_copy(update={"name": prefix + colon + name})
 
     def _class_accuracies(self) -> list[Measurement]:
         """Return the classifier's accuracy on the samples and, beside it, on real held-out images."""
@@ -239,13 +324,20 @@ class Evaluation:
         held_out = self.dataset.held_out
         if not len(held_out):
             return []
-        folder = cache_folder(self.case, self.dataset, self.workspace, "class_accuracy_real")
-        known = self.workspace.finished(folder)
-        if known is None:
-            accuracy = self.judged_held_out.accuracy
-            found = Measurement(name="class_accuracy_real", values=[accuracy], n=len(held_out), note=note)
-            known = StageOutput(measurements=[found])
-            write_output(folder, known)
+        count = len(held_out)
+        known = self._once(
+            ["class_accuracy_real"],
+            lambda: StageOutput(
+                measurements=[
+                    Measurement(
+                        name="class_accuracy_real",
+                        values=[self.judged_held_out.accuracy],
+                        n=count,
+                        note=note,
+                    )
+                ]
+            ),
+        )
         return known.measurements
 
     def _scored(self, done: int, total: int, note: str) -> None:

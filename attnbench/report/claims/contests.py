@@ -11,7 +11,7 @@ from attnbench.report.configurations import Configuration, seed_of
 from attnbench.report.paper.conditions import MEANT_TO_DIFFER, scored_settings
 from attnbench.report.paper.filling import Line, Taken, by_line, scale_text
 from attnbench.report.paper.published import PaperTable
-from attnbench.report.quantities import is_quality
+from attnbench.report.quantities import is_quality, is_separability
 from attnbench.results import Result
 from attnbench.specs import content_hash
 
@@ -88,7 +88,7 @@ def _clash(found: Sequence[Taken]) -> str:
     first: dict[tuple[int, str], tuple[Taken, str]] = {}
     for one in found:
         for measured in one.result.measurements:
-            if is_quality(measured.name):
+            if is_quality(measured.name) or is_separability(measured.name):
                 values = str(measured.values)  # as text, so that NaN equals NaN
                 other, known = first.setdefault((seed_of(one.result), measured.name), (one, values))
                 if known != values:

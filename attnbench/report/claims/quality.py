@@ -22,7 +22,7 @@ def beats_rivals(runs: Runs) -> list[Finding]:
     """Test C1: DyDi-LiT against DiT and Sana, at every guidance scale of a run."""
     table = paper_table("table1")
     groups = contests(table, runs).items()
-    found = (_over_scales(table, on, group, _rivals(table, group[0].size)) for on, group in groups)
+    found = (_over_scales(table, on, group, rivals_of(table, group[0].size)) for on, group in groups)
     return [one for one in found if one is not None]
 
 
@@ -94,7 +94,8 @@ def _two_in_the_paper(name: str) -> str:
     return f"FID {ours:.2f} against {theirs:.2f}"
 
 
-def _rivals(table: PaperTable, size: str) -> list[Duel]:
+def rivals_of(table: PaperTable, size: str) -> list[Duel]:
+    """Return DyDi-LiT against DiT and against Sana, of a size."""
     rows = rows_of(table, size)
     return [(rows[OURS], rows[rival]) for rival in RIVALS]
 

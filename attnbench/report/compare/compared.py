@@ -20,6 +20,7 @@ from attnbench.report.quantities import (
     is_quality,
     other_names,
     quality_quantities,
+    separability_quantities,
     unresolved,
 )
 from attnbench.results import Result
@@ -96,6 +97,7 @@ def compared_quantities(results: Iterable[Result]) -> list[Compared]:
     names = dict.fromkeys(m.name for r in results for m in r.measurements if m.values)
     found = [Compared(name=q.name, group="quality", quantity=q) for q in quality_quantities(results)]
     found += [Compared(name=ACCURACY.name, group="quality", quantity=ACCURACY)] * (ACCURACY.name in names)
+    found += [Compared(name=q.name, group="quality", quantity=q) for q in separability_quantities(results)]
     known = {q.name: q for q in TRAINING}
     found += [Compared(name=n, group="loss", quantity=known[n]) for n in _of("loss") if n in names]
     older = not any(unresolved(name) == LIVE_MEMORY.name for name in names)

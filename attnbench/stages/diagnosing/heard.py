@@ -9,17 +9,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from attnbench.report.diagnosis_record import Choices, Factors
+from attnbench.stages.training.router_balance import KNOWN_OPTIONS, MOST_OPTIONS
 
 _NAME = re.compile(r"blocks\.(\d+)\.(.+)")
-MOST_OPTIONS = 1024  # a whole number beyond it is no choice between options
 _MOST_LETTERS = 200  # of an error's text: some of torch's fill pages
-KNOWN_OPTIONS = {
-    "projector_q": "num_projectors",
-    "projector_k": "num_projectors",
-    "kernel": "num_kernels",
-    "factor": "num_factors",
-}
-"""Which of an attention's settings says how many options a choice has; else one more than the last chosen."""
 
 
 class Heard:

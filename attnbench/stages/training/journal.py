@@ -9,6 +9,7 @@ from attnbench.specs import Case
 from attnbench.stages.interrupts import GO_ON, Stopped, StopRequest
 from attnbench.stages.training.log import LogRecord, RecordedStatistics, TrainingLog
 from attnbench.stages.training.loss_curve import LossCurve, Timing, TrainingProgress
+from attnbench.stages.training.router_balance import RouterBalance
 from attnbench.storage.store import Workspace
 
 REPORT_EVERY_S = 0.2
@@ -25,6 +26,7 @@ class Journal:
     ) -> None:
         self.label, self.settings, self.workspace, self.stop = case.label, case.train, workspace, stop
         self.curve = LossCurve(progress, log_every=self.settings.log_every, num_steps=self.settings.steps)
+        self.balance = RouterBalance(progress.router_curves, case.model, self.settings)
         self.log = TrainingLog(
             workspace.folder("train", case),
             kinds=self.settings.log,
@@ -56,6 +58,8 @@ class Journal:
         means = self.curve.add(loss, norm)
         self._steps, self._seconds = self._steps + 1, self._seconds + seconds
         self._waited += waited
+        if recorded is not None:
+            self.balance.add(self.curve.step, recorded.choices())
         if means is not None:
             self._write_timing(is_log_point=True)
             self.log.write(
@@ -81,7 +85,11 @@ class Journal:
         """Return what a checkpoint has to hold of this training, with the log on the disk up to there."""
         if self._steps:
             self._write_timing(is_log_point=False)
-        return self.curve.progress(log_bytes=self.log.sync(), notes=[*self._notes, *self.log.notes])
+        return self.curve.progress(
+            log_bytes=self.log.sync(),
+            notes=[*self._notes, *self.log.notes],
+            router_curves=self.balance.curves,
+        )
 
     def saved(self) -> None:
         """Count the time to the next checkpoint from now; raises Stopped if a signal asked for this one."""

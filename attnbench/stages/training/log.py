@@ -108,10 +108,15 @@ class TrainingLog:
 
 
 class RecordedStatistics:
-    """A recorder that keeps sums: choices (integers, booleans) are counted, other numbers averaged."""
+    """A recorder that keeps sums: choices (integers, booleans) are counted, other numbers averaged.
 
-    def __init__(self) -> None:
+    `images` is how many a micro-batch has: an integer of each is a number of the image, no router's choice.
+    """
+
+    def __init__(self, images: int | None = None) -> None:
+        self._images = images
         self._sums: dict[str, list[torch.Tensor]] = {}
+        self._of_images: set[str] = set()
 
     def __call__(self, name: str, tensor: torch.Tensor) -> None:
         """Take one tensor of any shape; micro-batches add up."""
@@ -120,20 +125,27 @@ class RecordedStatistics:
             sums = [flat.sum(0), torch.tensor(len(flat))]
         elif not tensor.is_floating_point():  # [...]: the number of the chosen one
             sums = [torch.bincount(tensor.flatten()), torch.tensor(tensor.numel())]
+            if tensor.shape == (self._images,):
+                self._of_images.add(name)
         else:
             values = tensor.double()
             sums = [torch.tensor(tensor.numel()), values.sum(), values.square().sum()]
-        self.add(name, [value.cpu() for value in sums])
+        self._add_up(name, [value.cpu() for value in sums])
 
-    def add(self, name: str, sums: list[torch.Tensor]) -> None:
-        """Add the sums of another micro-batch or process."""
+    def merge(self, other: RecordedStatistics) -> None:
+        """Add what another process recorded."""
+        for name, sums in other._sums.items():
+            self._add_up(name, sums)
+        self._of_images |= other._of_images
+
+    def _add_up(self, name: str, sums: list[torch.Tensor]) -> None:
         before = self._sums.get(name)
         self._sums[name] = sums if before is None else [_add(a, b) for a, b in zip(before, sums, strict=True)]
 
-    @property
-    def sums(self) -> dict[str, list[torch.Tensor]]:
-        """What has been added up so far, by name."""
-        return self._sums
+    def choices(self) -> dict[str, torch.Tensor]:
+        """Return how often each option of every choice was taken, [options], by name."""
+        counted = {name: sums[0] for name, sums in self._sums.items() if len(sums) == 2}
+        return {name: counts for name, counts in counted.items() if name not in self._of_images}
 
     def summary(self) -> dict[str, dict[str, float | list[float]]]:
         """Return the shares, or mean and standard deviation, by name."""

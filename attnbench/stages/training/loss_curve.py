@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from pydantic import Field
@@ -11,6 +11,7 @@ from pydantic import Field
 from attnbench.results import Measurement, Record
 from attnbench.storage.store import StageOutput
 
+Point = tuple[float, float]
 FINAL_PART = 0.1  # of the steps, at the end: `final_loss` is their mean
 
 
@@ -23,6 +24,8 @@ class TrainingProgress(Record):
     """(step, mean loss of the interval that ends there)."""
     held_out_curve: list[tuple[float, float]] = Field(default_factory=list)
     """(step, mean held-out loss of the averaged weights there)."""
+    router_curves: dict[str, list[tuple[float, float]]] = Field(default_factory=dict)
+    """How evenly routers chose, by curve (`report.router_curves`); none of what no router was heard of."""
     open_losses: list[float] = Field(default_factory=list)
     """Losses of the steps since the last point of the curve."""
     open_norms: list[float] = Field(default_factory=list)
@@ -73,12 +76,15 @@ class LossCurve:
         self._losses, self._norms = [], []
         return means
 
-    def progress(self, *, log_bytes: int, notes: Sequence[str]) -> TrainingProgress:
+    def progress(
+        self, *, log_bytes: int, notes: Sequence[str], router_curves: Mapping[str, Sequence[Point]]
+    ) -> TrainingProgress:
         """Return everything needed to go on from here."""
         return TrainingProgress(
             step=self.step,
             curve=list(self.curve),
             held_out_curve=list(self.held_out_curve),
+            router_curves={name: list(points) for name, points in router_curves.items()},
             open_losses=list(self._losses),
             open_norms=list(self._norms),
             log_bytes=log_bytes,
@@ -105,7 +111,7 @@ def describe_training(progress: TrainingProgress, timings: Sequence[Timing], bat
                 name="training_warnings", values=[len(progress.notes)], note="; ".join(progress.notes)
             )
         )
-    return StageOutput(measurements=measurements, curves={"loss": progress.curve})
+    return StageOutput(measurements=measurements, curves={"loss": progress.curve, **progress.router_curves})
 
 
 def _times(timings: Sequence[Timing], steps: int, batch_size: int) -> list[Measurement]:

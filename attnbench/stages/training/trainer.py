@@ -215,16 +215,16 @@ class Trainer:
     def _recorder(self, done: int) -> RecordedStatistics | None:
         """Return a recorder for a step that ends a log interval."""
         due = done % self.settings.log_every == 0 or done == self.settings.steps
-        return RecordedStatistics() if due else None
+        parts = self.settings.grad_accumulation * self.world.size
+        return RecordedStatistics(self.settings.batch_size // parts) if due else None
 
     def _gather(self, recorder: RecordedStatistics | None) -> RecordedStatistics | None:
         """Return what all processes recorded in this step."""
         if recorder is None or self.world.size == 1:
             return recorder
         together = RecordedStatistics()
-        for sums in self.world.gather(recorder.sums):
-            for name, values in sums.items():
-                together.add(name, values)
+        for other in self.world.gather(recorder):
+            together.merge(other)
         return together
 
     def _step(
