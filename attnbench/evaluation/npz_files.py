@@ -7,6 +7,7 @@ import re
 import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,16 +81,24 @@ class NpzImages:
         return self._digests[first : first + count]
 
     def _checked_digests(self) -> torch.Tensor:
-        size = math.prod(self.shape[1:])
+        assert self.start is not None
+        size, found = math.prod(self.shape[1:]), []
         at_once = max(1, CHECKED_AT_ONCE // size)
-        found = []
+        buffer = np.empty((min(at_once, self.shape[0]), *self.shape[1:]), np.uint8)
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                stream = _member(archive, IMAGES)[0]
+            with zipfile.ZipFile(self.path) as archive, _member(archive, IMAGES)[0] as stream:
+                stated, header_bytes = archive.getinfo(f"{IMAGES}.npy").CRC, stream.tell()
+            with self.path.open("rb") as file:
+                file.seek(self.start - header_bytes)
+                checksum = zlib.crc32(_exactly(file, header_bytes))
                 for first in range(0, self.shape[0], at_once):
-                    content = _exactly(stream, min(at_once, self.shape[0] - first) * size)
-                    found.append(pixel_digests(np.frombuffer(content, np.uint8).reshape(-1, *self.shape[1:])))
-                stream.read(1)  # its end, where zip compares
+                    pixels = buffer[: self.shape[0] - first]
+                    if file.readinto(pixels.data) < pixels.nbytes:
+                        raise EOFError("bytes are missing")
+                    checksum = zlib.crc32(pixels.data, checksum)
+                    found.append(pixel_digests(pixels))
+            if checksum != stated:
+                raise zipfile.BadZipFile(f"Bad CRC-32 for file '{IMAGES}.npy'")
         except DAMAGED as error:
             raise damaged(self.path, error) from error
         return torch.cat(found)
