@@ -12,6 +12,7 @@ from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.collection import ImageCollection
 from attnbench.evaluation.features import ExtractedFeatures, FeatureCache
 from attnbench.evaluation.images import open_images
+from attnbench.evaluation.pair_memory import PairMemory
 from attnbench.evaluation.reference import (
     ADM_ARRAYS,
     Provenance,
@@ -185,7 +186,8 @@ class Scorer:
         self._check_width(reference, images)
         if reference.provenance is not None:
             self.provenance(images).check(reference.provenance, f"the reference {reference.name}")
-        return measure(settings, self.suffix, reference, self.features(images))
+        memory = PairMemory(folder=self.cache.folder / self.cache.key, warnings=self.warnings)
+        return measure(settings, self.suffix, reference, self.features(images), memory)
 
     def warn(self, *texts: str) -> None:
         """Add warnings, each once."""
