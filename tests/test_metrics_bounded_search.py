@@ -25,8 +25,8 @@ def squared(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    m=st.integers(1, 12), n=st.integers(1, 40), width=st.sampled_from([1, 3, 64, 400]), kept=st.integers(1, 45),
-    seed=st.integers(0, 99), offset=st.sampled_from([0.0, 1e4]), spread=st.sampled_from([1.0, 1e-22, 1e3]),
+    m=st.integers(1, 12), n=st.integers(1, 40), width=st.sampled_from([1, 3, 64, 400]),
+    kept=st.integers(1, 45), seed=st.integers(0, 99), offset=st.sampled_from([0.0, 1e4]), spread=st.sampled_from([1.0, 1e-22, 1e3]),
     itself=st.booleans(), double=st.booleans(),
 )  # fmt: skip
 def test_bounds_lie_below_the_distances(m, n, width, kept, seed, offset, spread, itself, double):
@@ -56,11 +56,12 @@ def test_the_proof_holds_for_most_rows_and_the_rest_is_searched_again(monkeypatc
         module, "_nearest_in_double", lambda rows, *rest: searched.append(len(rows)) or in_double(rows, *rest)
     )
     distances, rows = nearest(x, y, 3, leave_one_out=itself)
-    assert sum(searched) == (41 if itself else 0)
+    tied = (squared(x, y).fill_diagonal_(torch.inf) if itself else squared(x, y)).kthvalue(3).indices < 41
+    assert 0 < sum(searched) == int(tied.sum()) < len(x) / 3  # those whose third nearest is one of the 41
     monkeypatch.setattr(module, "float32_is_exact_enough", lambda *sets: False)
     expected = nearest(x, y, 3, leave_one_out=itself)
     assert torch.equal(distances, expected[0])
-    assert torch.equal(rows[41 * itself :], expected[1][41 * itself :])
+    assert torch.equal(rows[~tied], expected[1][~tied])
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e18, 1e25])
@@ -86,8 +87,8 @@ def test_products_of_less_than_float32_are_not_used():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(1, 6), kept=st.integers(1, 9), widths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
-    seed=st.integers(0, 99), whole=st.booleans(),
+    rows=st.integers(1, 6), kept=st.integers(1, 9),
+    widths=st.lists(st.integers(1, 30), min_size=1, max_size=6), seed=st.integers(0, 99), whole=st.booleans(),
 )  # fmt: skip
 def test_merged_blocks_keep_the_smallest(rows, kept, widths, seed, whole):
     """Whatever the blocks, and where many values are equal."""
@@ -95,10 +96,10 @@ def test_merged_blocks_keep_the_smallest(rows, kept, widths, seed, whole):
     values = values.round() if whole else values
     smallest = torch.full((rows, kept), torch.inf)
     names = torch.zeros(rows, kept, dtype=torch.int64)
-    for block, first in zip(
-        values.split(widths, dim=1), [sum(widths[:i]) for i in range(len(widths))], strict=True
-    ):
+    first = 0
+    for block in values.split(widths, dim=1):
         merge_smallest(smallest, names, slice(0, rows), first, block)
+        first += block.shape[1]
     found, order = smallest.sort(dim=1)
     expected = values.sort(dim=1).values[:, :kept]
     assert torch.equal(found[:, : expected.shape[1]], expected)
