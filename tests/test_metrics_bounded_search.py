@@ -26,7 +26,8 @@ def squared(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 @settings(max_examples=60, deadline=None)
 @given(
     m=st.integers(1, 12), n=st.integers(1, 40), width=st.sampled_from([1, 3, 64, 400]),
-    kept=st.integers(1, 45), seed=st.integers(0, 99), offset=st.sampled_from([0.0, 1e4]), spread=st.sampled_from([1.0, 1e-22, 1e3]),
+    kept=st.integers(1, 45), seed=st.integers(0, 99), offset=st.sampled_from([0.0, 1e4]),
+    spread=st.sampled_from([1.0, 1e-22, 1e3]),
     itself=st.booleans(), double=st.booleans(),
 )  # fmt: skip
 def test_bounds_lie_below_the_distances(m, n, width, kept, seed, offset, spread, itself, double):
