@@ -47,6 +47,7 @@ class Scorer:
     cache: FeatureCache
     progress: Progress = unheard
     warnings: list[str] = field(default_factory=list)
+    _digests: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def suffix(self) -> str:
@@ -68,7 +69,13 @@ class Scorer:
 
         found = self.cache.features(images, advance)
         self.warn(*images.warnings, *self.cache.warnings)
+        self._digests[images.name] = found.digests
         return found
+
+    def digests(self, images: ImageCollection) -> torch.Tensor:
+        """Return the digests of all images, uint8 [N, 16], whose features are not read again for them."""
+        known = self._digests.get(images.name)
+        return self.features(images).digests if known is None else known
 
     def provenance(self, images: ImageCollection) -> Provenance:
         """Return what the features of these images depend on."""
@@ -92,9 +99,12 @@ class Scorer:
             most=self.settings.reference_images,
         )
 
-    def open_reference(self, path: Path, image_size: int | None = None) -> Reference:
+    def open_reference(
+        self, path: Path, image_size: int | None = None, opened: ImageCollection | None = None
+    ) -> Reference:
         """Read a reference file, statistics alone, one of ADM's batches, or any set of images.
 
+        `opened` are the images of the path, where they have been opened already.
         Raises DataError, and UserInputError where `image_size` is given and the file holds no images.
         """
         arrays = holds(path)
@@ -105,7 +115,8 @@ class Scorer:
             return self._statistics_alone(path)
         if "meta" in arrays:
             return self._loaded(path)
-        reference = self.reference_from(open_images(path, allow_jpeg=True, image_size=image_size))
+        images = opened or open_images(path, allow_jpeg=True, image_size=image_size)
+        reference = self.reference_from(images)
         if not set(ADM_ARRAYS) <= arrays:
             return reference
         if (self.settings.extractor, self.settings.protocol) == ("inception-tf", "adm"):
