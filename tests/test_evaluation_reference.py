@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from attnbench.errors import DataError, StorageError, UserInputError
-from attnbench.evaluation.features import ExtractedFeatures, pixel_digests
+from attnbench.evaluation.collection import pixel_digests
+from attnbench.evaluation.features import ExtractedFeatures
 from attnbench.evaluation.reference import (
     Provenance,
     holds,

@@ -268,7 +268,7 @@ def loads(monkeypatch):
             counted[what] += 1
             return shard.load()
 
-        shards = [replace(shard, load=partial(load, shard)) for shard in collection.shards]
+        shards = [replace(s, load=partial(load, s), load_rows=None) for s in collection.shards]
         return replace(collection, shards=tuple(shards))
 
     opened, real = evaluate.sampled_images, evaluate.dataset_images

@@ -41,9 +41,9 @@ def evaluate(request: EvaluationRequest, *, runs: Path, device: str, quiet: bool
         for _, problem in extractor_problems(scorer.settings, scorer.cache.extractor.record):
             raise UserInputError(problem)
         sets, training = open_sets(request, runs), open_training(request, own)
-        _check_early(request, scorer.settings, sets, own)
+        real = _check_early(request, scorer.settings, sets, own)
         if request.reference is not None:
-            reference = scorer.open_reference(request.reference, request.image_size)
+            reference = scorer.open_reference(request.reference, request.image_size, real)
         else:
             assert own is not None  # or there would be no reference at all
             reference = scorer.reference_from(own.reference())
@@ -67,24 +67,28 @@ def _scorer(request: EvaluationRequest, runs: Path, device: str, progress: Progr
 
 def _check_early(
     request: EvaluationRequest, settings: EvaluateSpec, sets: Sequence[ImageCollection], own: OwnData | None
-) -> None:
-    """Raise UserInputError for settings that do not fit the numbers of images, before any extraction."""
+) -> ImageCollection | None:
+    """Raise UserInputError for settings that do not fit the numbers of images, before any extraction.
+
+    Returns the reference's images where it has opened them.
+    """
     if request.reference is None:
         assert own is not None  # or there would be no reference at all
         real = own.reference()
     elif "meta" in holds(request.reference):
-        return  # a reference file says its number at once
+        return None  # a reference file says its number at once
     elif holds_statistics_alone(request.reference):
-        return  # it counts no images
+        return None  # it counts no images
     else:
         real = open_images(request.reference, allow_jpeg=True, image_size=request.image_size)
     for images in sets:
         check_sizes(settings, len(images), min(len(real), settings.reference_images))
+    return real
 
 
 def _tell_of_copies(scorer: Scorer, reference: Reference, images: ImageCollection) -> None:
     """Warn of images that are the reference's own: a folder given twice scores like a perfect model."""
-    found = identical_images(scorer.features(images).digests, reference.features.digests)
+    found = identical_images(scorer.digests(images), reference.features.digests)
     copies = int((found >= 0).sum())
     if copies:
         scorer.warn(

@@ -16,7 +16,8 @@ from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.labelled import checked_labels, same_width
 from attnbench.evaluation.pictures import FAINT, INK, PALETTE, drawing, new_figure, save_png, shortened
 from attnbench.metrics.checks import check_features
-from attnbench.metrics.pairwise import precision, recall
+from attnbench.metrics.kernel import kernel_
+from attnbench.metrics.pairwise import pairwise
 from attnbench.specs import Metric
 from attnbench.storage.atomic import atomic_write
 
@@ -106,11 +107,12 @@ def _too_few(reference_n: int, n: int, at_least: int) -> str:
 
 def _scores(reference: torch.Tensor, samples: torch.Tensor, neighbours: int, chunk: int) -> Scores:
     distance = full_kernel_distance(reference, samples, chunk=chunk)
+    found = pairwise(reference, samples, neighbours=neighbours, subsets=None, chunk=chunk)
     return Scores(
         kernel_distance=distance.value,
         standard_error=distance.standard_error,
-        precision=precision(reference, samples, neighbours=neighbours, chunk=chunk),
-        recall=recall(reference, samples, neighbours=neighbours, chunk=chunk),
+        precision=float(found.sample_inside.double().mean()),
+        recall=float(found.reference_inside.double().mean()),
     )
 
 
@@ -127,9 +129,9 @@ def full_kernel_distance(x: torch.Tensor, y: torch.Tensor, *, chunk: int = 2048)
     check_features(y, "features of the samples", at_least=3)
     x, y = x.double(), y.double().to(x.device)
     m, n = len(x), len(y)
-    within_x = _kernel_sums(x, x, chunk) - _kernel_of_itself(x)  # [m], sums over the other images
-    within_y = _kernel_sums(y, y, chunk) - _kernel_of_itself(y)
-    x_to_y, y_to_x = _kernel_sums(x, y, chunk), _kernel_sums(y, x, chunk)
+    within_x = _kernel_sums(x, x, chunk)[0] - _kernel_of_itself(x)  # [m], sums over the other images
+    within_y = _kernel_sums(y, y, chunk)[0] - _kernel_of_itself(y)
+    x_to_y, y_to_x = _kernel_sums(x, y, chunk)
     mean_x, mean_y = within_x.sum() / (m * (m - 1)), within_y.sum() / (n * (n - 1))
     total = x_to_y.sum()
     without_x = (within_x.sum() - 2 * within_x) / ((m - 1) * (m - 2)) - 2 * (total - x_to_y) / ((m - 1) * n)
@@ -141,17 +143,15 @@ def full_kernel_distance(x: torch.Tensor, y: torch.Tensor, *, chunk: int = 2048)
     )
 
 
-def _kernel_sums(x: torch.Tensor, y: torch.Tensor, chunk: int) -> torch.Tensor:
-    """Return the sum over y [n, F] of the kernel with each of x [m, F]: [m], chunk x chunk at a time."""
-    return torch.cat(
-        [
-            sum(
-                (((rows @ others.T) / x.shape[1] + 1) ** 3).sum(dim=1)
-                for others in y.split(chunk)
-            )
-            for rows in x.split(chunk)
-        ]
-    )  # fmt: skip
+def _kernel_sums(x: torch.Tensor, y: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the kernel of x [m, F] with y [n, F] summed over y, [m], and over x, [n]; blocks in memory."""
+    over_y, over_x = x.new_zeros(len(x)), x.new_zeros(len(y))
+    for rows, to in zip(x.split(chunk), over_y.split(chunk), strict=True):
+        for others, also_to in zip(y.split(chunk), over_x.split(chunk), strict=True):
+            values = kernel_(rows @ others.T, x.shape[1])
+            to += values.sum(dim=1)
+            also_to += values.sum(dim=0)
+    return over_y, over_x
 
 
 def _kernel_of_itself(x: torch.Tensor) -> torch.Tensor:

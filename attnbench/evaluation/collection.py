@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from attnbench.errors import DataError
+from attnbench.metrics.threads import each
 
+DIGEST_BYTES = 16
 SHARD_SIZE = 1000  # images
+PIECE_SIZE = 128  # images that are read and hashed at a time, about
 MOST_CLASSES = 1_000_000
 """A label above this is no class number, and as many names and counts would fill the memory."""
 
@@ -19,19 +24,40 @@ MOST_CLASSES = 1_000_000
 class ImageShard:
     """Some consecutive images of a collection.
 
-    `load()` returns all of them and `load_one(i)` one of them, uint8 [n, H, W, C] and [H, W, C]. `find_key`
-    hashes what lies on the disk, without decoding it.
+    `load()` returns all of them and `load_one(i)` one of them, uint8 [n, H, W, C] and [H, W, C];
+    `load_rows(first, count)` some of them, where not all need to be in memory for that. `find_key` hashes
+    what lies on the disk, without decoding it; where that is pixels, `find_digests` hashes each image, uint8
+    [n, 16], and the key is made of these: no pixel is hashed twice.
     """
 
     count: int
-    find_key: Callable[[], str]
     load: Callable[[], torch.Tensor]
     load_one: Callable[[int], torch.Tensor]
+    find_key: Callable[[], str] | None = None
+    find_digests: Callable[[], torch.Tensor] | None = None
+    load_rows: Callable[[int, int], torch.Tensor] | None = None
 
     @functools.cached_property
     def key(self) -> str:
         """Content address: hexadecimal digits of a SHA-256, found at first use."""
-        return self.find_key()
+        if self.find_key is not None:
+            return self.find_key()
+        if self.digests is None:
+            raise TypeError("a shard of images needs find_key or find_digests")
+        return hashlib.sha256(b"images by digest" + self.digests.numpy().tobytes()).hexdigest()
+
+    @functools.cached_property
+    def digests(self) -> torch.Tensor | None:
+        """The images' `pixel_digests`, where the key is made of them; None where they are not known yet."""
+        return None if self.find_digests is None else self.find_digests()
+
+    def pieces(self, size: int) -> Iterator[torch.Tensor]:
+        """Yield the images in order, at most `size` at a time."""
+        if self.load_rows is None:
+            yield from self.load().split(size)
+            return
+        for first in range(0, self.count, size):
+            yield self.load_rows(first, min(size, self.count - first))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +118,20 @@ def single_colour(image: torch.Tensor) -> bool:
     """Return whether all pixels of an image [H, W, C] are the same."""
     first_row = image[0] == image[0, 0]  # most images differ here already
     return bool(first_row.all()) and bool((image == image[0, 0]).all())
+
+
+def pixel_digests(images: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """Return uint8 [N, 16]: the first bytes of the SHA-256 of each image's shape and pixels."""
+    pixels = images.numpy() if isinstance(images, torch.Tensor) else images
+    shape = hashlib.sha256(str(list(images.shape[1:])).encode())
+
+    def digest(image: np.ndarray) -> bytes:
+        found = shape.copy()
+        found.update(image.data)
+        return found.digest()[:DIGEST_BYTES]
+
+    digests = each(digest, list(np.ascontiguousarray(pixels)))
+    return torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES).copy())
 
 
 def refuse_dead_sets(collection: ImageCollection) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,13 @@ from attnbench.data.card import read_card
 from attnbench.data.dataset import PartName
 from attnbench.data.image_folder import FolderImages
 from attnbench.errors import DataError
-from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard
+from attnbench.evaluation.collection import (
+    PIECE_SIZE,
+    SHARD_SIZE,
+    ImageCollection,
+    ImageShard,
+    pixel_digests,
+)
 from attnbench.evaluation.image_files import cropped_key
 from attnbench.specs import PreparedData
 
@@ -43,17 +48,17 @@ def prepared_images(folder: Path, part: PartName) -> ImageCollection:
 
 
 def _shard(images: ImageSet, indices: torch.Tensor) -> ImageShard:
-    return ImageShard(
+    shard = ImageShard(
         count=len(indices),
-        find_key=lambda: _key(images, indices),
         load=lambda: images.get(indices),
         load_one=lambda index: images.get(indices[index : index + 1])[0],
+        load_rows=lambda first, count: images.get(indices[first : first + count]),
     )
+    if isinstance(images, FolderImages):  # decoded, cropped and resized when asked for: its files are hashed
+        files = [images.root / images.names[index] for index in indices.tolist()]
+        return replace(shard, find_key=lambda: cropped_key(files, images.side))
+    return replace(shard, find_digests=lambda: _digests(shard))
 
 
-def _key(images: ImageSet, indices: torch.Tensor) -> str:
-    """Hash the files of images that are decoded, cropped and resized when asked for, the pixels of others."""
-    if not isinstance(images, FolderImages):
-        pixels = images.get(indices)
-        return hashlib.sha256(f"dataset {list(pixels.shape)}".encode() + pixels.numpy().tobytes()).hexdigest()
-    return cropped_key([images.root / images.names[index] for index in indices.tolist()], images.side)
+def _digests(shard: ImageShard) -> torch.Tensor:
+    return torch.cat([pixel_digests(images) for images in shard.pieces(PIECE_SIZE)])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,14 +13,21 @@ import torch
 
 from attnbench.contract import ExtractorInputs, FeatureExtractor, Features
 from attnbench.errors import NonFiniteError, PluginError, UserInputError
-from attnbench.evaluation.collection import ImageCollection, ImageShard, single_colour
+from attnbench.evaluation.collection import (
+    PIECE_SIZE,
+    ImageCollection,
+    ImageShard,
+    pixel_digests,
+    single_colour,
+)
+from attnbench.metrics.threads import in_advance
 from attnbench.plugins import Provided
 from attnbench.specs import content_hash
 from attnbench.storage.arrays import Arrays, DamagedFileError, read_arrays, write_arrays
 from attnbench.storage.atomic import storage_errors
 
 FORMAT = 1  # of cached shards; raised when their meaning changes
-DIGEST_BYTES = 16
+PIECES_AHEAD = 2
 KINDS = ("pooled", "spatial", "logits")
 Network = Callable[[torch.Tensor], Features]
 CountImages = Callable[[int], None]  # number of images just finished
@@ -62,8 +68,8 @@ class ExtractedFeatures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Decoded:
-    """A shard that must be extracted: images uint8 [n, H, W, C] and what is known from the pixels."""
+class _Piece:
+    """Images of a shard that must be extracted, uint8 [n, H, W, C], and what is known from the pixels."""
 
     images: torch.Tensor
     arrays: Arrays
@@ -128,43 +134,69 @@ class FeatureCache:
         with storage_errors(self.folder):
             (self.folder / self.key).mkdir(parents=True, exist_ok=True)
         rows = _Rows(collection)
-        for shard, found in self._prepared(collection):
-            if isinstance(found, _Decoded):
-                arrays = found.arrays | self._extract(found.images, collection.name, rows.done, progress)
-                write_arrays(self.path(shard), arrays)
-            else:
-                arrays = found
-                progress(shard.count)
-            rows.append(arrays)
+        pieces: list[Arrays] = []  # of the shard that is being extracted
+        # closed at once on an error or Ctrl-C, not when the traceback is let go
+        with closing(in_advance(self._read(collection), self._pieces_ahead)) as items:
+            for shard, found in items:
+                if not isinstance(found, _Piece):
+                    progress(shard.count)
+                    rows.append(found)
+                    continue
+                first = rows.done + sum(len(piece["digests"]) for piece in pieces)
+                pieces.append(found.arrays | self._extract(found.images, collection.name, first, progress))
+                if first + len(found.images) == rows.done + shard.count:
+                    arrays = self._joined(pieces)
+                    write_arrays(self.path(shard), arrays)
+                    rows.append(arrays)
+                    pieces.clear()
         return rows.features()
 
-    def _prepared(self, collection: ImageCollection) -> Iterator[tuple[ImageShard, Arrays | _Decoded]]:
-        """Yield each shard's features or images; the next shard is read while this one is extracted."""
-        waiting: tuple[ImageShard, Future[Arrays | _Decoded]] | None = None
-        with ThreadPoolExecutor(max_workers=1) as ahead:
-            for shard in collection.shards:
-                following = shard, ahead.submit(self._prepare, shard)
-                if waiting is not None:
-                    yield waiting[0], waiting[1].result()
-                waiting = following
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
+    @property
+    def _pieces_ahead(self) -> int:
+        """How many pieces are read while the network computes.
 
-    def _prepare(self, shard: ImageShard) -> Arrays | _Decoded:
+        None on a CPU: reading and the network take all of torch's threads each, so they take turns.
+        """
+        return 0 if self.inputs.device.type == "cpu" else PIECES_AHEAD
+
+    def _read(self, collection: ImageCollection) -> Iterator[tuple[ImageShard, Arrays | _Piece]]:
+        """Yield the features of each shard, or its images piece by piece where they are not known."""
+        # whole batches, so that an image meets the same others whatever a piece is
+        size = self.batch_size * max(1, PIECE_SIZE // self.batch_size)
+        for shard in collection.shards:
+            known = self._known(shard)
+            if known is not None:
+                yield shard, known
+                continue
+            done = 0
+            for images in shard.pieces(size):
+                if shard.digests is None:
+                    digests = pixel_digests(images)
+                else:
+                    digests = shard.digests[done : done + len(images)]
+                plain = torch.tensor([single_colour(image) for image in images])
+                yield shard, _Piece(images=images, arrays={"digests": digests, "single_colour": plain})
+                done += len(images)
+
+    def _known(self, shard: ImageShard) -> Arrays | None:
         path = self.path(shard)
         try:
-            known = read_arrays(path, shard.count)
+            return read_arrays(path, shard.count)
         except DamagedFileError as error:
             self.warnings.append(f"{path} is damaged ({error}): its features are extracted again")
-            known = None
-        if known is not None:
-            return known
-        images = shard.load()
-        plain = torch.tensor([single_colour(image) for image in images])
-        return _Decoded(images=images, arrays={"digests": pixel_digests(images), "single_colour": plain})
+            return None
+
+    def _joined(self, pieces: list[Arrays]) -> Arrays:
+        """Return the arrays of a shard; raises PluginError where pieces have other kinds of features."""
+        if any(piece.keys() != pieces[0].keys() for piece in pieces):
+            raise self._other_kinds()
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def _other_kinds(self) -> PluginError:
+        return PluginError(f"extractor {self.record.name} gives other kinds of features from batch to batch")
 
     def _extract(self, images: torch.Tensor, name: str, first: int, progress: CountImages) -> Arrays:
-        """Run the network over a shard whose first image is number `first` of the collection."""
+        """Run the network over images, the first of which is number `first` of the collection."""
         found: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
         network = self.network  # outside no_grad: some are trained when they are loaded
         for batch in images.split(self.batch_size):
@@ -182,9 +214,7 @@ class FeatureCache:
             first += len(batch)
             progress(len(batch))
         if any(rows and len(rows) != len(found["pooled"]) for rows in found.values()):
-            raise PluginError(
-                f"extractor {self.record.name} gives other kinds of features from batch to batch"
-            )
+            raise self._other_kinds()
         return {kind: torch.cat(rows) for kind, rows in found.items() if rows}
 
 
@@ -200,13 +230,6 @@ def _checked(features: Features, name: str, num_images: int) -> Arrays:
                 f"{num_images} images; it must be floating point of shape [{num_images}, features]"
             )
     return {kind: rows.detach().float().cpu() for kind, rows in found.items()}
-
-
-def pixel_digests(images: torch.Tensor) -> torch.Tensor:
-    """Return uint8 [N, 16]: the first bytes of the SHA-256 of each image's shape and pixels."""
-    shape = str(list(images.shape[1:])).encode()
-    digests = [hashlib.sha256(shape + image.tobytes()).digest()[:DIGEST_BYTES] for image in images.numpy()]
-    return torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES).copy())
 
 
 class _Rows:

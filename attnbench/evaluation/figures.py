@@ -31,7 +31,7 @@ def draw_nearest(path: Path, scorer: Scorer, images: ImageCollection, training: 
     """
     samples, known = scorer.features(images), scorer.features(training)
     distances, indices = nearest(samples.pooled, known.pooled, min(NEIGHBOURS, len(known)))
-    threshold, verdict = _closeness(samples.pooled, known.pooled, training.name)
+    threshold, verdict = _closeness(samples.pooled, known.pooled, training.name, (distances, indices))
     nearest_figure(
         images.image,
         training.image,
@@ -45,10 +45,12 @@ def draw_nearest(path: Path, scorer: Scorer, images: ImageCollection, training: 
     return f"nearest training images: {copies:,} samples are copies, pixel by pixel; {verdict}"
 
 
-def _closeness(samples: torch.Tensor, training: torch.Tensor, name: str) -> tuple[float | None, str]:
+def _closeness(
+    samples: torch.Tensor, training: torch.Tensor, name: str, near: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[float | None, str]:
     """Return the distance below which a sample is suspicious, and a sentence about how many are."""
     try:
-        found = memorisation(samples, training, levels=(LEVEL,))
+        found = memorisation(samples, training, levels=(LEVEL,), found=near)
     except UserInputError as error:
         return None, f"how many are suspiciously close was not measured: {error}"
     (close,) = found.closeness

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -22,9 +23,12 @@ from attnbench.data.content import TURNED, changes_of
 from attnbench.data.layout import is_passed_over, printable, refuse_parts_as_classes
 from attnbench.errors import DataError, cannot_read
 from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard, listed
+from attnbench.metrics.threads import each
 
 PNG, JPEG = (".png",), (".jpg", ".jpeg", ".jpe", ".jfif")
 OTHERS = (".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".heic", ".ppm", ".pgm", ".tga", ".exr")
+KEPT_BYTES = 2**27  # of files that wait to be decoded
+READ_AT_ONCE = 32  # files
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, zlib.error, PIL.Image.DecompressionBombError)
 _TO_RGB = "PIL.Image.open(file).convert('RGB').save(file)"
@@ -69,10 +73,7 @@ def open_image_folder(
     labels = [label for label, images in enumerate(classes.values()) for _ in images]
     return ImageCollection(
         name=printable(str(path)),
-        shards=tuple(
-            _shard(files[at : at + SHARD_SIZE], channels, image_size)
-            for at in range(0, len(files), SHARD_SIZE)
-        ),
+        shards=tuple(_Files(files=files, shape=(height, width, channels), crop_to=image_size).shards()),
         height=height,
         width=width,
         channels=channels,
@@ -159,8 +160,7 @@ def _images_in(folder: Path, formats: Sequence[str], warnings: list[str]) -> lis
 
 def _one_shape(path: Path, files: Sequence[Path], warnings: list[str]) -> tuple[int, int, int]:
     """Read all headers; return the (height, width, channels) they share or raise DataError."""
-    with ThreadPoolExecutor() as pool:
-        heads = list(pool.map(_head, files))
+    heads = each(_head, files)
     shapes = [shape for shape, _ in heads]
     if turned := [file for file, (_, turned) in zip(files, heads, strict=True) if turned]:
         warnings.append(f"{path}: {len(turned):,} images with {TURNED}, such as {turned[0].name}")
@@ -242,19 +242,19 @@ def _before_the_pixels(stream: IO[bytes]) -> set[bytes]:
         place += 12 + int.from_bytes(length_and_name[:4], "big")
 
 
-def _decode(file: Path, channels: int) -> np.ndarray:
-    """Return the pixels, uint8 [H, W, C]; raises DataError naming the file."""
+def _decode(file: Path, channels: int, content: bytes | None = None) -> np.ndarray:
+    """Return the pixels, uint8 [H, W, C], of a file or its bytes; raises DataError naming the file."""
     try:
-        with PIL.Image.open(file) as image:
+        with PIL.Image.open(file if content is None else io.BytesIO(content)) as image:
             pixels = np.asarray(image)
     except _UNREADABLE as error:
         raise _cut(file, error) from error
     return pixels if channels == 3 else pixels[..., None]
 
 
-def _cropped(file: Path, side: int) -> np.ndarray:
+def _cropped(file: Path, side: int, content: bytes | None = None) -> np.ndarray:
     try:
-        return decoding.decode(file, side)
+        return decoding.decode(file if content is None else io.BytesIO(content), side)
     except DataError as error:
         raise _cut(file, error) from error
 
@@ -268,43 +268,91 @@ def _refuse_unreadable(files: Sequence[Path]) -> None:
         except DataError as error:
             raise DataError(f"{file} cannot be used: {error}; replace or remove it") from error
 
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(examine, files))
+    each(examine, files)
 
 
 def _cut(file: Path, error: BaseException) -> DataError:
     return DataError(f"cannot decode {file}: {error}; it is probably cut: sample it again or remove it")
 
 
-def _shard(files: Sequence[Path], channels: int, image_size: int | None) -> ImageShard:
-    decode = functools.partial(_decode, channels=channels)
-    if image_size is not None:
-        decode = functools.partial(_cropped, side=image_size)
+@dataclass(kw_only=True)
+class _Files:
+    """Image files of one size; those that were read for a shard's key are decoded from memory, once."""
 
-    def load() -> torch.Tensor:
-        with ThreadPoolExecutor() as pool:  # pillow decodes outside the interpreter lock
-            return torch.from_numpy(np.stack(list(pool.map(decode, files))))
+    files: list[Path]
+    shape: tuple[int, int, int]
+    crop_to: int | None
+    _kept: dict[int, bytes] = field(default_factory=dict)
 
-    return ImageShard(
-        count=len(files),
-        find_key=lambda: files_key(files) if image_size is None else cropped_key(files, image_size),
-        load=load,
-        load_one=lambda index: torch.from_numpy(decode(files[index]).copy()),
-    )
+    def shards(self) -> Iterator[ImageShard]:
+        """Yield the images as shards of a thousand."""
+        for first in range(0, len(self.files), SHARD_SIZE):
+            count = min(SHARD_SIZE, len(self.files) - first)
+            yield ImageShard(
+                count=count,
+                find_key=functools.partial(self._key, first, count),
+                load=functools.partial(self._rows, first, 0, count),
+                load_one=functools.partial(self._one, first),
+                load_rows=functools.partial(self._rows, first),
+            )
+
+    def _key(self, first: int, count: int) -> str:
+        self._kept.clear()  # of the last shard, where its features were known
+        files = self.files[first : first + count]
+        left = KEPT_BYTES
+
+        def keep(number: int, content: bytes) -> None:
+            nonlocal left
+            left -= len(content)
+            if left >= 0:
+                self._kept[first + number] = content
+
+        return files_key(files, keep) if self.crop_to is None else cropped_key(files, self.crop_to, keep)
+
+    def _one(self, first: int, index: int) -> torch.Tensor:
+        return torch.from_numpy(self._pixels(first + index).copy())
+
+    def _rows(self, first: int, start: int, count: int) -> torch.Tensor:
+        numbers = range(first + start, first + start + count)
+        found = np.empty((count, *self.shape), np.uint8)
+
+        def decode(number: int) -> None:
+            pixels = self._pixels(number, self._kept.pop(number, None))
+            if pixels.shape != self.shape:
+                raise _cut(self.files[number], ValueError(f"it is {list(pixels.shape)} now"))
+            found[number - numbers.start] = pixels
+
+        each(decode, numbers)
+        return torch.from_numpy(found)
+
+    def _pixels(self, number: int, content: bytes | None = None) -> np.ndarray:
+        if self.crop_to is not None:
+            return _cropped(self.files[number], self.crop_to, content)
+        return _decode(self.files[number], self.shape[2], content)
 
 
-def cropped_key(files: Sequence[Path], side: int) -> str:
+def cropped_key(files: Sequence[Path], side: int, keep: Callable[[int, bytes], None] | None = None) -> str:
     """Return the key of image files that are cut to squares when they are read; raises DataError."""
-    return hashlib.sha256(f"{files_key(files)} cropped to {side}".encode()).hexdigest()
+    return hashlib.sha256(f"{files_key(files, keep)} cropped to {side}".encode()).hexdigest()
 
 
-def files_key(files: Sequence[Path]) -> str:
-    """Return the SHA-256 of the files' bytes in order, whatever their names; raises DataError."""
+def files_key(files: Sequence[Path], keep: Callable[[int, bytes], None] | None = None) -> str:
+    """Return the SHA-256 of the files' bytes in order, whatever their names; raises DataError.
+
+    `keep` is given each file's place and bytes, which need not be read again then.
+    """
     digest = hashlib.sha256(b"image files")
-    for file in files:
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise DataError(cannot_read(file, error)) from error
-        digest.update(len(content).to_bytes(8, "big") + content)
+    for first in range(0, len(files), READ_AT_ONCE):
+        for number, content in enumerate(each(_content, files[first : first + READ_AT_ONCE]), first):
+            digest.update(len(content).to_bytes(8, "big"))
+            digest.update(content)
+            if keep is not None:
+                keep(number, content)
     return digest.hexdigest()
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(cannot_read(file, error)) from error

@@ -58,6 +58,7 @@ def memorisation(
     *,
     levels: Sequence[float] = (0.01, 0.05),
     chunk: int = 2048,
+    found: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Memorisation:
     """Return the share of samples that lie closer to `training` than real images the model never saw.
 
@@ -65,13 +66,14 @@ def memorisation(
     images themselves, each left out in turn (which near duplicates in the training set make insensitive).
     If samples are as close to the training set as the yardstick, a share of `level` (exactly rank / (H + 1))
     is expected below the threshold, and their number follows a beta-binomial distribution, which takes in
-    that the threshold comes from H images only. Many close samples are a reason to look at them, no proof:
+    that the threshold comes from H images only. `found` is what `nearest(samples, training)` has returned,
+    where that is known already. Many close samples are a reason to look at them, no proof:
     samples blander than real images lie closer, too, without being copies.
     Raises UserInputError for a yardstick of fewer than 1 / level - 1 images, DataError where so many of them
     are copies that the threshold is 0.
     Source: the three samples compared are those of arXiv:2004.05675 (Meehan et al. 2020).
     """
-    distances, indices = nearest(samples, training, chunk=chunk)
+    distances, indices = found or nearest(samples, training, chunk=chunk)
     if held_out is None:
         usual, _ = nearest(training, training, chunk=chunk, leave_one_out=True)
     else:

@@ -11,11 +11,13 @@ import torch
 from attnbench.errors import UserInputError
 from attnbench.evaluation.labelled import same_width
 from attnbench.evaluation.pictures import ALARM, INK, drawing, new_figure, save_png
+from attnbench.metrics.bounded_search import candidates, float32_is_exact_enough
 from attnbench.metrics.checks import check_features
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_AT_ONCE = 512  # differences of two features in float64
 _SPARE = 8  # candidates beyond k: rounding of the fast distances may exchange near ties, not these
 
 
@@ -29,10 +31,12 @@ def nearest(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return distances [M, k], ascending, and rows [M, k] of the k nearest of `training` [N, F].
 
-    Euclidean, float64. k + 8 candidates are found as ||x||^2 + ||y||^2 - 2 x.y, their distances taken again
-    from the differences, so that a copy lies at exactly 0; equal distances go to the lower row (of the
-    candidates). At most chunk x (chunk + k + 8) distances are in memory. `leave_one_out` compares a set with
-    itself: row i is no neighbour of sample i. Raises UserInputError when k exceeds the neighbours there are.
+    Euclidean, float64, from the differences, so that a copy lies at exactly 0; equal distances go to the
+    lower row. On a CPU candidates come of float32 products, whose error bound proves that none is missing;
+    the few rows where it does not (and all elsewhere) take k + 8 of float64's ||x||^2 + ||y||^2 - 2 x.y, of
+    more equal distances than these some. At most 2048 x 2048 float32 numbers or chunk x (chunk + k + 8) of
+    float64 are in memory. `leave_one_out` compares a set with itself: row i is no neighbour of sample i.
+    Raises UserInputError when k exceeds the neighbours there are.
     """
     x, y = samples, training
     check_features(x, "features of the samples", at_least=1)
@@ -46,8 +50,53 @@ def nearest(
             f"{k} nearest of {len(y)} training images{' leaving one out' if leave_one_out else ''}: "
             f"choose 1 ... {most}"
         )
+    own = torch.arange(len(x)) if leave_one_out else None
+    if not float32_is_exact_enough(x, y):
+        return _nearest_in_double(x, own, y, k, chunk)
+    distances, rows, proved = _proved(x, own, y, k)
+    open_rows = torch.nonzero(~proved).flatten()
+    if len(open_rows):
+        found = _nearest_in_double(x[open_rows], None if own is None else own[open_rows], y, k, chunk)
+        distances[open_rows], rows[open_rows] = found
+    return distances, rows
+
+
+def _proved(
+    x: torch.Tensor, own: torch.Tensor | None, y: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return distances and rows [M, k], and whether they are proved to be the nearest, bool [M]."""
+    near = candidates(x, y if own is None else x, k + _SPARE + (own is not None))
+    exact = torch.full_like(near.bounds, torch.inf)
+    if own is not None:
+        itself = near.rows == own[:, None]
+    farthest = None  # of the first k exact distances: whose bound is above is no neighbour
+    for column in range(near.rows.shape[1]):
+        wanted = (
+            torch.ones(len(x), dtype=torch.bool) if farthest is None else near.bounds[:, column] <= farthest
+        )
+        if own is not None:
+            wanted &= ~itself[:, column]
+        for some in torch.nonzero(wanted).flatten().split(_AT_ONCE):
+            difference = x[some].double() - y[near.rows[some, column]].double()
+            exact[some, column] = difference.square().sum(dim=1)
+        if column + 1 >= k + (own is not None):
+            farthest = exact.kthvalue(k, dim=1).values * (1 + _slack(x))
+    rows, by_row = near.rows.sort(dim=1)  # so that a stable sort leaves equal distances to the lower row
+    squared, order = exact.gather(1, by_row).sqrt().sort(dim=1, stable=True)
+    proved = squared[:, k - 1].square() * (1 + _slack(x)) < near.beyond
+    return squared[:, :k], rows.gather(1, order)[:, :k], proved
+
+
+def _slack(x: torch.Tensor) -> float:
+    """Return what float64 may round a squared distance by, and its root and square: F + 8 roundings."""
+    return 2 * (x.shape[1] + 8) * torch.finfo(torch.float64).eps
+
+
+def _nearest_in_double(
+    x: torch.Tensor, own: torch.Tensor | None, y: torch.Tensor, k: int, chunk: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     found = [
-        _nearest_rows(rows.double(), first if leave_one_out else None, y, k, chunk)
+        _nearest_rows(rows.double(), None if own is None else own[first : first + chunk], y, k, chunk)
         for first, rows in _blocks(x, chunk)
     ]
     return torch.cat([d for d, _ in found]), torch.cat([i for _, i in found])
@@ -59,9 +108,9 @@ def _blocks(x: torch.Tensor, chunk: int) -> Iterator[tuple[int, torch.Tensor]]:
 
 
 def _nearest_rows(
-    x: torch.Tensor, own_row: int | None, training: torch.Tensor, k: int, chunk: int
+    x: torch.Tensor, own: torch.Tensor | None, training: torch.Tensor, k: int, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return distances and rows [m, k] for x [m, F], whose first row is row `own_row` of `training`."""
+    """Return distances and rows [m, k] for x [m, F], which are the rows `own` [m] of `training`."""
     squared = torch.empty(len(x), 0, dtype=x.dtype, device=x.device)
     rows = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
     for first, block in _blocks(training, chunk):
@@ -76,9 +125,8 @@ def _nearest_rows(
         [(x - training[column.to(training.device)].to(x)).square().sum(dim=1).sqrt() for column in rows.T],
         dim=1,
     )
-    if own_row is not None:  # costs one candidate, of which there are more than enough
-        own = torch.arange(own_row, own_row + len(x), device=x.device)
-        exact.masked_fill_(own[:, None] == rows, torch.inf)
+    if own is not None:  # costs one candidate, of which there are more than enough
+        exact.masked_fill_(own.to(x.device)[:, None] == rows, torch.inf)
     distances, order = exact.sort(dim=1, stable=True)
     return distances[:, :k].cpu(), rows.gather(1, order)[:, :k].cpu()
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,14 @@ from numpy.lib import format as npy
 
 from attnbench.data.layout import printable
 from attnbench.errors import DataError, cannot_read
-from attnbench.evaluation.collection import SHARD_SIZE, ImageCollection, ImageShard, check_labels, listed
+from attnbench.evaluation.collection import (
+    SHARD_SIZE,
+    ImageCollection,
+    ImageShard,
+    check_labels,
+    listed,
+    pixel_digests,
+)
 from attnbench.storage.arrays import DAMAGED_NPZ
 from attnbench.storage.names import SAMPLE_SHARDS, sample_shard
 
@@ -47,7 +54,7 @@ class NpzImages:
     _next: int = 0
     _kept: tuple[int, np.ndarray] = field(default_factory=lambda: (0, np.empty((0,), np.uint8)), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _is_checked: bool = False
+    _digests: torch.Tensor | None = field(default=None, repr=False)
 
     def rows(self, first: int, count: int) -> np.ndarray:
         """Return images first ... first + count - 1 anew, uint8 [count, H, W, C]; raises DataError."""
@@ -57,20 +64,44 @@ class NpzImages:
         except DAMAGED as error:
             raise damaged(self.path, error) from error
 
-    def check(self) -> None:
-        """Compare a stored array with zip's checksum, once; raises DataError.
+    def digests(self, first: int, count: int) -> torch.Tensor:
+        """Return the digests of images first ... first + count - 1, uint8 [count, 16]; raises DataError.
 
-        `rows` reads it where it lies, past the zip archive; what is compressed zip checks as it reads.
+        Of a stored array all are found at first use, in the one pass in which zip compares its checksum:
+        `rows` reads it where it lies, past the zip archive. What is compressed zip checks as it reads.
         """
-        if self._is_checked or self.start is None:
-            return
+        if self.start is None:
+            try:
+                with self._lock:
+                    return pixel_digests(self._kept_rows(first, count))
+            except DAMAGED as error:
+                raise damaged(self.path, error) from error
+        if self._digests is None:
+            self._digests = self._checked_digests()
+        return self._digests[first : first + count]
+
+    def _checked_digests(self) -> torch.Tensor:
+        assert self.start is not None
+        size, found = math.prod(self.shape[1:]), []
+        at_once = max(1, CHECKED_AT_ONCE // size)
+        buffer = np.empty((min(at_once, self.shape[0]), *self.shape[1:]), np.uint8)
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES}.npy") as stream:
-                while stream.read(CHECKED_AT_ONCE):
-                    pass
+            with zipfile.ZipFile(self.path) as archive, _member(archive, IMAGES)[0] as stream:
+                stated, header_bytes = archive.getinfo(f"{IMAGES}.npy").CRC, stream.tell()
+            with self.path.open("rb") as file:
+                file.seek(self.start - header_bytes)
+                checksum = zlib.crc32(_exactly(file, header_bytes))
+                for first in range(0, self.shape[0], at_once):
+                    pixels = buffer[: self.shape[0] - first]
+                    if file.readinto(pixels.data) < pixels.nbytes:
+                        raise EOFError("bytes are missing")
+                    checksum = zlib.crc32(pixels.data, checksum)
+                    found.append(pixel_digests(pixels))
+            if checksum != stated:
+                raise zipfile.BadZipFile(f"Bad CRC-32 for file '{IMAGES}.npy'")
         except DAMAGED as error:
             raise damaged(self.path, error) from error
-        self._is_checked = True
+        return torch.cat(found)
 
     def _stored(self, first: int, count: int) -> np.ndarray:
         assert self.start is not None
@@ -79,11 +110,14 @@ class NpzImages:
         return flat.reshape(count, *self.shape[1:])
 
     def _streamed(self, first: int, count: int) -> np.ndarray:
+        return self._kept_rows(first, count).copy()  # the caller may write into it
+
+    def _kept_rows(self, first: int, count: int) -> np.ndarray:
         kept_first, kept = self._kept
         if not kept_first <= first <= first + count <= kept_first + len(kept):
             self._kept = first, self._read(first, count)
             kept_first, kept = self._kept
-        return kept[first - kept_first :][:count].copy()  # the caller may write into it
+        return kept[first - kept_first :][:count]
 
     def _read(self, first: int, count: int) -> np.ndarray:
         stream, self._stream = self._stream, None  # an error leaves it nowhere known
@@ -103,22 +137,13 @@ class NpzImages:
 
 
 def _shard(images: NpzImages, first: int, count: int) -> ImageShard:
-    def find_key() -> str:
-        images.check()
-        return _pixels_key(images.rows(first, count))
-
     return ImageShard(
         count=count,
-        find_key=find_key,
+        find_digests=lambda: images.digests(first, count),
         load=lambda: torch.from_numpy(images.rows(first, count)),
         load_one=lambda index: torch.from_numpy(images.rows(first + index, 1)[0]),
+        load_rows=lambda start, some: torch.from_numpy(images.rows(first + start, some)),
     )
-
-
-def _pixels_key(pixels: np.ndarray) -> str:
-    digest = hashlib.sha256(f"pixels {list(pixels.shape)}".encode())
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()
 
 
 def _exactly(stream: IO[bytes], num_bytes: int) -> bytes:

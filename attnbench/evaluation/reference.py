@@ -19,7 +19,8 @@ import torch
 from pydantic import ValidationError
 
 from attnbench.errors import DataError, UserInputError, cannot_read
-from attnbench.evaluation.features import DIGEST_BYTES, ExtractedFeatures
+from attnbench.evaluation.collection import DIGEST_BYTES
+from attnbench.evaluation.features import ExtractedFeatures
 from attnbench.evaluation.statistics_files import read_statistics
 from attnbench.metrics.gaussian import CHUNK, RunningStatistics, Statistics
 from attnbench.results import Record, environment

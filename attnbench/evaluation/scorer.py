@@ -12,6 +12,7 @@ from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.collection import ImageCollection
 from attnbench.evaluation.features import ExtractedFeatures, FeatureCache
 from attnbench.evaluation.images import open_images
+from attnbench.evaluation.pair_memory import PairMemory
 from attnbench.evaluation.reference import (
     ADM_ARRAYS,
     Provenance,
@@ -46,6 +47,7 @@ class Scorer:
     cache: FeatureCache
     progress: Progress = unheard
     warnings: list[str] = field(default_factory=list)
+    _digests: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def suffix(self) -> str:
@@ -67,7 +69,13 @@ class Scorer:
 
         found = self.cache.features(images, advance)
         self.warn(*images.warnings, *self.cache.warnings)
+        self._digests[images.name] = found.digests
         return found
+
+    def digests(self, images: ImageCollection) -> torch.Tensor:
+        """Return the digests of all images, uint8 [N, 16], whose features are not read again for them."""
+        known = self._digests.get(images.name)
+        return self.features(images).digests if known is None else known
 
     def provenance(self, images: ImageCollection) -> Provenance:
         """Return what the features of these images depend on."""
@@ -91,9 +99,12 @@ class Scorer:
             most=self.settings.reference_images,
         )
 
-    def open_reference(self, path: Path, image_size: int | None = None) -> Reference:
+    def open_reference(
+        self, path: Path, image_size: int | None = None, opened: ImageCollection | None = None
+    ) -> Reference:
         """Read a reference file, statistics alone, one of ADM's batches, or any set of images.
 
+        `opened` are the images of the path, where they have been opened already.
         Raises DataError, and UserInputError where `image_size` is given and the file holds no images.
         """
         arrays = holds(path)
@@ -104,7 +115,8 @@ class Scorer:
             return self._statistics_alone(path)
         if "meta" in arrays:
             return self._loaded(path)
-        reference = self.reference_from(open_images(path, allow_jpeg=True, image_size=image_size))
+        images = opened or open_images(path, allow_jpeg=True, image_size=image_size)
+        reference = self.reference_from(images)
         if not set(ADM_ARRAYS) <= arrays:
             return reference
         if (self.settings.extractor, self.settings.protocol) == ("inception-tf", "adm"):
@@ -185,7 +197,8 @@ class Scorer:
         self._check_width(reference, images)
         if reference.provenance is not None:
             self.provenance(images).check(reference.provenance, f"the reference {reference.name}")
-        return measure(settings, self.suffix, reference, self.features(images))
+        memory = PairMemory(folder=self.cache.folder / self.cache.key, warnings=self.warnings)
+        return measure(settings, self.suffix, reference, self.features(images), memory)
 
     def warn(self, *texts: str) -> None:
         """Add warnings, each once."""

@@ -10,12 +10,13 @@ import torch
 
 from attnbench.errors import UnsupportedError
 from attnbench.evaluation.features import ExtractedFeatures
+from attnbench.evaluation.pair_memory import PairMemory
 from attnbench.evaluation.reference import Reference
 from attnbench.evaluation.requirements import MANIFOLD
 from attnbench.metrics.gaussian import Statistics, frechet, statistics
 from attnbench.metrics.inception_score import inception_score
 from attnbench.metrics.names import BETTER, metric_name
-from attnbench.metrics.pairwise import Pairwise, pairwise
+from attnbench.metrics.pairwise import Pairwise
 from attnbench.metrics.uncertainty import interval, share_interval, standard_error
 from attnbench.results import Measurement
 from attnbench.specs import EvaluateSpec, Metric
@@ -38,14 +39,19 @@ class Score:
 
 
 def measure(
-    settings: EvaluateSpec, suffix: str, reference: Reference, samples: ExtractedFeatures
+    settings: EvaluateSpec,
+    suffix: str,
+    reference: Reference,
+    samples: ExtractedFeatures,
+    memory: PairMemory | None = None,
 ) -> list[Measurement]:
     """Return the metrics that `settings` names, in its order; a spread over subsets follows as `<name> std`.
 
     `samples` are in any order: all but an inception score `in the order given` are functions of the set.
+    `memory` keeps what is the reference's alone.
     Raises UnsupportedError where the extractor has no logits or maps for a metric.
     """
-    scores = _Scores(settings, reference, samples)
+    scores = _Scores(settings, reference, samples, memory or PairMemory())
     return [m for metric in dict.fromkeys(settings.metrics) for m in _measured(metric, suffix, scores)]
 
 
@@ -68,7 +74,14 @@ def _measured(metric: Metric, suffix: str, scores: _Scores) -> Iterator[Measurem
 class _Scores:
     """The metrics of one set of samples; what several of them share is computed once."""
 
-    def __init__(self, settings: EvaluateSpec, reference: Reference, samples: ExtractedFeatures) -> None:
+    def __init__(
+        self,
+        settings: EvaluateSpec,
+        reference: Reference,
+        samples: ExtractedFeatures,
+        memory: PairMemory,
+    ) -> None:
+        self.memory = memory
         self.settings, self.reference, self.samples = settings, reference, samples
         self.order = samples.canonical_order()
 
@@ -153,7 +166,7 @@ class _Scores:
     @cached_property
     def _pairs(self) -> Pairwise:
         wanted = set(self.settings.metrics)
-        return pairwise(
+        return self.memory.pairwise(
             self.reference.features.pooled,
             self._pooled,
             neighbours=self.settings.neighbours if set(MANIFOLD) & wanted else None,
@@ -165,7 +178,7 @@ class _Scores:
     def _spatial_pairs(self) -> Pairwise:
         if self.reference.features.spatial is None:
             raise self._no_maps()
-        return pairwise(
+        return self.memory.pairwise(
             self.reference.features.spatial,
             self._spatial,
             neighbours=None,

@@ -6,6 +6,8 @@ import numpy as np
 import PIL.Image
 import torch
 
+from attnbench.metrics.threads import each
+
 
 def clean_resize(images: torch.Tensor, side: int) -> torch.Tensor:
     """Return uint8 [B, H, W, C] as float32 [B, C, side, side] in 0 ... 255, on the CPU.
@@ -13,11 +15,15 @@ def clean_resize(images: torch.Tensor, side: int) -> torch.Tensor:
     Each channel in float32: bicubic with antialias, clipped, not rounded to whole numbers.
     Source: clean-fid, `build_resizer("clean")` (arXiv:2104.11222), of which this is an exact equal.
     """
-    channels = images.cpu().permute(0, 3, 1, 2).flatten(0, 1).numpy()  # [B C, H, W]
-    resized = np.stack([_resized_channel(channel, side) for channel in channels])
-    return torch.from_numpy(resized).unflatten(0, (len(images), images.shape[3]))
+    pixels = images.cpu().numpy()
+    count, _, _, channels = pixels.shape
+    found = np.empty((count, channels, side, side), np.float32)
 
+    def resize(number: int) -> None:
+        planes = np.ascontiguousarray(pixels[number].transpose(2, 0, 1), np.float32)  # [C, H, W]
+        for plane, target in zip(planes, found[number], strict=True):
+            picture = PIL.Image.fromarray(plane).resize((side, side), PIL.Image.Resampling.BICUBIC)
+            np.clip(np.asarray(picture), 0, 255, out=target)
 
-def _resized_channel(channel: np.ndarray, side: int) -> np.ndarray:
-    picture = PIL.Image.fromarray(channel.astype(np.float32))
-    return np.asarray(picture.resize((side, side), PIL.Image.Resampling.BICUBIC)).clip(0, 255)
+    each(resize, range(count))
+    return torch.from_numpy(found)

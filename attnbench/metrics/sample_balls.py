@@ -7,6 +7,8 @@ from typing import NamedTuple, final
 
 import torch
 
+from attnbench.metrics.smallest import merge_smallest
+
 HOLDERS = 32  # balls remembered for each reference image
 SPLITS = 100  # random divisions of the samples behind a standard error
 COUNT_BITS = 15  # four counts of neighbours in 63 bits
@@ -45,10 +47,10 @@ class SampleBalls:
 
     def add_samples(self, rows: slice, columns: slice, squared: torch.Tensor) -> None:
         """Take a block of squared distances within the samples, on or above the diagonal."""
-        _merge((self._squared, self._names), rows, columns, squared)
+        merge_smallest(self._squared, self._names, rows, columns.start, squared)
         if rows != columns:
             # selecting along strided columns is slower
-            _merge((self._squared, self._names), columns, rows, squared.T.contiguous())
+            merge_smallest(self._squared, self._names, columns, rows.start, squared.T.contiguous())
 
     def radii(self, samples: slice) -> torch.Tensor:
         """Return the squared radii of some balls: the distance to the k-th nearest other sample."""
@@ -57,7 +59,7 @@ class SampleBalls:
     def add_cross(self, rows: slice, columns: slice, squared: torch.Tensor) -> None:
         """Take a block of reference rows and sample columns; all blocks within the samples come first."""
         farthest = self._squared[columns].amax(dim=1).clamp(min=torch.finfo(squared.dtype).tiny)
-        _merge((self._share, self._holders), rows, columns, squared / farthest)
+        merge_smallest(self._share, self._holders, rows, columns.start, squared / farthest)
 
     def standard_error(self, *, seed: int = 0) -> float | None:
         """Return the standard error of recall over samples, the reference fixed; None for too few samples.
@@ -128,16 +130,3 @@ class SampleBalls:
             )  # the rim is inside, whatever the division rounded
             parts.append(torch.searchsorted(distances, squared[..., None])[..., 0])
         return torch.cat(parts)
-
-
-def _merge(
-    smallest: tuple[torch.Tensor, torch.Tensor], rows: slice, columns: slice, values: torch.Tensor
-) -> None:
-    """Merge a block of values into the smallest of each row and the columns that they are of."""
-    kept, names = smallest
-    found = values.topk(min(kept.shape[1], values.shape[1]), dim=1, largest=False, sorted=False)
-    both = torch.cat([kept[rows], found.values], dim=1)
-    both_names = torch.cat([names[rows], found.indices + columns.start], dim=1)
-    chosen = both.topk(kept.shape[1], dim=1, largest=False, sorted=False)
-    kept[rows] = chosen.values
-    names[rows] = both_names.gather(1, chosen.indices)

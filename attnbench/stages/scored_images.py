@@ -15,7 +15,7 @@ from attnbench.contract import ExtractorInputs
 from attnbench.data import Dataset, ImageSet
 from attnbench.data.dataset import PartName
 from attnbench.errors import UserInputError
-from attnbench.evaluation.collection import ImageCollection, ImageShard
+from attnbench.evaluation.collection import PIECE_SIZE, ImageCollection, ImageShard
 from attnbench.evaluation.features import FeatureCache
 from attnbench.evaluation.images import open_images
 from attnbench.evaluation.scorer import SEED, Scorer
@@ -142,25 +142,41 @@ class JudgedImages:
     def __init__(self, images: ImageCollection, classifier: Classifier) -> None:
         assert images.labels is not None  # our samples and datasets have them
         self._classifier = classifier
-        self._correct: dict[int, int] = {}
-        labels = images.labels.split([shard.count for shard in images.shards])
-        shards = [
-            replace(shard, load=functools.partial(self._load, number, shard, labels[number]))
-            for number, shard in enumerate(images.shards)
-        ]
+        self._labels = images.labels.split([shard.count for shard in images.shards])
+        self._seen = [0] * len(images.shards)
+        self._correct = 0
+        shards = []
+        for number, shard in enumerate(images.shards):
+            rows = None if shard.load_rows is None else functools.partial(self._load_rows, number, shard)
+            shards.append(replace(shard, load=functools.partial(self._load, number, shard), load_rows=rows))
         self.collection = replace(images, shards=tuple(shards))
 
-    def _load(self, number: int, shard: ImageShard, labels: torch.Tensor) -> torch.Tensor:
+    def _load(self, number: int, shard: ImageShard) -> torch.Tensor:
         images = shard.load()
-        if number not in self._correct:
-            batches = zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
-            self._correct[number] = sum(self._classifier.correct(*batch) for batch in batches)
+        self._judge(number, 0, images)
         return images
+
+    def _load_rows(self, number: int, shard: ImageShard, first: int, count: int) -> torch.Tensor:
+        assert shard.load_rows is not None  # or nobody would call this
+        images = shard.load_rows(first, count)
+        self._judge(number, first, images)
+        return images
+
+    def _judge(self, number: int, first: int, images: torch.Tensor) -> None:
+        """Count what is right among the images of a shard that come next, each image once."""
+        seen = self._seen[number]
+        if not first <= seen < first + len(images):
+            return
+        images, labels = images[seen - first :], self._labels[number][seen : first + len(images)]
+        batches = zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
+        self._correct += sum(self._classifier.correct(*batch) for batch in batches)
+        self._seen[number] += len(images)
 
     @property
     def accuracy(self) -> float:
-        """Part of the images that are given their label; shards that nobody has read yet are read here."""
-        for number, shard in enumerate(self.collection.shards):
-            if number not in self._correct:  # its features were known
-                shard.load()
-        return sum(self._correct.values()) / len(self.collection)
+        """Part of the images that are given their label; what nobody has read yet is read here."""
+        for shard, seen in zip(self.collection.shards, self._seen, strict=True):
+            if seen < shard.count:  # its features were known
+                for _ in shard.pieces(PIECE_SIZE):
+                    pass
+        return self._correct / len(self.collection)
