@@ -178,16 +178,16 @@ def profile(size: str, name: str, options: dict[str, Any]) -> None:
     for average in trainer.averages.values():
         average.update = timed("average of weights", average.update)
     whole = sum(steps.make(count)) / count
+    spent = {label: seconds / count for label, seconds in parts.items()}
     torch.Tensor.backward = backward  # type: ignore[method-assign]
     torch.nn.utils.get_total_norm = norm
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         steps.make(3)
     print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=40))
     print(f"{size}, {name}: {1e3 * whole:.1f} ms of CPU a step")
-    for label, seconds in parts.items():
-        print(f"  {label:22} {1e3 * seconds / count:8.2f} ms  {seconds / count / whole:6.1%}")
-    rest = whole - sum(parts.values()) / count
-    print(f"  {'rest (batches, loop)':22} {1e3 * rest:8.2f} ms  {rest / whole:6.1%}")
+    spent["rest: batches, loop"] = whole - sum(spent.values())
+    for label, seconds in spent.items():
+        print(f"  {label:22} {1e3 * seconds:8.2f} ms  {seconds / whole:6.1%}")
     steps.close()
 
 
