@@ -4,14 +4,14 @@
     python reports/gpu/speed.py --dry-run      # three attentions on the CPU, to try the script
 
 An attention module at S (width 384, 6 heads), bf16 by autocast with weights in fp32, 32,768 tokens a pass in
-images of 256 to 16,384 tokens; forward alone, or forward and backward. Beside them the peers: timm's attention
-on torch's flash kernel, and diffusers' Sana processor. Last, one training step of DiT-S beside the public DiT's
-(reports/train-step). A form's time is the median of device events over passes back to back. `least` is the time
-of the multiply-adds and bytes at the card's own rates (attnbench.profiling.roofline), `bound` what it is bounded
-by: `launches`, where the graph takes less than 0.7 of eager, else arithmetic or memory.
+images of 256 to 16,384 tokens; forward alone, or forward and backward. Beside them the peers: timm's
+attention on torch's flash kernel, and diffusers' Sana processor. Last, one training step of DiT-S beside the
+public DiT's (reports/train-step). A form's time is the median of device events over passes back to back.
+`least` is the time of multiply-adds and bytes at the card's own rates (attnbench.profiling.roofline), `bound`
+what holds the eager form: `launches`, where the graph takes less than 0.7 of it, else arithmetic or memory.
 
-Results go to $OUT/speed.jsonl; started again, it measures what that file misses. Compiled code is made ahead by
-several processes, so that the measuring one finds it in the cache. The table comes last.
+Results go to $OUT/speed.jsonl; started again, it measures what that file misses. Compiled code is made ahead
+by several processes, so that the measuring one finds it in the cache. The table comes last.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def subjects() -> list[str]:
     return [*FIRST, *(name for name in modes if name not in FIRST)]
 
 
-def build(subject: str, side: int, device: str, tiny: bool) -> tuple[Any, Callable[..., Any], int]:
+def build(
+    subject: str, side: int, images: int, device: str, tiny: bool
+) -> tuple[Any, Callable[..., Any], int]:
     """Return module, its call on tokens x [B, N, C], and its multiply-adds at one image (0: not known)."""
     import torch
 
@@ -70,10 +72,12 @@ def build(subject: str, side: int, device: str, tiny: bool) -> tuple[Any, Callab
             dim, heads=heads, dim_head=dim // heads, bias=False, processor=SanaLinearAttnProcessor2_0()
         ).to(device)
         return module, module, macs_of("linear", {}, dim, heads, side)
-    return ours(subject, dim, heads, side, device)
+    return ours(subject, dim, heads, side, images, device)
 
 
-def ours(subject: str, dim: int, heads: int, side: int, device: str) -> tuple[Any, Callable[..., Any], int]:
+def ours(
+    subject: str, dim: int, heads: int, side: int, images: int, device: str
+) -> tuple[Any, Callable[..., Any], int]:
     """Return a backend's module, its call and its multiply-adds."""
     import torch
 
@@ -90,17 +94,14 @@ def ours(subject: str, dim: int, heads: int, side: int, device: str) -> tuple[An
     if why_not:
         raise UnsupportedError(why_not)
     module = backend.build(site, options).to(device)
-    conditioning: dict[int, AttentionContext] = {}
+    context = AttentionContext(  # made once: a compiled call must find it as it was
+        grid=site.grid,
+        timestep=torch.full((images,), 500.0, device=device),
+        conditioning=torch.zeros(images, dim, device=device),
+        layer_idx=1,
+    )
 
     def call(x: torch.Tensor) -> torch.Tensor:
-        context = conditioning.get(len(x))
-        if context is None:
-            context = conditioning[len(x)] = AttentionContext(
-                grid=site.grid,
-                timestep=torch.full((len(x),), 500.0, device=device),
-                conditioning=torch.zeros(len(x), dim, device=device),
-                layer_idx=1,
-            )
         return module(x, context)
 
     return module, call, backend.macs(site, options).full
@@ -175,8 +176,8 @@ def measure(subject: str, side: int, mode: str, form: str, device: str, tiny: bo
     """Return the time of one form of one attention, memory, and multiply-adds of the pass."""
     import torch
 
-    module, call, macs = build(subject, side, device, tiny)
     x = inputs(side, device, tiny)
+    module, call, macs = build(subject, side, len(x), device, tiny)
     if form == "compiled":
         torch._dynamo.reset()
         call = torch.compile(call, backend="aot_eager" if tiny else "inductor")
@@ -198,29 +199,64 @@ def measure(subject: str, side: int, mode: str, form: str, device: str, tiny: bo
     if device != "cpu":
         found["extra_mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
     if form == "eager":
-        found["bytes"] = bytes_of(module, run if mode == "forward" else None)
+        found["bytes"] = bytes_of(module, run)
     return found
 
 
-def bytes_of(module: Any, run: Callable[[], Any] | None) -> int:
-    """Return the bytes a forward pass must move, by the roofline's definition; 0 where it cannot tell."""
+def bytes_of(module: Any, run: Callable[[], Any]) -> int:
+    """Return the bytes a pass must move, by the roofline's definition; 0 where it cannot tell."""
     from attnbench.profiling.traffic import count_traffic
 
     try:
-        return count_traffic(module, run, "bf16").total if run is not None else 0
+        return count_traffic(module, run, "bf16").total
     except Exception:  # noqa: BLE001 - a row without its memory bound is still a row
         return 0
 
 
-def in_process(subject: str, side: int, mode: str, form: str, device: str, tiny: bool) -> Record:
-    """Measure in a process of its own, which ends: a failed capture leaves torch in it."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(measure, subject, side, mode, form, device, tiny).result()
+class GraphWorker:
+    """A process that captures graphs: a failed capture leaves torch in it, so that a new one takes over."""
+
+    def __init__(self) -> None:
+        self.pool: ProcessPoolExecutor | None = None
+        self.refused: dict[tuple[str, str], str] = {}
+
+    def measure(self, subject: str, side: int, mode: str, form: str, device: str, tiny: bool) -> Record:
+        """Measure; an attention that refused at another size is not asked again."""
+        refused = self.refused.get((subject, mode))
+        if refused is not None:
+            raise RuntimeError(refused)
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        try:
+            return self.pool.submit(measure, subject, side, mode, form, device, tiny).result()
+        except Exception as error:
+            if "no CUDA graph" in str(error):
+                self.refused[subject, mode] = str(error)
+            self.close()
+            raise
+        except BaseException:  # the time limit
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the process."""
+        if self.pool is not None:
+            end(self.pool)
+        self.pool = None
+
+
+def end(pool: ProcessPoolExecutor) -> None:
+    """End a pool whatever its processes do."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+GRAPHS = GraphWorker()
 
 
 def compile_ahead(jobs: Sequence[tuple[str, int, str]], device: str) -> None:
-    """Compile in several processes into the cache on disk; whatever fails here is told when it is measured."""
+    """Compile in several processes into the cache on disk; what fails is told when measured."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(PROCESSES, mp_context=context)
     try:
@@ -228,21 +264,20 @@ def compile_ahead(jobs: Sequence[tuple[str, int, str]], device: str) -> None:
         for one in waiting:
             one.exception()
     finally:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
+        end(pool)
 
 
 def _compile_once(subject: str, side: int, mode: str, device: str) -> None:
     import torch
 
-    module, call, _ = build(subject, side, device, False)
-    pass_of(module, torch.compile(call), inputs(side, device, False), mode)()
+    x = inputs(side, device, False)
+    module, call, _ = build(subject, side, len(x), device, False)
+    pass_of(module, torch.compile(call), x, mode)()
     torch.cuda.synchronize()
 
 
 def course(names: Sequence[str], sides: Sequence[int], tiny: bool) -> list[Call]:
-    """Return the calls: the first systems in all forms, every attention eager and as a graph, then compiled."""
+    """Return the calls: the first systems in all forms before the other attentions."""
 
     def calls(some: Sequence[str], form: str, where: Sequence[int], seconds: float) -> list[Call]:
         return [
@@ -363,7 +398,7 @@ def perform(call: Call, left_s: float, device: str, tiny: bool, results: Results
             results.keep("step", training_step(left_s, tiny))
         else:
             told = {**settings, "form": call.section}
-            run = in_process if call.section == "graph" and device != "cpu" else measure
+            run = GRAPHS.measure if call.section == "graph" and device != "cpu" else measure
             results.keep(name, {**told, **run(**settings, form=call.section, device=device, tiny=tiny)})
     except Exception as error:  # noqa: BLE001 - a row with its reason; the others are still wanted
         kept = {**settings, "form": call.section} if "subject" in settings else {}
@@ -396,6 +431,7 @@ def main() -> None:
         perform(call, left_s, device, tiny, results)
 
     left_out = schedule.run(waiting, do)
+    GRAPHS.close()
     say(table(results.records))
     counts: dict[str, int] = {}
     for call, why in left_out:
