@@ -7,6 +7,7 @@ that file and does only what is missing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -102,16 +103,17 @@ def out_folder() -> Path:
 
 
 class Results:
-    """A script's records, by name, in a file of lines; a line that was cut off is left out."""
+    """A script's records in a file of lines, the last of each name; a line that was cut off is left out."""
 
-    def __init__(self, path: Path, *, resume: bool = True) -> None:
-        self.records: list[Record] = []
-        if resume and path.exists():
+    def __init__(self, path: Path) -> None:
+        known: dict[str, Record] = {}
+        if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    self.records.append(json.loads(line))
-                except ValueError:
-                    continue
+                with contextlib.suppress(ValueError):
+                    record = json.loads(line)
+                    known.pop(record["name"], None)
+                    known[record["name"]] = record
+        self.records = list(known.values())
         self._file = path.open("w", encoding="utf-8")
         for record in self.records:
             self._write(record)

@@ -1,11 +1,11 @@
 """What one training step costs, of this build and of an earlier one, with every attention.
 
-    python reports/training-step/measure.py --before CHECKOUT [--size quick|dit-s|both] [--only 'dydila*,linear']
+    python reports/training-step/measure.py --before CHECKOUT [--size quick|dit-s] [--only 'dydila*,linear']
 
 The step is the trainer's own (batch, forward, loss, backward, norm of the gradient, AdamW, average of the
-weights), `quick` at the settings of suites/digits_all.yaml, `dit-s` with DiT-S's shell on latents of 32 x 32 x 4 in
-memory. Two processes, one for each build, make steps in turn, one thread each; times are the process's own CPU
-time, so that what else runs on the machine hardly counts. A ratio is the median over rounds of now / before.
+weights), `quick` at the settings of suites/digits_all.yaml, `dit-s` in DiT-S's shell on latents of 32x32x4 in
+memory. Two processes, one for each build, make steps in turn, one thread each; times are the process's own
+CPU time, so that what else runs on the machine hardly counts. A ratio is the median over rounds of now / before.
 `--profile` shows instead where the time of a step goes.
 """
 
