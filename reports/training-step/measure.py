@@ -5,7 +5,8 @@
 The step is the trainer's own (batch, forward, loss, backward, norm of the gradient, AdamW, average of the
 weights), `quick` at the settings of suites/digits_all.yaml, `dit-s` in DiT-S's shell on latents of 32x32x4 in
 memory. Two processes, one for each build, make steps in turn, one thread each; times are the process's own
-CPU time, so that what else runs on the machine hardly counts. A ratio is the median over rounds of now / before.
+CPU time, so that what else runs on the machine hardly counts. A ratio is the median over rounds of now over
+before.
 `--profile` shows instead where the time of a step goes.
 """
 
