@@ -301,3 +301,16 @@ def test_diagnostics_and_losses_reach_their_sinks():
     assert seen["blocks.0.projector_q"].shape == (2, 16)
     assert set(losses) == {"blocks.0.balance", "blocks.1.balance"}
     assert losses["blocks.0.balance"] >= 0.1 - 1e-6  # the balance loss is at least 1
+
+
+def test_tokens_lie_row_by_row():
+    """No LayerNorm has to copy its input, forward or backward; a convolution's tokens are transposed."""
+    model = build_model(recipe("tiny-dit"), 8, 10)
+    seen = []
+    for block in model.blocks:
+        block.norm1.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].is_contiguous()))
+        block.norm2.register_full_backward_hook(lambda _, got, given: seen.append(given[0].is_contiguous()))
+    model(
+        torch.randn(2, 1, 8, 8), torch.tensor([30.0, 900.0]), torch.tensor([1, 2])
+    ).square().mean().backward()
+    assert seen == [True] * 8

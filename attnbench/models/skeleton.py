@@ -118,7 +118,8 @@ class DiffusionTransformer(nn.Module):
         loss_sink: Sink | None = None,
         mean_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        tokens = self.patch_embed(x) + self.position  # [B, N, C]
+        # a convolution's tokens lie channel by channel, and every sum and LayerNorm after it would copy them
+        tokens = self.patch_embed(x).contiguous() + self.position  # [B, N, C]
         c = self.time_embed(t) + self.label_embed(y)  # [B, C]
         for layer_idx, block in enumerate(self.blocks):
             context = AttentionContext(

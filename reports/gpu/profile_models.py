@@ -1,97 +1,28 @@
-"""The whole profile on one GPU within a time limit: what matters most first, what no longer fits left out.
+"""What DiT, Sana, DyDi-LiT and every attention cost on a GPU, 256 to 2048 px, and crossovers. 4 minutes.
 
-Every result is written at once, a JSON object a line; the table comes last. `--device cpu --smoke` runs the
-same course on tiny models, to try the script.
+    python reports/gpu/profile_models.py                    # 230 s; --budget 340: fp32, L, CUDA graphs
+    python reports/gpu/profile_models.py --dry-run          # tiny models on the CPU, to try the script
+    python reports/gpu/profile_models.py --course           # the calls and their guessed times; runs nothing
+    python reports/gpu/profile_models.py --sections large,graphs   # the rest, another time
 
-    python reports/gpu/measure.py --out gpu.jsonl --budget 340
+What matters most comes first; what no longer fits is named with its reason. Results go to
+$OUT/profile.jsonl; started again, it takes up what that file misses. The table and the crossovers come last.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
-import time
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RESERVE_S = 5.0  # for the table
-SAFETY = 1.1  # of an estimate
+from gpu_course import ROOT, Call, Record, Results, Schedule, cell, columns, out_folder, reason, say
+
+sys.path.insert(0, str(ROOT))
+
 SMALL, LARGE = ("dit-s", "sana-s", "dydi-lit-s"), ("dit-l", "sana-l", "dydi-lit-l")
-Record = dict[str, Any]
-
-
-class TimeUp(BaseException):
-    """The time limit; no `except Exception` on the way up takes it for a failed row."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of `attnbench.profile` (or one of the checks below): its seconds on an H100, guessed."""
-
-    section: str
-    estimate_s: float
-    settings: Record = field(default_factory=dict)
-
-
-@dataclass
-class Schedule:
-    """Which calls still fit: guesses are corrected by how long those before took."""
-
-    budget_s: float
-    now: Callable[[], float] = time.monotonic
-    guessed_s: float = 0.0
-    took_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.start = self.now()
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until the table must be written."""
-        return self.start + self.budget_s - RESERVE_S - self.now()
-
-    def expected_s(self, call: Call) -> float:
-        """Return the guess, by the pace so far; one short call does not yet make a pace."""
-        pace = (self.took_s + 20) / (self.guessed_s + 20)
-        return SAFETY * pace * call.estimate_s
-
-    def run(self, calls: Sequence[Call], do: Callable[[Call, float], None]) -> list[tuple[Call, str]]:
-        """Do each call that fits, in order; return those left out and why. A later one may still fit."""
-        left_out = []
-        for call in calls:
-            expected, left = self.expected_s(call), self.left_s
-            if expected > left:
-                left_out.append((call, f"needs {expected:.0f} s, {max(left, 0):.0f} s are left"))
-                continue
-            began = self.now()
-            try:
-                with time_limit(left):
-                    do(call, left)
-            except TimeUp:
-                left_out.append((call, f"not finished within {left:.0f} s"))
-            self.guessed_s += call.estimate_s
-            self.took_s += self.now() - began
-        return left_out
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeUp in here after so many seconds."""
-
-    def ring(*_: object) -> None:
-        raise TimeUp
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def calls_on_gpu(backends: Sequence[str]) -> list[Call]:
@@ -101,36 +32,40 @@ def calls_on_gpu(backends: Sequence[str]) -> list[Call]:
         return Call(section, estimate_s, {"models": SMALL, "resolutions": (resolution,), **settings})
 
     bf16, fp32 = {"precision": "bf16"}, {"precision": "fp32"}
-    in_shell = {"models": (), "backends": tuple(backends), "recipe": "dit-s", "resolutions": (256,), **bf16}
+
+    def in_shell(resolution: int, estimate_s: float, **settings: Any) -> Call:
+        shell = {"models": (), "backends": tuple(backends), "recipe": "dit-s", **bf16}
+        return Call("backends", estimate_s, {**shell, "resolutions": (resolution,), **settings})
+
     return [
         Call("checks", 25),
         small("forward", 256, 35, **bf16, energy=True),
         small("forward", 1024, 28, **bf16),
         small("forward", 2048, 38, **bf16, energy=True),
-        Call("backends", 100, {**in_shell, "batch_sizes": (32,)}),
+        in_shell(1024, 60, batch_sizes=(2,)),
         small("train", 256, 28, **bf16, mode="train", batch_sizes=(32,)),
+        small("forward", 512, 26, **bf16),
+        small("train", 1024, 30, **bf16, mode="train"),
+        small("train", 2048, 40, **bf16, mode="train"),
         small("forward", 256, 26, **fp32),
         small("forward", 1024, 28, **fp32),
         small("graphs", 256, 28, **bf16, cuda_graphs=True),
         Call("large", 50, {"models": LARGE, "resolutions": (256,), **bf16}),
         Call("large", 50, {"models": LARGE, "resolutions": (1024,), **bf16}),
-        small("train", 1024, 30, **bf16, mode="train"),
-        small("forward", 512, 26, **bf16),
         small("train", 256, 30, **fp32, mode="train", batch_sizes=(32,)),
-        Call("backends", 110, {**in_shell, "mode": "train", "batch_sizes": (32,)}),
-        small("train", 2048, 40, **bf16, mode="train"),
+        in_shell(256, 60, batch_sizes=(32,)),
+        in_shell(2048, 90),
+        in_shell(256, 110, mode="train", batch_sizes=(32,)),
     ]
 
 
-def calls_of_smoke() -> list[Call]:
+def calls_of_dry_run() -> list[Call]:
     """Return the same kinds of calls on models for a CPU."""
-    tiny = {"models": ("tiny-dit",), "resolutions": (8,), "num_classes": 10, "rounds": 1}
+    tiny = {"models": ("tiny-dit",), "resolutions": (8, 16), "num_classes": 10, "rounds": 1}
     in_shell = {**tiny, "models": (), "backends": ("softmax", "linear"), "recipe": "tiny-dit"}
     return [
         Call("checks", 3),
-        Call("forward", 12, {**tiny, "energy": True}),
         Call("backends", 15, {**in_shell, "batch_sizes": (2,)}),
-        Call("train", 12, {**tiny, "mode": "train"}),
     ]
 
 
@@ -148,12 +83,12 @@ def profile_rows(call: Call, device: str, left_s: float) -> Iterator[Record]:
         yield {"kind": "row", "row": row.model_dump(mode="json")}
 
 
-def checks(device_name: str, smoke: bool) -> Iterator[Record]:
+def checks(device_name: str, tiny: bool) -> Iterator[Record]:
     """Check what only a GPU can show: the card's own limits, kernels, energy, and captured graphs."""
     import torch
 
     device = torch.device(device_name)
-    model, resolution = ("tiny-dit", 8) if smoke else ("dit-s", 256)
+    model, resolution = ("tiny-dit", 8) if tiny else ("dit-s", 256)
     yield {"check": "machine", **machine(device)}
     for precision in ("bf16", "fp32"):
         for mode in ("forward", "train"):
@@ -288,80 +223,104 @@ def table(records: Sequence[Record]) -> str:
                 str(row["batch_size"]),
                 row["precision"],
                 row["mode"],
-                number(row["latency_ms"]),
+                cell(row["latency_ms"]),
                 f"{interval[0]:.3g}-{interval[1]:.3g}" if interval else "",
-                number(sorted(warm)[len(warm) // 2] if warm else None),
-                number(row["peak_memory_mib"]),
-                number(row["planned_memory_mib"]),
-                number((row["energy"] or {}).get("energy_j")),
+                cell(sorted(warm)[len(warm) // 2] if warm else None),
+                cell(row["peak_memory_mib"]),
+                cell(row["planned_memory_mib"]),
+                cell((row["energy"] or {}).get("energy_j")),
                 ", ".join(row["kernels"]) if row["status"] == "ok" else f"{row['status']}: {row['reason']}",
             )
         )
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return columns(lines)
 
 
-def number(value: float | None) -> str:
-    """Return three digits, or nothing."""
-    return "" if value is None else f"{value:.4g}"
+def crossings(records: Sequence[Record]) -> list[str]:
+    """Return from which size on each model takes less than softmax attention, one line each."""
+    from attnbench.profiling.crossovers import crossovers
+    from attnbench.profiling.rows import ProfileRow
+
+    rows = [ProfileRow.model_validate_json(json.dumps(one["row"])) for one in records if "row" in one]
+    found = []
+    for one in crossovers(rows, ("dit-s", "dit-l", "softmax", "tiny-dit")):
+        if len(one.resolutions) < 2:
+            continue
+        told = one.verdict if one.resolution is None else f"from {one.resolution:.0f} px on"
+        ratios = " ".join(f"{px}: {ratio:.3g}" for px, ratio in zip(one.resolutions, one.ratios, strict=True))
+        found.append(
+            f"{one.setting}, {one.quantity}: {one.model} less than {one.baseline}: {told} ({ratios})"
+        )
+    return found
+
+
+def course(args: argparse.Namespace) -> list[Call]:
+    """Return the calls that were asked for."""
+    if args.dry_run:
+        calls = calls_of_dry_run()
+    else:
+        import attnbench
+
+        calls = calls_on_gpu([backend.name for backend in attnbench.list_backends()])
+    wanted = [name for name in args.sections.split(",") if name]
+    return [call for call in calls if not wanted or call.section in wanted]
+
+
+def perform(call: Call, left_s: float, device: str, tiny: bool, results: Results) -> None:
+    """Do one call and keep its records under its name; an error is a record."""
+    name = name_of(call)
+    if results.has(name):
+        return
+    try:
+        if call.section == "checks":
+            for found in checks(device, tiny):
+                results.keep(f"{name}: {found['check']}", {"kind": "check", **found})
+                say(str({key: value for key, value in found.items() if key != "names"}))
+        else:
+            for number, found in enumerate(profile_rows(call, device, left_s)):
+                results.keep(f"{name}: row {number}", {**found, "section": call.section})
+        results.keep(name, {"kind": "done", "section": call.section})
+    except Exception as error:  # noqa: BLE001 - the other sections are still worth having
+        results.keep(name, {"kind": "error", "section": call.section, "error": reason(error)})
+        say(f"{name}: {reason(error)}")
+
+
+def name_of(call: Call) -> str:
+    """Return what a call's records are found by."""
+    return f"{call.section} {json.dumps(call.settings)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("gpu-profile.jsonl"))
-    parser.add_argument("--budget", type=float, default=340.0, help="seconds, from start to table")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--smoke", action="store_true", help="tiny models")
+    parser.add_argument("--out", type=Path, help="instead of $OUT/profile.jsonl")
+    parser.add_argument("--budget", type=float, default=230.0, help="seconds, from start to table")
     parser.add_argument("--sections", default="", help="only these, e.g. large,graphs")
-    parser.add_argument("--dry-run", action="store_true", help="print the course and its guessed times")
+    parser.add_argument("--dry-run", action="store_true", help="tiny models on the CPU")
+    parser.add_argument("--course", action="store_true", help="print the calls and their guessed times")
     args = parser.parse_args()
-    schedule = Schedule(args.budget)
-
-    def course() -> list[Call]:
-        if args.smoke:
-            return calls_of_smoke()
-        import attnbench
-
-        return calls_on_gpu([backend.name for backend in attnbench.list_backends()])
-
-    wanted = [name for name in args.sections.split(",") if name]
-    calls = [call for call in course() if not wanted or call.section in wanted]
-    if args.dry_run:
+    schedule, calls = Schedule(args.budget), course(args)
+    if args.course:
         for call in calls:
-            print(f"{call.estimate_s:5.0f} s  {call.section:10} {json.dumps(call.settings)}")
-        print(f"{sum(call.estimate_s for call in calls):5.0f} s")
+            say(f"{call.estimate_s:5.0f} s  {call.section:10} {json.dumps(call.settings)}")
+        say(f"{sum(call.estimate_s for call in calls):5.0f} s")
         return
-    records: list[Record] = []
-    with args.out.open("w") as file:
+    results = Results(args.out or out_folder() / "profile.jsonl")
+    device = "cpu" if args.dry_run else "cuda"
 
-        def keep(record: Record) -> None:
-            records.append(record)
-            print(json.dumps(record), file=file, flush=True)
+    def do(call: Call, left_s: float) -> None:
+        perform(call, left_s, device, args.dry_run, results)
 
-        def do(call: Call, left_s: float) -> None:
-            began = time.monotonic()
-            try:
-                if call.section == "checks":
-                    for found in checks(args.device, args.smoke):
-                        keep({"kind": "check", **found})
-                        print({k: v for k, v in found.items() if k != "names"}, flush=True)
-                else:
-                    for found in profile_rows(call, args.device, left_s):
-                        keep({**found, "section": call.section})
-            except Exception as error:  # noqa: BLE001 - the other sections are still worth having
-                keep({"kind": "error", "section": call.section, "error": f"{type(error).__name__}: {error}"})
-                print(f"{call.section}: {type(error).__name__}: {error}", flush=True)
-            keep({"kind": "time", "section": call.section, "seconds": time.monotonic() - began})
-
-        for call, reason in schedule.run(calls, do):
-            keep({"kind": "left out", "section": call.section, "settings": call.settings, "reason": reason})
-            print(f"left out: {call.section} {json.dumps(call.settings)}: {reason}")
-    print(table(records))
+    waiting = [call for call in calls if not results.has(name_of(call))]
+    left_out = schedule.run(waiting, do)
+    say(table(results.records))
+    for line in crossings(results.records):
+        say(line)
+    for record in results.records:
+        if record.get("error"):
+            say(f"failed: {record['name']}: {record['error']}")
+    for call, why in left_out:
+        say(f"left out: {name_of(call)}: {why}")
 
 
 if __name__ == "__main__":
