@@ -20,7 +20,7 @@ from attnbench.errors import DataError, StorageError, cannot_read
 from attnbench.report import ReportPaths
 from attnbench.report.run_report import write_run_report
 from attnbench.results import Result, append_result, latest, read_results
-from attnbench.running.executors import Executor, run_in_process
+from attnbench.running.executors.process import Executor, run_in_process
 from attnbench.running.plan import missing_inputs, plan, warnings
 from attnbench.specs import Case
 from attnbench.stages.case import finished_case
