@@ -25,7 +25,7 @@ from attnbench.progress import Progress
 from attnbench.results import Result
 
 if TYPE_CHECKING:
-    from attnbench.running.runner import Listener
+    from attnbench.running.listener import Listener
     from attnbench.specs import Case
 
 LINE_EVERY_S = 60.0  # a file that somebody follows must show that something goes on
@@ -86,7 +86,7 @@ def progress_bar(title: str, *, quiet: bool) -> Iterator[Progress]:
 @contextlib.contextmanager
 def run_listener(num_cases: int, *, quiet: bool) -> Iterator[Listener]:
     """Yield a listener that shows all cases, the stage at work, and one line per finished case."""
-    from attnbench.running.runner import Listener
+    from attnbench.running.listener import Listener
 
     with _bars(quiet) as bars:
         cases = bars.add_task("cases", total=num_cases, note="")

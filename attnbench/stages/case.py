@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 from attnbench.devices import device_name
@@ -25,12 +27,24 @@ from attnbench.stages import failures
 from attnbench.stages.interrupts import Stopped
 from attnbench.storage.names import ENVIRONMENT
 from attnbench.storage.records import read_record, write_record
-from attnbench.storage.store import STAGE_ENDED, Stage, StageOutput, Workspace, read_output, stages_of
+from attnbench.storage.store import (
+    EVERY_STAGE,
+    STAGE_ENDED,
+    Stage,
+    StageOutput,
+    Workspace,
+    read_output,
+    stages_of,
+)
 
 
-def run_case(case: Case, workspace: Workspace) -> Result:
-    """Run every stage of a case; an error becomes a failed or skipped result with its reason."""
+def run_case(case: Case, workspace: Workspace, note: str = "") -> Result:
+    """Run every stage of a case; an error becomes a failed or skipped result with its reason.
+
+    `note` stands in the result's environment: under what conditions this process works.
+    """
     where = environment(device_name(workspace.device), torch.get_num_threads())
+    where = where.model_copy(update={"note": note})
     outputs: list[StageOutput] = []
     stage: Stage = "prepare"
     try:
@@ -77,7 +91,7 @@ def _environment_of(folder: Path, here: Environment, workspace: Workspace) -> En
     if lost:
         workspace.made_again(path)
         note = "where the cases were computed is lost, its record was damaged: this is where it was found"
-        here = here.model_copy(update={"note": note})
+        here = here.model_copy(update={"note": "; ".join(filter(None, (note, here.note)))})
     write_record(path, here)
     return here
 
@@ -138,10 +152,23 @@ def _as_computed(case: Case, finished: dict[Stage, StageOutput]) -> dict[str, An
     return settings
 
 
+def preload() -> None:
+    """Import what every case imports, for a process that forks the processes of cases.
+
+    Libraries that some cases alone need (diffusers, matplotlib) are imported by these.
+    """
+    for stage in EVERY_STAGE:
+        importlib.import_module(f"attnbench.stages.{stage}")
+
+
 def main() -> None:
     """Serve one request of the executor."""
     parent = ParentProcess()
     request = json.loads(parent.request())
+    os.environ.update(request["environment"])  # before a device is touched
+    if request["threads"]:
+        torch.set_num_threads(request["threads"])
+    numpy.random.seed()  # forks of one process would draw the same where a plugin draws without a seed
     reply = parent.reply
     workspace = Workspace(
         root=Path(request["root"]),
@@ -152,7 +179,7 @@ def main() -> None:
     )
     case = Case.model_validate_json(json.dumps(request["case"]))
     try:
-        reply({"result": run_case(case, workspace).model_dump(mode="json")})
+        reply({"result": run_case(case, workspace, request["note"]).model_dump(mode="json")})
     except Stopped as stop:
         reply({"stopped": stop.message})
         raise

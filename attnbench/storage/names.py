@@ -1,7 +1,7 @@
 """Every name of a file or folder below a runs folder: what lies where, in one place.
 
 runs/<suite>/             results.jsonl, results.damaged.jsonl, run.json, report.md, report.html,
-                          pictures/, paper-figures/, lock
+                          pictures/, paper-figures/, lock, logs/: what each case printed
 runs/store/prepare/<key>/ done.json, made_from.json, latents.json, checked.json, latents-00000.npy
 runs/store/train/<key>/   done.json, checkpoint.safetensors, ema.safetensors, train.jsonl, timing.jsonl
 runs/store/sample/<key>/  done.json, samples-00000.npz, samples-00000.json, grid.png
@@ -22,6 +22,7 @@ RUN = "run.json"  # what the last run of the suite was asked for
 REPORT_MARKDOWN, REPORT_HTML = "report.md", "report.html"
 PROFILE_MARKDOWN = "profile.md"  # in the folder that `attnbench profile --report` names
 PICTURES = "pictures"
+LOGS = "logs"
 PAPER_FIGURES = "paper-figures"  # of `attnbench figures`, where it is not told another folder
 STORE = "store"
 

@@ -8,16 +8,16 @@ Which case comes next, who holds it, what is shared by cases and what a result b
 An executor promises:
 
 1. Every order that it was given is answered by exactly one `Finished` or `Interrupted`, told after all its
-   `Progress`. A case that dies, in whatever way, is a `Finished` with a failed result and its reason: it never
-   costs another case, and is never an exception out of `start`.
+   `Progress`. A case that dies, in whatever way, is a `Finished` with a failed result and its reason: it
+   never costs another case, and is never an exception out of `start`.
 2. `tell` may be called from any thread, and inside `start`.
 3. It computes by calling `attnbench.stages.case.run_case` (or its process, `python -m attnbench.stages.case`)
    once for each order, with the order's store, device, processes and threads. The thread count of an order is
    the one that the case computes with: its result's `environment.threads` says it, since trained weights
    depend on it. A failed attempt may be repeated (a lost node): a case goes on from its checkpoint.
-4. After `stop` no case starts. Those under way save their training and are answered by `Interrupted` with what
-   was saved (or `Finished`, where they were done just then); a second `stop` ends them at once, and they are
-   answered all the same.
+4. After `stop` no case starts. Those under way save their training and are answered by `Interrupted` with
+   what was saved (or `Finished`, where they were done just then); a second `stop` ends them at once, and they
+   are answered all the same.
 5. Leaving the `with` block, however, ends every process that it started, and its own.
 6. What a case prints is kept in the order's `log`, as far as the executor can write there.
 
@@ -110,7 +110,7 @@ class Executor(ABC):
 
     @abstractmethod
     def start(self, orders: Sequence[Order], tell: Tell) -> None:
-        """Begin some cases, longest first: as many as are free to run, at most `at_once` with those under way.
+        """Begin some cases that are free to run, longest first; at most `at_once` with those under way.
 
         Returns once they are on their way, or (an executor of one at a time) when they have ended. An engine
         that hands several over together (an array of jobs) finds them in one call.
