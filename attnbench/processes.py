@@ -321,7 +321,7 @@ class Nursery:
             self._process = _spawn([__name__, module], end, environment, new_session)
         finally:
             os.close(end)
-        self._last_output = b""
+        self._last_output, self._has_forked = b"", False
         self._listener = threading.Thread(target=self._drain, daemon=True)
         self._listener.start()
 
@@ -353,11 +353,14 @@ class Nursery:
                 f"the process that starts others ended with exit code {self._process.returncode}; its last "
                 f"words: {self._last_output[-LINE_KEPT:].decode(errors='replace').strip() or '(none)'}"
             )
+        self._has_forked = True
         return _Forked(int(answer), output, status)
 
     def close(self) -> None:
         """End it; children that are still alive are killed."""
         self._talk.close()
+        if not self._has_forked:  # it may have imports to make for seconds
+            self._process.kill()
         self._process.wait()
 
     def _drain(self) -> None:

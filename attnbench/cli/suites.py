@@ -49,10 +49,9 @@ def run(
     """
     from attnbench.commands import suites as suite_commands
 
-    loaded = suite_commands.load(suite, override or [], case or [], seeds)
-    raise typer.Exit(
-        suite_commands.run(
-            loaded,
+    with suite_commands.cradle(inline) as early:
+        code = suite_commands.run(
+            suite_commands.load(suite, override or [], case or [], seeds),
             runs,
             device=device,
             inline=inline,
@@ -61,8 +60,9 @@ def run(
             threads=threads,
             share_gpus=share_gpus,
             quiet=quiet,
+            cradle=early,
         )
-    )
+    raise typer.Exit(code)
 
 
 @app.command()

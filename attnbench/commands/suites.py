@@ -7,6 +7,7 @@ report is written without them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from attnbench import console
 from attnbench.storage.names import RESULTS, STORE
 
 if TYPE_CHECKING:
+    from attnbench.running.executors.process import Cradle
     from attnbench.suite.loading import Suite
 
 
@@ -25,6 +27,13 @@ def load(suite: str, overrides: Sequence[str], cases: Sequence[str] = (), seeds:
     from attnbench.suite.loading import load_suite
 
     return choose_cases(load_suite(suite, overrides, seeds=seeds), cases)
+
+
+def cradle(inline: bool) -> AbstractContextManager[Cradle | None]:
+    """Start what starts the processes of cases: it imports while this process reads the suite."""
+    from attnbench.running.executors.process import Cradle
+
+    return nullcontext() if inline else Cradle()
 
 
 def run(
@@ -38,6 +47,7 @@ def run(
     threads: int,
     share_gpus: bool,
     quiet: bool,
+    cradle: Cradle | None = None,
 ) -> int:
     """Run a suite, print its comparison and where the report is; return the exit code."""
     from attnbench.devices import chosen_device
@@ -56,6 +66,7 @@ def run(
         share_gpus=share_gpus,
         device=chosen_device(device),
         num_cases=len(suite.cases),
+        cradle=cradle,
     )
     executor = make_executor("inline" if inline else "process" if jobs == 1 else "jobs", asked)
     with console.run_listener(len(suite.cases), quiet=quiet) as listener:

@@ -6,17 +6,19 @@ case is idempotent: run again, it continues where it was killed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from attnbench.devices import device_name
 from attnbench.errors import AttnbenchError, UnsupportedError
@@ -152,6 +154,21 @@ def _as_computed(case: Case, finished: dict[Stage, StageOutput]) -> dict[str, An
     return settings
 
 
+@contextlib.contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """Compute with so many CPU threads in the block, torch and NumPy's linear algebra; 0: as it is."""
+    if not threads:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def preload() -> None:
     """Import what every case imports, for a process that forks the processes of cases.
 
@@ -166,8 +183,6 @@ def main() -> None:
     parent = ParentProcess()
     request = json.loads(parent.request())
     os.environ.update(request["environment"])  # before a device is touched
-    if request["threads"]:
-        torch.set_num_threads(request["threads"])
     numpy.random.seed()  # forks of one process would draw the same where a plugin draws without a seed
     reply = parent.reply
     workspace = Workspace(
@@ -179,7 +194,8 @@ def main() -> None:
     )
     case = Case.model_validate_json(json.dumps(request["case"]))
     try:
-        reply({"result": run_case(case, workspace, request["note"]).model_dump(mode="json")})
+        with computing_with(request["threads"]):
+            reply({"result": run_case(case, workspace, request["note"]).model_dump(mode="json")})
     except Stopped as stop:
         reply({"stopped": stop.message})
         raise

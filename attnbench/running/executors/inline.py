@@ -67,13 +67,9 @@ def run_inline(
     """Run a case in this process, which starts `processes - 1` more to train with; 0 threads: as they are."""
     import torch
 
-    from attnbench.stages.case import run_case
+    from attnbench.stages.case import computing_with, run_case
     from attnbench.storage.store import Workspace
 
     workspace = Workspace(root=store, device=torch.device(device), progress=progress, processes=processes)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads or before)
+    with computing_with(threads):
         return run_case(case, workspace)
-    finally:
-        torch.set_num_threads(before)

@@ -35,10 +35,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from attnbench.results import Result
 from attnbench.specs import Case
+
+if TYPE_CHECKING:
+    from attnbench.running.executors.process import Cradle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,8 @@ class Asked:
     device: str = "cpu"
     """As `devices.chosen_device` chose it: cpu, cuda or cuda:N."""
     num_cases: int = 1
+    cradle: Cradle | None = None
+    """What starts the processes of cases on this machine, where it was begun before there was a suite."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ class Jobs(Executor):
         self._free = shares(asked)
         self.at_once = len(self._free)
         self._processes = asked.processes
-        self._cradle = Cradle(threads=self._free[0].threads)
+        self._cradle = asked.cradle or Cradle()
         self._note = f"{self.at_once} cases at a time on this machine" if self.at_once > 1 else ""
         self._threads: list[threading.Thread] = []
         self._talks: set[Conversation] = set()

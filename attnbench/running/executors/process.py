@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from attnbench.processes import ChildProcess, ChildStartError, Nursery
@@ -24,16 +23,18 @@ KEEP_MEMORY_MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRES
 class Cradle:
     """Starts the processes of cases: forks of one that has imported everything, or else fresh ones.
 
-    What must be in the environment when a process starts (the allocator's settings) is, for all of them.
+    What must be in the environment when a process starts (the allocator's settings) is, for all of them. To
+    enter it again changes nothing: whoever starts it early is not alone in using it.
     """
 
-    def __init__(self, *, threads: int = 0) -> None:
-        self._environment = process_environment(threads)
+    def __init__(self) -> None:
+        self._environment = {**KEEP_MEMORY_MAPPED, **os.environ}
         self._nursery: Nursery | None = None
 
     def __enter__(self) -> Cradle:
-        # in the session of this process: the terminal's Ctrl-C and Ctrl-Z are for its children, too
-        self._nursery = Nursery(MODULE, self._environment, new_session=False)
+        if self._nursery is None:
+            # in the session of this process: the terminal's Ctrl-C and Ctrl-Z are for its children, too
+            self._nursery = Nursery(MODULE, self._environment, new_session=False)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,18 +52,12 @@ class Cradle:
         return ChildProcess(MODULE, NAME, environment=self._environment, log=log)
 
 
-def process_environment(threads: int = 0) -> Mapping[str, str]:
-    """Return the environment that a case's process starts with; all libraries' threads where they are set."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {**KEEP_MEMORY_MAPPED, **os.environ, **({name: str(threads) for name in names} if threads else {})}
-
-
 class OneProcess(OneAtATime):
     """One process at a time, which handles signals itself while it is heard."""
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(run_in_process)
-        self._asked, self._cradle = asked, Cradle(threads=asked.threads)
+        self._asked, self._cradle = asked, asked.cradle or Cradle()
 
     def __enter__(self) -> OneProcess:
         self._cradle.__enter__()
@@ -109,7 +104,7 @@ def run_in_process(
     """
     request = Request(case=case, store=store, device=device, processes=processes, threads=threads)
     times: list[int] = []
-    with (cradle or Cradle(threads=threads)).child(log) as child:
+    with (cradle or Cradle()).child(log) as child:
         talk = Conversation(child, request, progress)
 
         def stop(number: int) -> None:
