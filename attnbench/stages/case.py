@@ -24,13 +24,16 @@ from attnbench.devices import device_name
 from attnbench.errors import AttnbenchError, UnsupportedError
 from attnbench.processes import ParentProcess
 from attnbench.results import Environment, Measurement, Result, environment, timestamp
-from attnbench.specs import Case
+from attnbench.specs import Case, content_hash
 from attnbench.stages import failures
 from attnbench.stages.interrupts import Stopped
-from attnbench.storage.names import ENVIRONMENT
+from attnbench.stages.prepare import dataset_of
+from attnbench.storage.locks import alone_at_once, alone_in
+from attnbench.storage.names import CLAIMS, ENVIRONMENT, GROUND
 from attnbench.storage.records import read_record, write_record
 from attnbench.storage.store import (
     EVERY_STAGE,
+    NOTICE,
     STAGE_ENDED,
     Stage,
     StageOutput,
@@ -40,10 +43,11 @@ from attnbench.storage.store import (
 )
 
 
-def run_case(case: Case, workspace: Workspace, note: str = "") -> Result:
+def run_case(case: Case, workspace: Workspace, note: str = "", *, beside_others: bool = False) -> Result:
     """Run every stage of a case; an error becomes a failed or skipped result with its reason.
 
-    `note` stands in the result's environment: under what conditions this process works.
+    `note` stands in the result's environment: under what conditions this process works. Where cases of the
+    same data may run beside this one, what all of them are scored with is made by one.
     """
     where = environment(device_name(workspace.device), torch.get_num_threads())
     where = where.model_copy(update={"note": note})
@@ -51,7 +55,12 @@ def run_case(case: Case, workspace: Workspace, note: str = "") -> Result:
     stage: Stage = "prepare"
     try:
         for stage in stages_of(case):
+            if beside_others and stage == "evaluate":
+                _lay_ground(case, workspace, waits=True)
             outputs.append(_run_stage(case, stage, workspace))
+            if beside_others and stage == "prepare":
+                with contextlib.suppress(Exception, SystemExit):  # what fails here, `evaluate` meets and says
+                    _lay_ground(case, workspace, waits=False)
         where = _environment_of(workspace.folder("evaluate", case), where, workspace)
     except UnsupportedError as error:
         return _result(case, where, outputs, "skipped", str(error))
@@ -75,6 +84,36 @@ def _run_stage(case: Case, stage: Stage, workspace: Workspace) -> StageOutput:
         milliseconds = round(1000 * (time.monotonic() - began))
         workspace.report(STAGE_ENDED, milliseconds, 0, _what_was_done(case, stage, output))
     return output
+
+
+def _lay_ground(case: Case, workspace: Workspace, *, waits: bool) -> None:
+    """Make the networks and the reference that all cases of the same data are scored with, unless they are.
+
+    One process at a time does; the first one that finds nobody at it does it before its training, so that the
+    others seldom have to wait. What it warns of is noted as the stage would.
+    """
+    shared = [case.data.model_dump(mode="json"), case.evaluate.model_dump(mode="json")]
+    folder = workspace.root / CLAIMS / f"evaluation-{content_hash(shared)}"
+    if (folder / GROUND).exists() or read_output(workspace.folder("evaluate", case)) is not None:
+        return
+
+    def tell(text: str) -> None:
+        workspace.report(NOTICE, 0, 0, text)
+
+    with alone_in(folder, tell) if waits else alone_at_once(folder, tell) as is_mine:
+        if is_mine is False or (folder / GROUND).exists():
+            return
+        from attnbench.evaluation.dataset_images import dataset_images
+        from attnbench.stages.evaluate import Evaluation
+
+        dataset = dataset_of(case, workspace)
+        real = dataset_images(dataset, "train")  # nobody looks at it: the samples are not there yet
+        evaluation = Evaluation(case=case, workspace=workspace, dataset=dataset, samples=real)
+        assert evaluation.reference
+        if case.evaluate.class_accuracy:
+            assert evaluation.classifier
+        workspace.notes.extend(dict.fromkeys([*evaluation.warnings, *evaluation.scorer.warnings]))
+        (folder / GROUND).touch()
 
 
 def _what_was_done(case: Case, stage: Stage, output: StageOutput) -> str:
@@ -195,7 +234,13 @@ def main() -> None:
     case = Case.model_validate_json(json.dumps(request["case"]))
     try:
         with computing_with(request["threads"]):
-            reply({"result": run_case(case, workspace, request["note"]).model_dump(mode="json")})
+            reply(
+                {
+                    "result": run_case(case, workspace, request["note"], beside_others=True).model_dump(
+                        mode="json"
+                    )
+                }
+            )
     except Stopped as stop:
         reply({"stopped": stop.message})
         raise

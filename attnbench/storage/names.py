@@ -11,6 +11,7 @@ runs/store/features/      reference.npz, images.safetensors, a folder per featur
 runs/store/profile/<key>/ session.json
 runs/store/<stage>/<key>/ error.txt, while a stage fails in a way nobody expected
 runs/store/cells/<key>/   lock, of the run that works on a case; claim.json: which stages it is made of
+                          or evaluation-<key>/: lock and `made`, of what cases of the same data are scored with
 runs/store/lock           of every run that is going on, shared; of `attnbench store prune`, alone
 """
 
@@ -34,6 +35,7 @@ DONE = "done.json"  # the stage is finished
 ERROR = "error.txt"  # a traceback of what nobody expected; gone once the stage has succeeded
 CLAIMS = "cells"  # earlier versions hold their cases under this name, too
 CLAIM = "claim.json"
+GROUND = "made"  # beside a lock of what cases of the same data are scored with: it is there
 FEATURES = "features"
 PROFILE, SESSION = "profile", "session.json"
 
