@@ -94,7 +94,7 @@ def _lay_ground(case: Case, workspace: Workspace, *, waits: bool) -> None:
     """
     shared = [case.data.model_dump(mode="json"), case.evaluate.model_dump(mode="json")]
     folder = workspace.root / CLAIMS / f"evaluation-{content_hash(shared)}"
-    if (folder / GROUND).exists() or read_output(workspace.folder("evaluate", case)) is not None:
+    if (folder / GROUND).exists() or _is_finished(case, "evaluate", workspace.root):
         return
 
     def tell(text: str) -> None:
@@ -109,9 +109,8 @@ def _lay_ground(case: Case, workspace: Workspace, *, waits: bool) -> None:
         dataset = dataset_of(case, workspace)
         real = dataset_images(dataset, "train")  # nobody looks at it: the samples are not there yet
         evaluation = Evaluation(case=case, workspace=workspace, dataset=dataset, samples=real)
-        assert evaluation.reference
-        if case.evaluate.class_accuracy:
-            assert evaluation.classifier
+        for made_when_read in ("reference", *(["classifier"] if case.evaluate.class_accuracy else [])):
+            getattr(evaluation, made_when_read)
         workspace.notes.extend(dict.fromkeys([*evaluation.warnings, *evaluation.scorer.warnings]))
         (folder / GROUND).touch()
 
@@ -135,6 +134,10 @@ def _environment_of(folder: Path, here: Environment, workspace: Workspace) -> En
         here = here.model_copy(update={"note": "; ".join(filter(None, (note, here.note)))})
     write_record(path, here)
     return here
+
+
+def _is_finished(case: Case, stage: Stage, root: Path) -> bool:
+    return read_output(root / stage / case.key(stage)) is not None
 
 
 def finished_case(case: Case, root: Path) -> Result | None:
@@ -234,13 +237,8 @@ def main() -> None:
     case = Case.model_validate_json(json.dumps(request["case"]))
     try:
         with computing_with(request["threads"]):
-            reply(
-                {
-                    "result": run_case(case, workspace, request["note"], beside_others=True).model_dump(
-                        mode="json"
-                    )
-                }
-            )
+            result = run_case(case, workspace, request["note"], beside_others=True)
+        reply({"result": result.model_dump(mode="json")})
     except Stopped as stop:
         reply({"stopped": stop.message})
         raise

@@ -11,7 +11,7 @@ runs/store/features/      reference.npz, images.safetensors, a folder per featur
 runs/store/profile/<key>/ session.json
 runs/store/<stage>/<key>/ error.txt, while a stage fails in a way nobody expected
 runs/store/cells/<key>/   lock, of the run that works on a case; claim.json: which stages it is made of
-                          or evaluation-<key>/: lock and `made`, of what cases of the same data are scored with
+                          evaluation-<key>/: lock and `made`, of what cases of one dataset are scored with
 runs/store/lock           of every run that is going on, shared; of `attnbench store prune`, alone
 """
 
