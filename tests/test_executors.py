@@ -225,7 +225,11 @@ def test_what_a_case_prints_is_kept(did):
         ("jobs", {"jobs": 2, "threads": 2}, "--threads 2 x --jobs 2 needs 4 CPU cores"),
         ("jobs", {"jobs": 3, "device": "cuda"}, "--jobs 3 needs 3 GPUs, cuda has 2 here; choose --jobs 2"),
         ("jobs", {"jobs": 2, "device": "cuda:1"}, "--jobs 2 needs 2 GPUs, cuda:1 has 1 here"),
-        ("jobs", {"jobs": 2, "device": "cuda:1", "processes": 2, "share_gpus": True}, "needs 2 GPUs"),
+        (
+            "jobs",
+            {"jobs": 2, "device": "cuda:1", "processes": 2, "share_gpus": True},
+            "--processes 2 needs",
+        ),
     ],
 )
 def test_more_than_the_machine_has_is_refused(monkeypatch, name, settings, said):

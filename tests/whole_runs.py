@@ -20,6 +20,7 @@ import torch
 
 from attnbench import processes
 from attnbench.report import content
+from attnbench.running.executors.process import MODULE
 from attnbench.storage.store import EVERY_STAGE
 
 Start = Callable[[Sequence[str], Path], int]
@@ -128,9 +129,9 @@ def start_warm(words: Sequence[str], log: Path) -> int:
 
 
 def _popen(command: Sequence[str], **settings: Any) -> Any:
-    """Start a child: a case by a fork of this process, the measuring children's nursery as it is."""
-    nursery = command[3] == processes.__name__
-    return subprocess.Popen(command, **settings) if nursery else Fork(command, **settings)
+    """Start a child: what starts cases by a fork of this process, the measuring children's nursery as it is."""
+    measures = command[3] == processes.__name__ and command[-1] != MODULE
+    return subprocess.Popen(command, **settings) if measures else Fork(command, **settings)
 
 
 class Fork:

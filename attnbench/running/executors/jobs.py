@@ -137,6 +137,10 @@ def _of_gpus(asked: Asked) -> list[Share]:
     jobs = asked.jobs or max(1, min(len(gpus) // processes, asked.num_cases))
     if jobs == 1:
         return [Share(device=asked.device, threads=asked.threads)]
+    if processes > len(gpus):
+        raise UserInputError(
+            f"--processes {processes} needs {processes} GPUs, one each, {asked.device} has {len(gpus)} here"
+        )
     if jobs * processes > len(gpus) and not asked.share_gpus:
         raise UserInputError(
             f"--jobs {jobs}{_times(processes)} needs {jobs * processes} GPUs, {asked.device} has {len(gpus)} "
