@@ -24,7 +24,7 @@ from attnbench.devices import device_name
 from attnbench.errors import AttnbenchError, UnsupportedError
 from attnbench.processes import ParentProcess
 from attnbench.results import Environment, Measurement, Result, environment, timestamp
-from attnbench.specs import Case, content_hash
+from attnbench.specs import Case, UserImages, content_hash
 from attnbench.stages import failures
 from attnbench.stages.interrupts import Stopped
 from attnbench.stages.prepare import dataset_of
@@ -42,12 +42,14 @@ from attnbench.storage.store import (
     stages_of,
 )
 
+TRAINED_HERE = "digits-cnn"  # the feature network that is a small CNN, trained on some of the dataset
+
 
 def run_case(case: Case, workspace: Workspace, note: str = "", *, beside_others: bool = False) -> Result:
     """Run every stage of a case; an error becomes a failed or skipped result with its reason.
 
     `note` stands in the result's environment: under what conditions this process works. Where cases of the
-    same data may run beside this one, what all of them are scored with is made by one.
+    same data run beside this one, what all of them are scored with is made early, by one.
     """
     where = environment(device_name(workspace.device), torch.get_num_threads())
     where = where.model_copy(update={"note": note})
@@ -58,7 +60,7 @@ def run_case(case: Case, workspace: Workspace, note: str = "", *, beside_others:
             if beside_others and stage == "evaluate":
                 _lay_ground(case, workspace, waits=True)
             outputs.append(_run_stage(case, stage, workspace))
-            if beside_others and stage == "prepare":
+            if beside_others and stage == "prepare" and _is_scored_with_little(case):
                 with contextlib.suppress(Exception, SystemExit):  # what fails here, `evaluate` meets and says
                     _lay_ground(case, workspace, waits=False)
         where = _environment_of(workspace.folder("evaluate", case), where, workspace)
@@ -89,8 +91,8 @@ def _run_stage(case: Case, stage: Stage, workspace: Workspace) -> StageOutput:
 def _lay_ground(case: Case, workspace: Workspace, *, waits: bool) -> None:
     """Make the networks and the reference that all cases of the same data are scored with, unless they are.
 
-    One process at a time does; the first one that finds nobody at it does it before its training, so that the
-    others seldom have to wait. What it warns of is noted as the stage would.
+    One process at a time does. Where it takes seconds, the first one that finds nobody at it does it before
+    its training, so that nobody has to wait. What it warns of is noted as the stage would.
     """
     shared = [case.data.model_dump(mode="json"), case.evaluate.model_dump(mode="json")]
     folder = workspace.root / CLAIMS / f"evaluation-{content_hash(shared)}"
@@ -113,6 +115,11 @@ def _lay_ground(case: Case, workspace: Workspace, *, waits: bool) -> None:
             getattr(evaluation, made_when_read)
         workspace.notes.extend(dict.fromkeys([*evaluation.warnings, *evaluation.scorer.warnings]))
         (folder / GROUND).touch()
+
+
+def _is_scored_with_little(case: Case) -> bool:
+    """Tell whether what scores a case is made in seconds, so that a training which fails has cost no more."""
+    return not isinstance(case.data, UserImages) and case.evaluate.extractor == TRAINED_HERE
 
 
 def _what_was_done(case: Case, stage: Stage, output: StageOutput) -> str:
@@ -237,7 +244,7 @@ def main() -> None:
     case = Case.model_validate_json(json.dumps(request["case"]))
     try:
         with computing_with(request["threads"]):
-            result = run_case(case, workspace, request["note"], beside_others=True)
+            result = run_case(case, workspace, request["note"], beside_others=request["beside_others"])
         reply({"result": result.model_dump(mode="json")})
     except Stopped as stop:
         reply({"stopped": stop.message})

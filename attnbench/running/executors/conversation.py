@@ -42,6 +42,9 @@ class Request:
     note: str = ""
     """What stands in the result's environment."""
 
+    beside_others: bool = False
+    """Whether other cases of the run may be computed at the same time."""
+
     def line(self) -> str:
         """Return it as one line of JSON."""
         return json.dumps(
@@ -53,6 +56,7 @@ class Request:
                 "threads": self.threads,
                 "environment": dict(self.environment),
                 "note": self.note,
+                "beside_others": self.beside_others,
             }
         )
 

@@ -93,6 +93,7 @@ class Jobs(Executor):
             threads=share.threads,
             environment=share.environment,
             note=self._note,
+            beside_others=self.at_once > 1,
         )
         with self._cradle.child(order.log) as child:
             talk = Conversation(child, request, lambda *words: tell(order, Progress(*words)))
