@@ -4,11 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
+# cases at a time of quickstart; 0: one for each core
+JOBS ?= 0
 
 .PHONY: quickstart test check lint types imports wheel clean
 
 quickstart: $(INSTALLED)
-	$(BIN)/attnbench run suites/quick.yaml
+	$(BIN)/attnbench run suites/quick.yaml --jobs $(JOBS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from attnbench.contract import AttentionBackend, AttentionContext, AttentionSite
-from attnbench.errors import UnsupportedError
+from attnbench.errors import UnsupportedError, UserInputError
 from attnbench.models.options import resolve_attention
 from attnbench.models.recipes import resolve
 from attnbench.models.resolution import input_size
@@ -152,14 +152,24 @@ def run_suite(
     cases: Sequence[str] = (),
     seeds: int | None = None,
     runs: str | Path = "runs",
+    jobs: int = 1,
+    threads: int = 0,
 ) -> SuiteRun:
     """Run a suite and write its report; what is finished already is not computed again.
 
-    `overrides` are `key=value` strings, `cases` labels (with `*` and `?`) and `seeds` a number, all as on the
-    command line. Raises SuiteError with file and line.
+    `overrides` are `key=value` strings, `cases` labels (with `*` and `?`), `seeds`, `jobs` (cases at a time)
+    and `threads` (CPU threads of each) numbers, all as on the command line. Raises SuiteError with file and
+    line, UserInputError for more jobs than the machine has cores or GPUs for.
     """
+    from attnbench.devices import chosen_device
+    from attnbench.running.executors import make_executor
+    from attnbench.running.executors.interface import Asked
     from attnbench.running.runner import run
     from attnbench.suite.choosing import choose_cases
     from attnbench.suite.loading import load_suite
 
-    return run(choose_cases(load_suite(path, overrides, seeds=seeds), cases), Path(runs))
+    suite = choose_cases(load_suite(path, overrides, seeds=seeds), cases)
+    if jobs < 0 or threads < 0:
+        raise UserInputError(f"jobs and threads are 0 or more, got {jobs} and {threads}")
+    asked = Asked(jobs=jobs, threads=threads, device=chosen_device(None), num_cases=len(suite.cases))
+    return run(suite, Path(runs), executor=make_executor("process" if jobs == 1 else "jobs", asked))

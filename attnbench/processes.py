@@ -12,6 +12,7 @@ child starts in milliseconds instead of seconds, and what one does to its module
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import importlib
@@ -38,10 +39,13 @@ from attnbench.errors import AttnbenchError
 Message = TypeVar("Message")
 
 OUTPUT_KEPT = 2**16  # bytes; a plugin may print for days
+LOG_KEPT = 2**22  # bytes of a log; what came before is kept once more, beside it
+OLDER = ".older"  # ends that file's name
 LINE_KEPT = 500  # characters of one of the last words
 LINGER_S = 1.0  # a dead child's own children may hold its pipes open and write for ever
 LOOK_S = 5.0  # how often a child looks whether its parent lives, where its input stays open without it
 ORPHANED = 3  # exit code
+_FOR_CHILDREN = (signal.SIGINT, signal.SIGTERM)
 USERS_PATH = "ATTNBENCH_USERS_PYTHONPATH"  # what PYTHONPATH was, for programs that a child starts
 
 
@@ -59,7 +63,7 @@ class ChildProcess:
     The child imports what this process does: it gets our `sys.path`, and nothing is put before it.
     `new_session` keeps the terminal's Ctrl-C from it. It ends when this process does, as soon as its main
     thread lets others run. With a `nursery` of that module it is forked there; environment and session are
-    then the nursery's.
+    then the nursery's. What it prints is added to `log`, a file that is made when there is something to keep.
     """
 
     def __init__(
@@ -70,8 +74,9 @@ class ChildProcess:
         environment: Mapping[str, str] | None = None,
         new_session: bool = False,
         nursery: Nursery | None = None,
+        log: Path | None = None,
     ) -> None:
-        self.name, self.ended_at = name, float("inf")
+        self.name, self.ended_at, self._log = name, float("inf"), log
         self._said: queue.Queue[bytes | None] = queue.Queue()
         self._output, self._killed_because = b"", ""
         self._oom_kills = oom_kills()
@@ -215,6 +220,7 @@ class ChildProcess:
                         until = time.monotonic() + LINGER_S
                     elif source == output:
                         self._output = (self._output + piece)[-OUTPUT_KEPT:]
+                        _add_to_log(self._log, piece)
                     else:
                         *lines, rest = (rest + piece).split(b"\n")
                         for line in lines:
@@ -223,6 +229,19 @@ class ChildProcess:
         os.close(output)
         with contextlib.suppress(OSError):
             self._talk.shutdown(socket.SHUT_RDWR)  # whoever is sending gets an error, not a wait
+
+
+def _add_to_log(path: Path | None, piece: bytes) -> None:
+    """Keep what a child printed; a full disk is not this thread's to tell, and last words are kept anyway."""
+    if path is None or not piece:
+        return
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(piece)
+            size = file.tell()
+        if size > LOG_KEPT:
+            path.replace(path.with_name(path.name + OLDER))
 
 
 class _Process(Protocol):
@@ -286,19 +305,23 @@ def _spawn(words: list[str], end: int, environment: Mapping[str, str] | None, ne
 class Nursery:
     """A process that has imported `module` and forks a child that runs its `main` for every `ChildProcess`.
 
-    It loads no plugins: those are loaded by each child, for itself. It ends when this process does.
+    Where the module has a function `preload`, it has called it: for imports that `main` makes later. It loads
+    no plugins, starts no thread and touches no device: that is done by each child, for itself. Ctrl-C and
+    SIGTERM are for the children; it ends when this process does.
     """
 
-    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, environment: Mapping[str, str] | None = None, *, new_session: bool = True
+    ) -> None:
         self._asking = threading.Lock()
         self._talk, theirs = socket.socketpair()
         with theirs:
             end = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)
         try:
-            self._process = _spawn([__name__, module], end, environment, new_session=True)
+            self._process = _spawn([__name__, module], end, environment, new_session)
         finally:
             os.close(end)
-        self._last_output = b""
+        self._last_output, self._has_forked = b"", False
         self._listener = threading.Thread(target=self._drain, daemon=True)
         self._listener.start()
 
@@ -330,11 +353,14 @@ class Nursery:
                 f"the process that starts others ended with exit code {self._process.returncode}; its last "
                 f"words: {self._last_output[-LINE_KEPT:].decode(errors='replace').strip() or '(none)'}"
             )
+        self._has_forked = True
         return _Forked(int(answer), output, status)
 
     def close(self) -> None:
         """End it; children that are still alive are killed."""
         self._talk.close()
+        if not self._has_forked:  # it may have imports to make for seconds
+            self._process.kill()
         self._process.wait()
 
     def _drain(self) -> None:
@@ -476,7 +502,11 @@ class ParentProcess:
 
 def _tend(talk: socket.socket, parent: int, module: str) -> None:
     """Be a nursery: import the module, then fork a child for every request until the parent goes."""
-    main = importlib.import_module(module).main
+    for number in _FOR_CHILDREN:  # before the imports, which take seconds
+        signal.signal(number, signal.SIG_IGN)
+    imported = importlib.import_module(module)
+    main = imported.main
+    getattr(imported, "preload", lambda: None)()
     reading, writing = socket.socketpair()
     reading.setblocking(False)
     writing.setblocking(False)
@@ -498,16 +528,21 @@ def _tend(talk: socket.socket, parent: int, module: str) -> None:
             asked, ends, _, _ = socket.recv_fds(talk, 16, 3)
             if not asked:
                 break
+            # a signal that comes while the child ignores it still would be lost to it
+            signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_CHILDREN)
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 for ours in (talk, reading, writing):
                     ours.close()
                 for status in statuses.values():
                     os.close(status)
                 selector.close()
                 _be_child(main, module, ends)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_CHILDREN)
             statuses[pid] = ends[2]
             for end in ends[:2]:
                 os.close(end)
@@ -543,6 +578,7 @@ def _be_child(main: Callable[[], None], module: str, ends: list[int]) -> None:
     sys.argv = [module, str(talk), str(os.getppid())]
     code = 1
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_CHILDREN)
         main()
         code = 0
     except SystemExit as error:
@@ -550,13 +586,21 @@ def _be_child(main: Callable[[], None], module: str, ends: list[int]) -> None:
     except BaseException:  # noqa: BLE001 - the interpreter's own way with whatever is raised
         traceback.print_exc()
     finally:
+        with contextlib.suppress(BaseException):  # as the interpreter ends, and multiprocessing's children
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
 
 
+def main() -> None:
+    """Be a nursery, as `Nursery` asks for it on the command line."""
+    with socket.socket(fileno=int(sys.argv[1])) as talk:
+        talk.set_inheritable(False)
+        _tend(talk, int(sys.argv[2]), sys.argv[3])
+
+
 if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as _talk:
-        _talk.set_inheritable(False)
-        _tend(_talk, int(sys.argv[2]), sys.argv[3])
+    main()

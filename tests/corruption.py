@@ -31,7 +31,7 @@ from attnbench.errors import AttnbenchError
 from attnbench.report.quantities import NOTED
 from attnbench.results import Result, latest, read_results
 from attnbench.running import runner
-from attnbench.running.executors import run_inline
+from attnbench.running.executors.inline import run_inline
 from attnbench.running.runner import Listener, run
 from attnbench.specs import Case
 from attnbench.stages import case as case_module

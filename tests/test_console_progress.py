@@ -79,3 +79,24 @@ def test_a_case_tells_of_the_stages_it_ran(tmp_path, monkeypatch):
     case_module.run_case(case, workspace)
     ended = [note for stage, milliseconds, _, note in told if stage == STAGE_ENDED and milliseconds >= 0]
     assert ended == [f"train {case.train.steps} steps", "sample 1,200 images", "evaluate"]
+
+
+def test_cases_side_by_side_in_a_log(capsys, monkeypatch):
+    """When a minute is over, every case at work says how far it is; one that has ended says nothing more."""
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    one, two = (digits_case().model_copy(update={"label": label, "seed": n}) for n, label in enumerate("ab"))
+    ended = Result(
+        case_id=one.id, suite="s", label="a", status="ok", environment=environment("cpu"), created=timestamp()
+    )
+    with run_listener(2, quiet=False) as listener:
+        listener.progress(one, "train", 1, 9, "")
+        listener.progress(two, "train", 2, 9, "")
+        listener.finished(ended, False)
+        listener.progress(two, "sample", 3, 9, "")
+    assert [line.strip() for line in capsys.readouterr().err.splitlines()] == [
+        "a: train 1 of 9",
+        "a: train 1 of 9",
+        "b: train 2 of 9",
+        "ok  a",
+        "b: sample 3 of 9",
+    ]

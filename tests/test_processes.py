@@ -365,3 +365,79 @@ def test_a_nursery_that_cannot_import_says_so(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     with Nursery("broken_child") as nursery, pytest.raises(ChildStartError, match="broken at import"):
         ChildProcess("broken_child", "the child", nursery=nursery)
+
+
+NURSERY_LOOK = """
+import atexit, os, signal, sys, threading
+from attnbench.processes import ParentProcess
+
+loaded = []
+
+
+def preload():
+    loaded.append(len(os.listdir("/proc/self/task")))
+
+
+def main():
+    parent = ParentProcess()
+    atexit.register(os.write, 1, b"at exit")
+    parent.reply({
+        "preloaded": loaded,
+        "session": os.getsid(0),
+        "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+        "terminate": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+        "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "nursery": os.getppid(),
+    })
+    parent.request()
+"""
+
+
+def test_a_nursery_in_this_session_leaves_signals_to_its_children(tmp_path, monkeypatch):
+    """Ctrl-C and SIGTERM to the whole group do not end it; its children take them as any process does."""
+    (tmp_path / "nursery_look.py").write_text(NURSERY_LOOK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Nursery("nursery_look", new_session=False) as nursery:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with ChildProcess("nursery_look", "the child", nursery=nursery) as child:
+                said = child.receive(ANY_REPLY, PATIENCE_S)
+                assert said.pop("nursery") != os.getpid()
+                assert said == {
+                    "preloaded": [1],  # one thread: it forks
+                    "session": os.getsid(0),
+                    "interrupt": True,
+                    "terminate": True,
+                    "blocked": 0,
+                }
+                os.kill(nursery._process.pid, number)
+                child.signal(number)
+                assert child.receive(ANY_REPLY, PATIENCE_S) is None
+                interrupted = "ended with exit code 1; its last words: "
+                how = interrupted if number == signal.SIGINT else "was killed by SIGTERM"
+                assert how in child.how_it_ended()
+                # what it had to do at its end is done where Python ends it
+                assert child.last_words().endswith("at exit") == (number == signal.SIGINT)
+
+
+def test_a_nursery_that_nobody_needed_ends_at_once(tmp_path, monkeypatch):
+    """It may still be at its imports when the suite turns out to be finished, or wrong."""
+    (tmp_path / "slow_child.py").write_text("import time\ntime.sleep(3600)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Nursery("slow_child") as nursery:
+        pass
+    assert not is_running(nursery._process.pid)
+
+
+def test_what_a_child_prints_is_kept_in_its_log(start, tmp_path, monkeypatch):
+    """Added to what is there, its folder made where it is missing; a long one goes on in another file."""
+    monkeypatch.setattr(processes, "LOG_KEPT", 1000)
+    log = tmp_path / "logs" / "case.log"
+    for words in ("first", "second", "x" * 2000, "last"):
+        child = start(f"print({words!r}, flush=True)", log=log)
+        assert all_of(child) == []
+    older = log.with_name("case.log.older").read_text()
+    assert older + log.read_text() == f"first\nsecond\n{'x' * 2000}\nlast\n"
+    assert len(older) > 1000 > len(log.read_text())
+    silent = start("pass", log=tmp_path / "silent.log")
+    assert all_of(silent) == []
+    assert not (tmp_path / "silent.log").exists()

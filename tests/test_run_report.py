@@ -17,7 +17,7 @@ from runner_cases import TINY, tiny_suite
 
 from attnbench.report.sections import reproduce_command
 from attnbench.results import append_result, read_results
-from attnbench.running.executors import run_inline
+from attnbench.running.executors.inline import run_inline
 from attnbench.running.runner import run
 from attnbench.storage.names import RESULTS, RUN
 from attnbench.storage.run_folders import RunRecord, read_run

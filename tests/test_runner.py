@@ -21,7 +21,8 @@ from attnbench.data import digits
 from attnbench.errors import DataError, StorageError, SuiteError
 from attnbench.plugins import Provided, registry
 from attnbench.results import latest, read_results
-from attnbench.running.executors import run_in_process, run_inline
+from attnbench.running.executors.inline import run_inline
+from attnbench.running.executors.process import run_in_process
 from attnbench.running.plan import plan
 from attnbench.running.runner import run
 from attnbench.stages.interrupts import Stopped

@@ -15,8 +15,9 @@ from process_cases import digits_case
 from attnbench.plugins import registry
 from attnbench.profiling.rows import ProfileRequest
 from attnbench.profiling.session import profile_models
-from attnbench.running import executors
-from attnbench.running.executors import run_in_process, run_inline
+from attnbench.running.executors import conversation
+from attnbench.running.executors.inline import run_inline
+from attnbench.running.executors.process import run_in_process
 from attnbench.running.plan import plan
 from attnbench.specs import ProfileSpec
 from attnbench.stages.interrupts import GO_ON, Stopped
@@ -195,7 +196,7 @@ def test_a_line_that_cannot_be_read_is_a_failed_case(plugin, tmp_path):
 
 def test_a_process_that_never_exits_is_ended_after_its_result(plugin, tmp_path, monkeypatch):
     """A plugin's thread that never ends keeps neither the result nor the run."""
-    monkeypatch.setattr(executors, "EXIT_LIMIT_S", 1.0)
+    monkeypatch.setattr(conversation, "EXIT_LIMIT_S", 1.0)
     assert train(tmp_path, "lingers").reason.startswith("train: ValueError: the end; ")
 
 
@@ -271,7 +272,7 @@ def test_an_error_of_every_process_is_nobodys_fault(plugin, tmp_path):
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_process_that_does_not_stop_is_killed(plugin, tmp_path, monkeypatch, signals):
     """SIGTERM to a training that hangs: it is killed after the limit, or at the second signal."""
-    monkeypatch.setattr(executors, "STOP_LIMIT_S", 1.0 if signals == 1 else 1000.0)
+    monkeypatch.setattr(conversation, "STOP_LIMIT_S", 1.0 if signals == 1 else 1000.0)
 
     def signal_when_it_hangs():
         while not (plugin / "hangs").exists():

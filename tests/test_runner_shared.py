@@ -14,7 +14,7 @@ from runner_cases import tiny_suite
 
 from attnbench.errors import StorageError
 from attnbench.results import latest, read_results
-from attnbench.running.executors import run_inline
+from attnbench.running.executors.inline import run_inline
 from attnbench.running.runner import Listener, run
 from attnbench.storage.locks import alone_in
 

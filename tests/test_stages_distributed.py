@@ -19,7 +19,7 @@ from torch import nn
 
 from attnbench.errors import AttnbenchError, NonFiniteError, UserInputError
 from attnbench.results import latest, read_results
-from attnbench.running.executors import LAUNCHER_VARIABLES, take_over_launcher
+from attnbench.running.executors.launcher import LAUNCHER_VARIABLES, take_over_launcher
 from attnbench.specs import SampleSpec
 from attnbench.stages import distributed, sample, train
 from attnbench.stages.training import trainer

@@ -14,7 +14,7 @@ from runner_cases import tiny_suite
 from attnbench.commands import store as store_command
 from attnbench.errors import UserInputError
 from attnbench.results import append_result, read_results
-from attnbench.running.executors import run_inline
+from attnbench.running.executors.inline import run_inline
 from attnbench.running.runner import run
 from attnbench.specs import DiagnoseSpec
 from attnbench.stages.interrupts import Stopped

@@ -12,7 +12,7 @@ from runner_cases import TINY, tiny_suite
 
 from attnbench.errors import SuiteError
 from attnbench.report.sections import warnings
-from attnbench.running.executors import run_inline
+from attnbench.running.executors.inline import run_inline
 from attnbench.running.plan import finished_shorter, finished_trainings
 from attnbench.running.runner import Listener, run
 from attnbench.specs import TrainSpec

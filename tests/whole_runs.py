@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import importlib
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ import torch
 
 from attnbench import processes
 from attnbench.report import content
+from attnbench.running.executors.process import MODULE
 from attnbench.storage.store import EVERY_STAGE
 
 Start = Callable[[Sequence[str], Path], int]
@@ -128,9 +131,9 @@ def start_warm(words: Sequence[str], log: Path) -> int:
 
 
 def _popen(command: Sequence[str], **settings: Any) -> Any:
-    """Start a child: a case by a fork of this process, the measuring children's nursery as it is."""
-    nursery = command[3] == processes.__name__
-    return subprocess.Popen(command, **settings) if nursery else Fork(command, **settings)
+    """Start a child: what starts cases by a fork of this process, what starts measuring ones as it is."""
+    measures = command[3] == processes.__name__ and command[-1] != MODULE
+    return subprocess.Popen(command, **settings) if measures else Fork(command, **settings)
 
 
 class Fork:
@@ -195,6 +198,8 @@ def _be_a_program(work: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # torch makes its pool anew behind a fork, and two threads at once cannot
+    atexit._clear()  # what starts cases lets them end as programs do: this process's folders are not theirs
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
     try:
         work()
         code = 0

@@ -19,9 +19,25 @@ def run(
     runs: Runs = RUNS,
     device: Device = "auto",
     inline: Annotated[bool, typer.Option(help="Run the cases in this process (for debugging).")] = False,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=0,
+            help="Cases at a time, each with its share of cores and GPUs; 0: as many as there are of these.",
+        ),
+    ] = 1,
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that train and sample one case together, one GPU each.")
     ] = 1,
+    threads: Annotated[
+        int,
+        typer.Option(min=0, help="CPU threads of a case, which its weights depend on; 0: its share."),
+    ] = 0,
+    share_gpus: Annotated[
+        bool, typer.Option("--share-gpus", help="Let several of --jobs share a GPU.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train, sample, evaluate and profile a suite; write the report.
@@ -29,14 +45,24 @@ def run(
     Finished stages are read, not repeated: to resume, run the same command again. Started once more beside
     it, on another GPU or machine with the same --runs folder, it takes the cases that are free. Exit code 1
     when a case failed, or none could run; the others are finished and reported. With --case the report is of
-    the chosen cases; the others stay in the run's folder.
+    the chosen cases; the others stay in the run's folder. What a case prints is kept in its folder logs.
     """
     from attnbench.commands import suites as suite_commands
 
-    loaded = suite_commands.load(suite, override or [], case or [], seeds)
-    raise typer.Exit(
-        suite_commands.run(loaded, runs, device=device, inline=inline, processes=processes, quiet=quiet)
-    )
+    with suite_commands.cradle(inline) as early:
+        code = suite_commands.run(
+            suite_commands.load(suite, override or [], case or [], seeds),
+            runs,
+            device=device,
+            inline=inline,
+            jobs=jobs,
+            processes=processes,
+            threads=threads,
+            share_gpus=share_gpus,
+            quiet=quiet,
+            cradle=early,
+        )
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -7,7 +7,7 @@ report is written without them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from attnbench import console
 from attnbench.storage.names import RESULTS, STORE
 
 if TYPE_CHECKING:
+    from attnbench.running.executors.process import Cradle
     from attnbench.suite.loading import Suite
 
 
@@ -28,22 +29,48 @@ def load(suite: str, overrides: Sequence[str], cases: Sequence[str] = (), seeds:
     return choose_cases(load_suite(suite, overrides, seeds=seeds), cases)
 
 
-def run(suite: Suite, runs: Path, *, device: str, inline: bool, processes: int, quiet: bool) -> int:
+def cradle(inline: bool) -> AbstractContextManager[Cradle | None]:
+    """Start what starts the processes of cases: it imports while this process reads the suite."""
+    from attnbench.running.executors.process import Cradle
+
+    return nullcontext() if inline else Cradle()
+
+
+def run(
+    suite: Suite,
+    runs: Path,
+    *,
+    device: str,
+    inline: bool,
+    jobs: int,
+    processes: int,
+    threads: int,
+    share_gpus: bool,
+    quiet: bool,
+    cradle: Cradle | None = None,
+) -> int:
     """Run a suite, print its comparison and where the report is; return the exit code."""
-    from attnbench.running.executors import run_in_process, run_inline, take_over_launcher
+    from attnbench.devices import chosen_device
+    from attnbench.running.executors import make_executor
+    from attnbench.running.executors.interface import Asked
+    from attnbench.running.executors.launcher import take_over_launcher
     from attnbench.running.runner import run as run_cases
 
     taken = take_over_launcher(processes)
     if taken is None:
         return 0  # another copy, started by torchrun beside this one, does the work
+    asked = Asked(
+        jobs=jobs,
+        processes=taken,
+        threads=threads,
+        share_gpus=share_gpus,
+        device=chosen_device(device),
+        num_cases=len(suite.cases),
+        cradle=cradle,
+    )
+    executor = make_executor("inline" if inline else "process" if jobs == 1 else "jobs", asked)
     with console.run_listener(len(suite.cases), quiet=quiet) as listener:
-        outcome = run_cases(
-            suite,
-            runs,
-            device=device,
-            executor=partial(run_inline if inline else run_in_process, processes=taken),
-            listener=listener,
-        )
+        outcome = run_cases(suite, runs, device=device, executor=executor, listener=listener)
     console.print_comparison(outcome.results)
     typer.echo(f"report: {outcome.report.html}\n        {outcome.report.markdown}")
     return outcome.exit_code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -25,7 +25,7 @@ from attnbench.progress import Progress
 from attnbench.results import Result
 
 if TYPE_CHECKING:
-    from attnbench.running.runner import Listener
+    from attnbench.running.listener import Listener
     from attnbench.specs import Case
 
 LINE_EVERY_S = 60.0  # a file that somebody follows must show that something goes on
@@ -40,9 +40,14 @@ class Lines:
 
     def progress(self, title: str, done: int, total: int, note: str) -> None:
         """Say how far something has come, unless the last line is younger than a minute."""
+        self.all_of([(title, done, total, note)])
+
+    def all_of(self, going_on: Iterable[tuple[str, int, int, str]]) -> None:
+        """Say it of several things that go on at the same time, a line each."""
         if self._clock() - self._said_at >= LINE_EVERY_S:
-            share = f" {done:,} of {total:,}" if total else ""
-            self.say(f"{title}{share}{f', {note}' if note else ''}")
+            for title, done, total, note in going_on:
+                share = f" {done:,} of {total:,}" if total else ""
+                self.say(f"{title}{share}{f', {note}' if note else ''}")
 
     def say(self, text: str) -> None:
         """Say something now."""
@@ -85,25 +90,33 @@ def progress_bar(title: str, *, quiet: bool) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def run_listener(num_cases: int, *, quiet: bool) -> Iterator[Listener]:
-    """Yield a listener that shows all cases, the stage at work, and one line per finished case."""
-    from attnbench.running.runner import Listener
+    """Yield a listener that shows all cases, the stage at work of each, and one line per finished case."""
+    from attnbench.running.listener import Listener
 
     with _bars(quiet) as bars:
         cases = bars.add_task("cases", total=num_cases, note="")
-        stages: dict[str, TaskID] = {}
+        stages: dict[str, tuple[str, TaskID]] = {}  # of each case at work, by its id
+        going_on: dict[str, tuple[str, int, int, str]] = {}
         lines = _lines(bars, quiet)
 
-        def show(title: str, done: int, total: int, note: str) -> None:
-            lines.progress(title, done, total, note)
-            if title not in stages:
-                for task in stages.values():
-                    bars.remove_task(task)
-                stages.clear()
-                stages[title] = bars.add_task(escape(title), total=total, note="")
-            bars.update(stages[title], completed=done, total=total, note=escape(note))
+        def show(whose: str, title: str, done: int, total: int, note: str) -> None:
+            going_on[whose] = title, done, total, note
+            lines.all_of(going_on.values())
+            shown, task = stages.get(whose, ("", None))
+            if task is None or shown != title:
+                hide(whose)
+                task = bars.add_task(escape(title), total=total, note="")
+                stages[whose] = title, task
+            bars.update(task, completed=done, total=total, note=escape(note))
+
+        def hide(whose: str) -> None:
+            if whose in stages:
+                bars.remove_task(stages.pop(whose)[1])
 
         def finished(result: Result, cached: bool) -> None:
             bars.advance(cases)
+            hide(result.case_id)
+            going_on.pop(result.case_id, None)
             if not quiet:
                 word = "cached" if cached else result.status
                 reason = f": {result.reason}" if result.reason else ""
@@ -116,12 +129,12 @@ def run_listener(num_cases: int, *, quiet: bool) -> Iterator[Listener]:
 
         def profiling(done: int, total: int, note: str) -> None:
             began.append(time.monotonic())
-            show("profile", done, total, note)
+            show("", "profile", done, total, note)
             if done == total:
                 lines.say(f"profile, {duration(began[-1] - began[0])}")
 
         yield Listener(
-            progress=lambda case, stage, done, total, note: show(f"{case.label}: {stage}", done, total, note),
+            progress=lambda case, stage, *words: show(case.id, f"{case.label}: {stage}", *words),
             stage_ended=stage_ended,
             finished=finished,
             profiling=profiling,

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,23 @@ from attnbench.errors import DataError, StorageError, cannot_read
 from attnbench.report import ReportPaths
 from attnbench.report.run_report import write_run_report
 from attnbench.results import Result, append_result, latest, read_results
-from attnbench.running.executors import Executor, run_in_process
-from attnbench.running.plan import missing_inputs, plan, warnings
+from attnbench.running.executors import make_executor
+from attnbench.running.executors.inline import OneAtATime, RunCase
+from attnbench.running.executors.interface import Asked, Executor
+from attnbench.running.listener import Listener, saying_once
+from attnbench.running.plan import PlannedCase, missing_inputs, plan, warnings
+from attnbench.running.schedule import Place, run_cases
 from attnbench.specs import Case
 from attnbench.stages.case import finished_case
 from attnbench.stages.profile import SessionOutput, profile_cases
 from attnbench.storage.atomic import atomic_write, remove_unfinished, storage_errors
-from attnbench.storage.claims import claim_folder, note_claim
 from attnbench.storage.hashing import file_sha256
-from attnbench.storage.locks import alone_in, beside_others, is_held
+from attnbench.storage.locks import alone_in, beside_others
 from attnbench.storage.names import DONE, PICTURES, RESULTS, STORE
 from attnbench.storage.run_folders import RunRecord, read_run, set_damaged_aside, write_run_record
-from attnbench.storage.store import NOTICE, STAGE_ENDED, read_output
+from attnbench.storage.store import read_output
 from attnbench.suite.files import is_shipped
 from attnbench.suite.loading import Suite
-
-CaseProgress = Callable[[Case, str, int, int, str], None]  # case, stage, done, total, note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,39 +54,26 @@ class SuiteRun:
         return 1 if "failed" in statuses or "ok" not in statuses else 0
 
 
-def _write_notice(text: str) -> None:
-    sys.stderr.write(f"note: {text}\n")
-    sys.stderr.flush()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listener:
-    """Whom to tell: each case's progress and ended stages, each finished case, the profile, and notices.
-
-    A notice is for a person to read at once: whom this run waits for, or that there are no file locks.
-    """
-
-    progress: CaseProgress = lambda case, stage, done, total, note: None
-    stage_ended: Callable[[Case, str, float], None] = lambda case, what, seconds: None
-    finished: Callable[[Result, bool], None] = lambda result, cached: None
-    profiling: Callable[[int, int, str], None] = lambda done, total, note: None
-    notice: Callable[[str], None] = _write_notice
-
-
 def run(
     suite: Suite,
     runs: Path,
     *,
     device: str | None = None,
-    executor: Executor = run_in_process,
+    executor: Executor | RunCase | None = None,
     listener: Listener | None = None,
 ) -> SuiteRun:
     """Run every case that is not finished, profile all finished ones together, write the report.
 
+    `executor` says where cases run: one after the other, each in a process of its own, unless it is given. A
+    function that runs one case is one, too: one at a time, in this process.
     Raises DataError for a missing folder and StorageError for a full disk before anything runs.
     """
-    listener = _saying_once(listener or Listener())
+    listener = saying_once(listener or Listener())
     asked, device = device or "auto", chosen_device(device)
+    if executor is None:
+        executor = make_executor("process", Asked(device=device))
+    elif not isinstance(executor, Executor):
+        executor = OneAtATime(executor)
     runs = runs.absolute()
     run_dir, store = runs / suite.name, runs / STORE
     for folder in (run_dir, store):
@@ -94,10 +81,13 @@ def run(
             folder.mkdir(parents=True, exist_ok=True)
     with beside_others(store, listener.notice):  # `attnbench store prune` leaves it alone meanwhile
         check_inputs(suite.cases)
-        check_space(suite.cases, store)
+        planned = plan(suite.cases, store)
+        check_space(planned, store)
         for warning in warnings(suite, store):
             listener.notice(warning)
-        results, computed = _run_cases(suite.cases, store, run_dir, device, executor, listener)
+        times_s = {one.case.id: one.time_s for one in planned}
+        place = Place(store=store, run_dir=run_dir, device=device)
+        results, computed = run_cases(suite.cases, place, executor, listener, times_s)
         # what failed here another run may have finished since
         results = [
             result if result.status == "ok" else finished_case(case, store) or result
@@ -130,66 +120,6 @@ def _record_of(suite: Suite, device: str) -> RunRecord:
     )
 
 
-def _run_cases(
-    cases: Sequence[Case], store: Path, run_dir: Path, device: str, executor: Executor, listener: Listener
-) -> tuple[list[Result], int]:
-    """Return every case's result and how many were computed here; keep each as soon as it is there.
-
-    Cases that another run works on come last: runs of one suite, each on a GPU of its own, share them out.
-    """
-    results: dict[int, Result] = {}
-    pending, computed = dict(enumerate(cases)), 0
-    while pending:
-        free = (number for number, case in pending.items() if not _in_other_hands(case, store))
-        number = next(free, next(iter(pending)))
-        case = pending.pop(number)
-        result = finished_case(case, store)
-        cached = result is not None
-        if result is None:
-            with alone_in(claim_folder(case, store), listener.notice):
-                note_claim(case, store)
-                result = finished_case(case, store)  # by the run that was waited for
-                cached = result is not None
-                if result is None:
-                    computed += 1
-                    result = executor(case, store, device, _for(case, listener))
-            if not cached:
-                with alone_in(run_dir, listener.notice):
-                    append_result(run_dir / RESULTS, result)
-        results[number] = result
-        listener.finished(result, cached)
-    return [results[number] for number in range(len(cases))], computed
-
-
-def _in_other_hands(case: Case, store: Path) -> bool:
-    """Tell whether another run works on a case, or on the training that it shares with others."""
-    return is_held(claim_folder(case, store)) or is_held(store / "train" / case.key("train"))
-
-
-def _saying_once(listener: Listener) -> Listener:
-    """Return a listener that hears each notice once: every stage of a run has the same to say."""
-    said: set[str] = set()
-
-    def notice(text: str) -> None:
-        if text not in said:
-            said.add(text)
-            listener.notice(text)
-
-    return replace(listener, notice=notice)
-
-
-def _for(case: Case, listener: Listener) -> Callable[[str, int, int, str], None]:
-    def hear(stage: str, done: int, total: int, note: str) -> None:
-        if stage == NOTICE:
-            listener.notice(note)
-        elif stage == STAGE_ENDED:
-            listener.stage_ended(case, note, done / 1000)
-        else:
-            listener.progress(case, stage, done, total, note)
-
-    return hear
-
-
 def check_inputs(cases: Sequence[Case]) -> None:
     """Refuse a run whose files are not there, naming all of them, before the first case is trained."""
     missing = list(dict.fromkeys(text for case in cases for text in missing_inputs(case)))
@@ -199,9 +129,9 @@ def check_inputs(cases: Sequence[Case]) -> None:
         raise DataError("\n  ".join([f"{len(missing)} things are missing:", *missing]))
 
 
-def check_space(cases: Sequence[Case], store: Path) -> None:
+def check_space(planned: Sequence[PlannedCase], store: Path) -> None:
     """Refuse a run that cannot fit on the disk."""
-    needed = sum(planned.disk_bytes for planned in plan(cases, store))
+    needed = sum(one.disk_bytes for one in planned)
     place = store
     while not place.exists():
         place = place.parent

@@ -6,36 +6,63 @@ case is idempotent: run again, it continues where it was killed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from attnbench.devices import device_name
 from attnbench.errors import AttnbenchError, UnsupportedError
 from attnbench.processes import ParentProcess
 from attnbench.results import Environment, Measurement, Result, environment, timestamp
-from attnbench.specs import Case
+from attnbench.specs import Case, UserImages, content_hash
 from attnbench.stages import failures
 from attnbench.stages.interrupts import Stopped
-from attnbench.storage.names import ENVIRONMENT
+from attnbench.stages.prepare import dataset_of
+from attnbench.storage.locks import alone_at_once, alone_in
+from attnbench.storage.names import CLAIMS, ENVIRONMENT, GROUND
 from attnbench.storage.records import read_record, write_record
-from attnbench.storage.store import STAGE_ENDED, Stage, StageOutput, Workspace, read_output, stages_of
+from attnbench.storage.store import (
+    EVERY_STAGE,
+    NOTICE,
+    STAGE_ENDED,
+    Stage,
+    StageOutput,
+    Workspace,
+    read_output,
+    stages_of,
+)
+
+TRAINED_HERE = "digits-cnn"  # the feature network that is a small CNN, trained on some of the dataset
 
 
-def run_case(case: Case, workspace: Workspace) -> Result:
-    """Run every stage of a case; an error becomes a failed or skipped result with its reason."""
+def run_case(case: Case, workspace: Workspace, note: str = "", *, beside_others: bool = False) -> Result:
+    """Run every stage of a case; an error becomes a failed or skipped result with its reason.
+
+    `note` stands in the result's environment: under what conditions this process works. Where cases of the
+    same data run beside this one, what all of them are scored with is made early, by one.
+    """
     where = environment(device_name(workspace.device), torch.get_num_threads())
+    where = where.model_copy(update={"note": note})
     outputs: list[StageOutput] = []
     stage: Stage = "prepare"
     try:
         for stage in stages_of(case):
+            if beside_others and stage == "evaluate":
+                _lay_ground(case, workspace, waits=True)
             outputs.append(_run_stage(case, stage, workspace))
+            if beside_others and stage == "prepare" and _is_scored_with_little(case):
+                with contextlib.suppress(Exception, SystemExit):  # what fails here, `evaluate` meets and says
+                    _lay_ground(case, workspace, waits=False)
         where = _environment_of(workspace.folder("evaluate", case), where, workspace)
     except UnsupportedError as error:
         return _result(case, where, outputs, "skipped", str(error))
@@ -61,6 +88,40 @@ def _run_stage(case: Case, stage: Stage, workspace: Workspace) -> StageOutput:
     return output
 
 
+def _lay_ground(case: Case, workspace: Workspace, *, waits: bool) -> None:
+    """Make the networks and the reference that all cases of the same data are scored with, unless they are.
+
+    One process at a time does. Where it takes seconds, the first one that finds nobody at it does it before
+    its training, so that nobody has to wait. What it warns of is noted as the stage would.
+    """
+    shared = [case.data.model_dump(mode="json"), case.evaluate.model_dump(mode="json")]
+    folder = workspace.root / CLAIMS / f"evaluation-{content_hash(shared)}"
+    if (folder / GROUND).exists() or _is_finished(case, "evaluate", workspace.root):
+        return
+
+    def tell(text: str) -> None:
+        workspace.report(NOTICE, 0, 0, text)
+
+    with alone_in(folder, tell) if waits else alone_at_once(folder, tell) as is_mine:
+        if is_mine is False or (folder / GROUND).exists():
+            return
+        from attnbench.evaluation.dataset_images import dataset_images
+        from attnbench.stages.evaluate import Evaluation
+
+        dataset = dataset_of(case, workspace)
+        real = dataset_images(dataset, "train")  # nobody looks at it: the samples are not there yet
+        evaluation = Evaluation(case=case, workspace=workspace, dataset=dataset, samples=real)
+        for made_when_read in ("reference", *(["classifier"] if case.evaluate.class_accuracy else [])):
+            getattr(evaluation, made_when_read)
+        workspace.notes.extend(dict.fromkeys([*evaluation.warnings, *evaluation.scorer.warnings]))
+        (folder / GROUND).touch()
+
+
+def _is_scored_with_little(case: Case) -> bool:
+    """Tell whether what scores a case is made in seconds, so that a training which fails has cost no more."""
+    return not isinstance(case.data, UserImages) and case.evaluate.extractor == TRAINED_HERE
+
+
 def _what_was_done(case: Case, stage: Stage, output: StageOutput) -> str:
     drawn = max((m.n or 0 for m in output.measurements), default=0)
     amount = {"train": f" {case.train.steps:,} steps", "sample": f" {drawn:,} images"}
@@ -77,9 +138,13 @@ def _environment_of(folder: Path, here: Environment, workspace: Workspace) -> En
     if lost:
         workspace.made_again(path)
         note = "where the cases were computed is lost, its record was damaged: this is where it was found"
-        here = here.model_copy(update={"note": note})
+        here = here.model_copy(update={"note": "; ".join(filter(None, (note, here.note)))})
     write_record(path, here)
     return here
+
+
+def _is_finished(case: Case, stage: Stage, root: Path) -> bool:
+    return read_output(root / stage / case.key(stage)) is not None
 
 
 def finished_case(case: Case, root: Path) -> Result | None:
@@ -138,10 +203,36 @@ def _as_computed(case: Case, finished: dict[Stage, StageOutput]) -> dict[str, An
     return settings
 
 
+@contextlib.contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """Compute with so many CPU threads in the block, torch and NumPy's linear algebra; 0: as it is."""
+    if not threads:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def preload() -> None:
+    """Import what every case imports, for a process that forks the processes of cases.
+
+    Libraries that some cases alone need (diffusers, matplotlib) are imported by these.
+    """
+    for stage in EVERY_STAGE:
+        importlib.import_module(f"attnbench.stages.{stage}")
+
+
 def main() -> None:
     """Serve one request of the executor."""
     parent = ParentProcess()
     request = json.loads(parent.request())
+    os.environ.update(request["environment"])  # before a device is touched
+    numpy.random.seed()  # forks of one process would draw the same where a plugin draws without a seed
     reply = parent.reply
     workspace = Workspace(
         root=Path(request["root"]),
@@ -152,7 +243,9 @@ def main() -> None:
     )
     case = Case.model_validate_json(json.dumps(request["case"]))
     try:
-        reply({"result": run_case(case, workspace).model_dump(mode="json")})
+        with computing_with(request["threads"]):
+            result = run_case(case, workspace, request["note"], beside_others=request["beside_others"])
+        reply({"result": result.model_dump(mode="json")})
     except Stopped as stop:
         reply({"stopped": stop.message})
         raise

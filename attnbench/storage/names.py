@@ -1,7 +1,7 @@
 """Every name of a file or folder below a runs folder: what lies where, in one place.
 
 runs/<suite>/             results.jsonl, results.damaged.jsonl, run.json, report.md, report.html,
-                          pictures/, paper-figures/, lock
+                          pictures/, paper-figures/, lock, logs/: what each case printed
 runs/store/prepare/<key>/ done.json, made_from.json, latents.json, checked.json, latents-00000.npy
 runs/store/train/<key>/   done.json, checkpoint.safetensors, ema.safetensors, train.jsonl, timing.jsonl
 runs/store/sample/<key>/  done.json, samples-00000.npz, samples-00000.json, grid.png
@@ -11,6 +11,7 @@ runs/store/features/      reference.npz, images.safetensors, a folder per featur
 runs/store/profile/<key>/ session.json
 runs/store/<stage>/<key>/ error.txt, while a stage fails in a way nobody expected
 runs/store/cells/<key>/   lock, of the run that works on a case; claim.json: which stages it is made of
+                          evaluation-<key>/: lock and `made`, of what cases of one dataset are scored with
 runs/store/lock           of every run that is going on, shared; of `attnbench store prune`, alone
 """
 
@@ -22,6 +23,7 @@ RUN = "run.json"  # what the last run of the suite was asked for
 REPORT_MARKDOWN, REPORT_HTML = "report.md", "report.html"
 PROFILE_MARKDOWN = "profile.md"  # in the folder that `attnbench profile --report` names
 PICTURES = "pictures"
+LOGS = "logs"
 PAPER_FIGURES = "paper-figures"  # of `attnbench figures`, where it is not told another folder
 STORE = "store"
 
@@ -33,6 +35,7 @@ DONE = "done.json"  # the stage is finished
 ERROR = "error.txt"  # a traceback of what nobody expected; gone once the stage has succeeded
 CLAIMS = "cells"  # earlier versions hold their cases under this name, too
 CLAIM = "claim.json"
+GROUND = "made"  # beside a lock of what cases of the same data are scored with: it is there
 FEATURES = "features"
 PROFILE, SESSION = "profile", "session.json"
 

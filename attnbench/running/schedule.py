@@ -1,0 +1,278 @@
+"""Which case runs next: longest first, nothing twice, nobody waiting for what another case is computing.
+
+The executor says how many may be under way and runs them; what is finished is read from the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attnbench.results import Result, append_result
+from attnbench.running.executors.interface import Event, Executor, Finished, Order, Progress
+from attnbench.running.listener import Listener
+from attnbench.specs import Case
+from attnbench.stages.case import finished_case
+from attnbench.stages.interrupts import GO_ON, Stopped, on_signal
+from attnbench.stages.latents.model_space import codec_of
+from attnbench.storage.claims import claim_folder, note_claim
+from attnbench.storage.locks import alone_at_once, alone_in, is_held
+from attnbench.storage.names import DONE, LOGS, RESULTS
+from attnbench.storage.store import NOTICE, STAGE_ENDED, Stage, stages_of
+
+LOOK_S = 0.5  # how often other runs' cases are looked at while cases of ours are under way
+
+_Wanted = frozenset[tuple[Stage, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run keeps what, and the device it was asked for."""
+
+    store: Path
+    run_dir: Path
+    device: str
+
+
+def run_cases(
+    cases: Sequence[Case], place: Place, executor: Executor, listener: Listener, times_s: Mapping[str, float]
+) -> tuple[list[Result], int]:
+    """Return every case's result and how many were computed here.
+
+    `times_s` is what the plan estimates for each case, by its id. A case that another run works on comes
+    last: runs of one suite, each on a GPU of its own, share them out. Lines are written to results.jsonl in
+    the order of the cases. Raises Stopped when a signal came and all that was under way has saved its work.
+    """
+    schedule = _Schedule(cases=cases, place=place, executor=executor, listener=listener, times_s=times_s)
+    with contextlib.ExitStack() as stack:
+        stack.callback(schedule.leave)
+        stack.enter_context(executor)
+        stack.enter_context(on_signal(schedule.stop))
+        schedule.work()
+    return [schedule.results[number] for number in range(len(cases))], len(schedule.computed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _UnderWay:
+    number: int
+    order: Order
+    wanted: _Wanted
+    claim: contextlib.ExitStack
+    """Holds the case, against other runs."""
+
+
+@dataclass(kw_only=True)
+class _Schedule:
+    cases: Sequence[Case]
+    place: Place
+    executor: Executor
+    listener: Listener
+    times_s: Mapping[str, float]
+    results: dict[int, Result] = field(default_factory=dict)
+    computed: set[int] = field(default_factory=set)
+    pending: list[int] = field(default_factory=list)
+    under_way: dict[int, _UnderWay] = field(default_factory=dict)
+    """By the id of the order."""
+    ended: int = 0
+    """Cases, from the first on, that have ended."""
+    written: set[int] = field(default_factory=set)
+    """Those whose lines are in results.jsonl."""
+    looked_s: float = float("-inf")
+    """When it was last looked which cases can start, by the monotonic clock."""
+    wanted: dict[int, _Wanted] = field(default_factory=dict)
+    signals: list[int] = field(default_factory=list)
+    saved: list[str] = field(default_factory=list)
+    events: queue.SimpleQueue[tuple[Order, Event]] = field(default_factory=queue.SimpleQueue)
+    thread: int = field(default_factory=threading.get_ident)
+
+    def work(self) -> None:
+        """Bring every case to its end, or raise Stopped."""
+        for number, case in enumerate(self.cases):
+            known = finished_case(case, self.place.store)
+            if known is not None:
+                self._end(number, known)
+            else:
+                self.pending.append(number)
+        if self.executor.at_once > 1:  # the longest last would leave the others waiting for it
+            self.pending.sort(key=lambda number: -self.times_s.get(self.cases[number].id, 0.0))
+        while self.pending or self.under_way:
+            if not self.signals:
+                self._start_what_can_start()
+            if self.under_way:
+                self._hear()
+            elif self.signals:
+                break
+            elif self.pending:
+                self._wait_for_another_run()
+        if self.signals:
+            raise Stopped(self.signals[0], "\n".join(self.saved) or f"stopped; {GO_ON}")
+
+    def leave(self) -> None:
+        """Write down what has ended and stands behind what has not, and let go of the cases."""
+        for one in self.under_way.values():
+            one.claim.close()
+        self._write_down(self.results)
+
+    def stop(self, number: int) -> None:
+        """React to a signal: what is under way saves its work."""
+        self.signals.append(number)
+        if not self.under_way:
+            raise Stopped(number, f"stopped; {GO_ON}")
+        self.executor.stop(number)
+
+    def _start_what_can_start(self) -> None:
+        """Start cases while there are places for them, unless it was looked just now and nothing ended."""
+        while self.pending and (free := self.executor.at_once - len(self.under_way)) > 0:
+            if time.monotonic() - self.looked_s < LOOK_S:
+                return
+            found = self._startable(free)
+            if not found:
+                self.looked_s = time.monotonic()
+                return
+            self._start(found)
+
+    def _startable(self, most: int) -> list[tuple[int, contextlib.ExitStack]]:
+        """Return cases that need not wait for anybody, each with its claim."""
+        found: list[tuple[int, contextlib.ExitStack]] = []
+        busy = self._busy()
+        for number in tuple(self.pending):
+            if len(found) >= most:
+                break
+            wanted = self._wanted(number)
+            if busy & wanted or _in_other_hands(self.cases[number], self.place.store):
+                continue
+            claim = contextlib.ExitStack()
+            mine = alone_at_once(claim_folder(self.cases[number], self.place.store), self.listener.notice)
+            if claim.enter_context(mine):
+                found.append((number, claim))
+                busy |= wanted
+            else:
+                claim.close()
+        return found
+
+    def _wanted(self, number: int) -> _Wanted:
+        if number not in self.wanted:
+            self.wanted[number] = _wanted(self.cases[number])
+        return self.wanted[number]
+
+    def _busy(self) -> _Wanted:
+        """Return the stages that cases under way have yet to finish."""
+        wanted = {one for under_way in self.under_way.values() for one in under_way.wanted}
+        store = self.place.store
+        return frozenset((stage, key) for stage, key in wanted if not (store / stage / key / DONE).exists())
+
+    def _wait_for_another_run(self) -> None:
+        """Take the first case when whoever holds it lets go of it."""
+        number, claim = self.pending[0], contextlib.ExitStack()
+        claim.enter_context(
+            alone_in(claim_folder(self.cases[number], self.place.store), self.listener.notice)
+        )
+        self._start([(number, claim)])
+
+    def _start(self, claimed: Sequence[tuple[int, contextlib.ExitStack]]) -> None:
+        """Hand over cases that are held, except those that another run has finished meanwhile."""
+        orders = []
+        for number, claim in claimed:
+            case = self.cases[number]
+            self.pending.remove(number)
+            known = finished_case(case, self.place.store)
+            if known is not None:
+                claim.close()
+                self._end(number, known)
+                continue
+            note_claim(case, self.place.store)
+            self.computed.add(number)
+            order = Order(
+                case=case,
+                store=self.place.store,
+                device=self.place.device,
+                log=self.place.run_dir / LOGS / log_name(case),
+                time_s=self.times_s.get(case.id, 0.0),
+            )
+            self.under_way[id(order)] = _UnderWay(
+                number=number, order=order, wanted=self._wanted(number), claim=claim
+            )
+            orders.append(order)
+        if orders:
+            self.executor.start(orders, self._tell)
+
+    def _tell(self, order: Order, event: Event) -> None:
+        self.events.put((order, event))
+        if threading.get_ident() == self.thread:  # of an executor that works inside `start`
+            self._drain()
+
+    def _drain(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._take(*self.events.get_nowait())
+
+    def _hear(self) -> None:
+        """Wait for what comes next, and take it in."""
+        with contextlib.suppress(queue.Empty):
+            self._take(*self.events.get(timeout=LOOK_S))
+        self._drain()
+
+    def _take(self, order: Order, event: Event) -> None:
+        if isinstance(event, Progress):
+            self._pass_on(order.case, event)
+            return
+        one = self.under_way.pop(id(order))
+        one.claim.close()
+        self.looked_s = float("-inf")
+        if isinstance(event, Finished):
+            self._end(one.number, event.result)
+        else:
+            self.saved.append(event.message)
+
+    def _pass_on(self, case: Case, event: Progress) -> None:
+        if event.stage == NOTICE:
+            self.listener.notice(event.note)
+        elif event.stage == STAGE_ENDED:
+            self.looked_s = float("-inf")  # others may have waited for this stage
+            self.listener.stage_ended(case, event.note, event.done / 1000)
+        else:
+            self.listener.progress(case, event.stage, event.done, event.total, event.note)
+
+    def _end(self, number: int, result: Result) -> None:
+        self.results[number] = result
+        ready = []
+        while self.ended in self.results:
+            ready.append(self.ended)
+            self.ended += 1
+        self._write_down(ready)
+        self.listener.finished(result, number not in self.computed)
+
+    def _write_down(self, numbers: Iterable[int]) -> None:
+        """Add lines for cases that were computed here, each once."""
+        new = [number for number in sorted(numbers) if number in self.computed and number not in self.written]
+        if not new:
+            return
+        with alone_in(self.place.run_dir, self.listener.notice):
+            for number in new:
+                append_result(self.place.run_dir / RESULTS, self.results[number])
+                self.written.add(number)
+
+
+def log_name(case: Case) -> str:
+    """Return the name of the file that keeps what a case prints: to be found by a person and by its id."""
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', case.label)[:60].strip('-')}-{case.id}.log"
+
+
+def _wanted(case: Case) -> _Wanted:
+    """Return the stages of a case that are worth keeping others from meanwhile.
+
+    `prepare` without latents takes no time: who meets another one in it waits for a moment.
+    """
+    stages = (stage for stage in stages_of(case) if stage != "prepare" or codec_of(case) is not None)
+    return frozenset((stage, case.key(stage)) for stage in stages)
+
+
+def _in_other_hands(case: Case, store: Path) -> bool:
+    """Tell whether another run works on a case, or on the training that it shares with others."""
+    return is_held(claim_folder(case, store)) or is_held(store / "train" / case.key("train"))
