@@ -52,7 +52,7 @@ def test_cases_that_differ_in_attention_alone_have_no_footnote() -> None:
 
 
 def test_other_noise_is_told_and_compared_all_the_same() -> None:
-    """It is another draw of the same distribution, as another seed is; unsaid, it is that of earlier versions."""
+    """It is another draw of the same distribution, as another seed is; unsaid is earlier noise."""
     results = alike()
     results[1] = changed(results[1], "sample", noise="box-muller")
     found = of(results)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from stage_cases import NUM_CLASSES, SIDE, StubModel, install, make_case, make_workspace
 
+from attnbench.diffusion.box_muller import BoxMullerNoise
 from attnbench.diffusion.noise import KeyedNoise, keyed_labels
 from attnbench.diffusion.samplers import euler_steps
 from attnbench.errors import CheckpointError, NonFiniteError
@@ -278,7 +279,7 @@ def test_neither_batches_nor_shards_nor_processes_change_what_a_sample_starts_fr
         for rank in ranks:
             sample.draw_shards(drawer, Path(root), rank=rank, world=world)
     total = per_class * NUM_CLASSES
-    noise = KeyedNoise(
+    noise = BoxMullerNoise(
         seed=case.seed, indices=range(total), shape=(1, SIDE, SIDE), device=torch.device("cpu")
     )
     found = {tuple(x.flatten().tolist()) for x in starts}
