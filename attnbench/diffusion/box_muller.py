@@ -33,7 +33,7 @@ class BoxMullerNoise:
     `(1 + i * blocks + p // 8, step, RADIUS or ANGLE, blocks)`, where `blocks` = ceil(pairs / 8). So one call
     serves a whole batch, and any batch gets the same numbers, on one device to the bit. They reach 6.76 in
     size. Between a CPU and a GPU, or two kinds of CPU, they differ by at most 1e-6 of a pair's radius.
-    `num_steps`: of so many steps, from 0 on, noise will be asked; on a GPU several are drawn together.
+    `num_steps`: of so many steps, from 0 on, noise will be asked; several are drawn together.
     Raises OverflowError where a counter exceeds 64 bits.
     Source: Box and Muller 1958, "A note on the generation of random normal deviates".
     """
@@ -48,27 +48,15 @@ class BoxMullerNoise:
 
     def at(self, step: int) -> torch.Tensor:
         """Return the noise of one sampling step, [B, *shape] fp32; on a GPU nothing waits for it."""
-        if self._by_numpy:
-            drawn = torch.from_numpy(self._on_host(step))
-        else:
-            if self._ahead is None or step not in self._ahead[0]:
-                steps = self._together(step)
-                self._ahead = steps, draw(self._key, self._on_device, steps, self._count)
-            steps, several = self._ahead
-            drawn = several[step - steps.start]
-        return drawn.view(len(self.indices), *self.shape)
-
-    def _on_host(self, step: int) -> np.ndarray:
-        blocks, drawn = _blocks(self._count), np.empty((len(self.indices), self._count), dtype=np.float32)
-        done = 0
-        for index, size in self._runs:
-            first = 1 + index * blocks
-            radius, angle = (
-                self._stream.words((first, step, use, blocks), size * blocks) for use in (RADIUS, ANGLE)
-            )
-            _to_normals(radius.view(np.uint32), angle.view(np.int32), drawn[done : done + size])
-            done += size
-        return drawn
+        if self._ahead is None or step not in self._ahead[0]:
+            steps, self._ahead = self._together(step), None  # so that its memory serves again
+            if self._by_numpy:
+                drawn = torch.from_numpy(self._on_host(steps))
+            else:
+                drawn = draw(self._key, self._on_device, steps, self._count)
+            self._ahead = steps, drawn.view(len(steps), len(self.indices), *self.shape)
+        steps, several = self._ahead
+        return several[step - steps.start]
 
     @property
     def _by_numpy(self) -> bool:
@@ -76,8 +64,48 @@ class BoxMullerNoise:
 
     def _together(self, step: int) -> range:
         """Return the steps that are drawn with one: from it on, as long as they are asked for and few."""
-        most = max(1, DRAWN_TOGETHER // max(1, len(self.indices) * self._count))
-        return range(step, max(step + 1, min(step + most, self.num_steps)))
+        most = 2 * _PAIRS_AT_ONCE if self._by_numpy else DRAWN_TOGETHER
+        last = step + most // max(1, len(self.indices) * self._count)
+        return range(step, max(step + 1, min(last, self.num_steps)))
+
+    def _on_host(self, steps: range) -> np.ndarray:
+        """Return the noise of some steps, [S * B, n] fp32."""
+        blocks = _blocks(self._count)
+        drawn = np.empty((len(steps) * len(self.indices), self._count), dtype=np.float32)
+        done = 0
+        for pieces in self._pieces(steps):
+            words = [
+                [
+                    self._stream.words((1 + index * blocks, step, use, blocks), size * blocks)
+                    for step, index, size in pieces
+                ]
+                for use in (RADIUS, ANGLE)
+            ]
+            radius, angle = (
+                several[0] if len(several) == 1 else np.concatenate(several) for several in words
+            )
+            rows = sum(size for _, _, size in pieces)
+            _to_normals(radius.view(np.uint32), angle.view(np.int32), drawn[done : done + rows])
+            done += rows
+        return drawn
+
+    def _pieces(self, steps: range) -> Iterator[list[tuple[int, int, int]]]:
+        """Yield (step, first index, how many) of consecutive counters, so many as stay in the cache."""
+        pieces: list[tuple[int, int, int]] = []
+        rows = 0
+        for step in steps:
+            for index, size in self._runs:
+                if pieces and rows + size > self._most:
+                    yield pieces
+                    pieces, rows = [], 0
+                pieces.append((step, index, size))
+                rows += size
+        if pieces:
+            yield pieces
+
+    @cached_property
+    def _most(self) -> int:
+        return max(1, _PAIRS_AT_ONCE // (_blocks(self._count) * _PER_BLOCK))
 
     @cached_property
     def _count(self) -> int:
@@ -93,7 +121,7 @@ class BoxMullerNoise:
 
     @cached_property
     def _runs(self) -> list[tuple[int, int]]:
-        return list(_runs(self.indices, max(1, _PAIRS_AT_ONCE // (_blocks(self._count) * _PER_BLOCK))))
+        return list(_runs(self.indices, self._most))
 
     @cached_property
     def _on_device(self) -> torch.Tensor:

@@ -79,6 +79,7 @@ class PhiloxStream:
     def __init__(self, key: tuple[int, int]) -> None:
         self._philox = np.random.Philox(key=key[0] | key[1] << 64)
         self._state: Any = self._philox.state
+        self._counter = self._state["state"]["counter"]
 
     def words(self, counter: Sequence[int], count: int) -> np.ndarray:
         """Return the words of `count` counters, uint64 [count * 4]: `counter`, and on in its first word.
@@ -89,7 +90,7 @@ class PhiloxStream:
         first, *others = counter
         if first - 1 + count > _MASK:
             raise OverflowError(f"counters {first} to {first + count - 1} need more than 64 bits")
-        self._state["state"]["counter"] = np.array([first - 1, *others], dtype=np.uint64)
+        self._counter[:] = [first - 1, *others]
         self._philox.state = self._state
         words: np.ndarray = self._philox.random_raw(count * WORDS)
         return words
