@@ -70,24 +70,25 @@ class BoxMullerNoise:
 
     def _on_host(self, steps: range) -> np.ndarray:
         """Return the noise of some steps, [S * B, n] fp32."""
-        blocks = _blocks(self._count)
         drawn = np.empty((len(steps) * len(self.indices), self._count), dtype=np.float32)
         done = 0
         for pieces in self._pieces(steps):
-            words = [
-                [
-                    self._stream.words((1 + index * blocks, step, use, blocks), size * blocks)
-                    for step, index, size in pieces
-                ]
-                for use in (RADIUS, ANGLE)
-            ]
-            radius, angle = (
-                several[0] if len(several) == 1 else np.concatenate(several) for several in words
-            )
             rows = sum(size for _, _, size in pieces)
-            _to_normals(radius.view(np.uint32), angle.view(np.int32), drawn[done : done + rows])
+            radius = _radius(
+                self._words(pieces, RADIUS).view(np.uint32)
+            )  # these words' memory serves the next
+            angle = _angle(self._words(pieces, ANGLE).view(np.int32))
+            _to_normals(radius, angle, drawn[done : done + rows])
             done += rows
         return drawn
+
+    def _words(self, pieces: Sequence[tuple[int, int, int]], use: int) -> np.ndarray:
+        blocks = _blocks(self._count)
+        several = [
+            self._stream.words((1 + index * blocks, step, use, blocks), size * blocks)
+            for step, index, size in pieces
+        ]
+        return several[0] if len(several) == 1 else np.concatenate(several)
 
     def _pieces(self, steps: range) -> Iterator[list[tuple[int, int, int]]]:
         """Yield (step, first index, how many) of consecutive counters, so many as stay in the cache."""
@@ -148,26 +149,33 @@ def draw(key: tuple[int, int], indices: torch.Tensor, steps: range, count: int) 
     return torch.cat([cosines[..., :pairs], sines[..., : count - pairs]], dim=-1)
 
 
-def _to_normals(radius: np.ndarray, angle: np.ndarray, drawn: np.ndarray) -> None:
-    """Write normals [b, n] fp32 from halves of words, uint32 and int32 [b * padded pairs].
+def _radius(halves: np.ndarray) -> np.ndarray:
+    """Return (-2 ln u)^(1/2), fp32, of halves h of words, uint32, where u = (h + 1/2) / 2^32: never 0."""
+    values = halves.astype(np.float32)
+    values += 0.5
+    values *= _UNIT
+    np.log(values, out=values)
+    values *= -2
+    np.sqrt(values, out=values)
+    return values
 
-    A half h of a word stands for (h + 1/2) / 2^32, so that the logarithm is never of 0, nor of more than 1.
-    """
+
+def _angle(halves: np.ndarray) -> np.ndarray:
+    """Return angles in [-pi, pi], fp32, of halves of words, int32."""
+    values = halves.astype(np.float32)
+    values *= _TURN
+    return values
+
+
+def _to_normals(radius: np.ndarray, angle: np.ndarray, drawn: np.ndarray) -> None:
+    """Write normals [b, n] from fp32 [b * padded pairs]; a row is all cosines and then all sines."""
     size, count = drawn.shape
     pairs = _pairs(count)
-    length = radius.astype(np.float32)
-    length += 0.5
-    length *= _UNIT
-    np.log(length, out=length)
-    length *= -2
-    np.sqrt(length, out=length)
-    turned = angle.astype(np.float32)
-    turned *= _TURN
-    shares = np.cos(turned)
-    np.sin(turned, out=turned)
-    length, shares, turned = (values.reshape(size, -1) for values in (length, shares, turned))
-    np.multiply(length[:, :pairs], shares[:, :pairs], out=drawn[:, :pairs])
-    np.multiply(length[:, : count - pairs], turned[:, : count - pairs], out=drawn[:, pairs:])
+    shares = np.cos(angle)
+    np.sin(angle, out=angle)
+    radius, shares, angle = (values.reshape(size, -1) for values in (radius, shares, angle))
+    np.multiply(radius[:, :pairs], shares[:, :pairs], out=drawn[:, :pairs])
+    np.multiply(radius[:, : count - pairs], angle[:, : count - pairs], out=drawn[:, pairs:])
 
 
 def _pairs(count: int) -> int:

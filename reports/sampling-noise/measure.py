@@ -4,9 +4,9 @@
 
 Rates by CPU time of the process, one thread, medians of rounds in turns: `ziggurat` is what every version
 before `sample.noise` drew with (unchanged, so this build holds both), `box-muller` what is drawn today,
-`torch.randn` a sequential generator that knows no samples. `fused` is Philox and Box-Muller compiled by
-torch into one vectorised loop, where there is a compiler: what no form in separate operations can pass by
-much. Adds its tables to results.json here.
+`torch.randn` a sequential generator that knows no samples. `fused` is a Philox of half the width and
+Box-Muller, compiled by torch into one vectorised loop where there is a C++ compiler: about what a core can
+do. Writes its tables to results.json here.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import attnbench
-from attnbench.diffusion.box_muller import ANGLE, RADIUS, BoxMullerNoise, draw
-from attnbench.diffusion.ddpm import GaussianDiffusion, space_timesteps
+from attnbench.diffusion.box_muller import ANGLE, RADIUS, BoxMullerNoise
+from attnbench.diffusion.ddpm import Denoiser, GaussianDiffusion, space_timesteps
 from attnbench.diffusion.noise import KeyedNoise, Noise, stream_key
 from attnbench.diffusion.philox import PhiloxStream
 from attnbench.diffusion.samplers import ddpm_steps
@@ -35,6 +36,7 @@ HERE = Path(__file__).parent
 CPU = torch.device("cpu")
 LATENTS = [(4, 32, 32), (3, 32, 32), (1, 8, 8)]
 BATCH = 100  # `sample.batch_size` by default
+STEPS = 25
 KINDS: dict[str, type[KeyedNoise] | type[BoxMullerNoise]] = {
     "ziggurat": KeyedNoise,
     "box-muller": BoxMullerNoise,
@@ -70,33 +72,59 @@ def noise_of(kind: str, shape: tuple[int, ...], batch: int, steps: int = 1) -> N
     return KINDS[kind](seed=0, indices=range(batch), shape=shape, device=CPU, **known)
 
 
+def draw_steps(kind: str, shape: tuple[int, ...]) -> None:
+    """Draw the noise of a batch's steps as a sampler does: a new object, one step after the other."""
+    noise = noise_of(kind, shape, BATCH, STEPS)
+    for step in range(STEPS):
+        noise.at(step)
+
+
+def repeat(work: Callable[[], object]) -> None:
+    """Do something as many times as there are steps; nothing is kept."""
+    for _ in range(STEPS):
+        work()
+
+
+def fused(counters: torch.Tensor) -> torch.Tensor:
+    """Return four normals for each counter, fp32 [4, n]: Philox4x32-10, whose words fit int64 as they are."""
+    words, key = [counters, *[torch.zeros_like(counters)] * 3], [1, 2]
+    for _ in range(10):
+        first, second = words[0] * 0xD2511F53, words[2] * 0xCD9E8D57
+        low, high = 0xFFFFFFFF, [(second >> 32), (first >> 32)]
+        mixed = [(high[0] & low) ^ words[1] ^ key[0], (high[1] & low) ^ words[3] ^ key[1]]
+        words = [mixed[0], second & low, mixed[1], first & low]
+        key = [key[0] + 0x9E3779B9 & low, key[1] + 0xBB67AE85 & low]
+    normals = []
+    for half, turn in (words[:2], words[2:]):
+        radius = torch.sqrt(-2 * torch.log((half.float() + 0.5) * 2.0**-32))
+        angle = turn.float() * (math.pi * 2.0**-31)
+        normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    return torch.stack(normals)
+
+
 def rates(rounds: int) -> list[dict[str, object]]:
     """Return nanoseconds a number of each latent, by each kind of noise, and ratios round by round."""
-    found = []
-    for shape in LATENTS:
-        count = BATCH * math.prod(shape)
-        empty = torch.empty(count)
-        works: dict[str, Callable[[], object]] = {
-            kind: lambda noise=noise_of(kind, shape, BATCH): noise.at(1) for kind in KINDS
+    return [row for shape in LATENTS for row in _rates(shape, rounds)]
+
+
+def _rates(shape: tuple[int, ...], rounds: int) -> Iterator[dict[str, object]]:
+    count = BATCH * math.prod(shape)
+    empty = torch.empty(count)
+    works: dict[str, Callable[[], object]] = {kind: partial(draw_steps, kind, shape) for kind in KINDS}
+    works["torch.randn"] = partial(repeat, empty.normal_)
+    if shutil.which("g++"):
+        compiled, counters = torch.compile(fused, dynamic=False), torch.arange(count // 4)
+        works["fused"] = partial(repeat, partial(compiled, counters))
+    taken = in_turns(works, rounds)
+    for name, seconds in taken.items():
+        ratios = [old / new for old, new in zip(taken["ziggurat"], seconds, strict=True)]
+        yield {
+            "latent": "x".join(map(str, shape)),
+            "noise": name,
+            "ns_per_number": statistics.median(seconds) / (count * STEPS) * 1e9,
+            "times_faster": statistics.median(ratios),
+            "ratios": [min(ratios), max(ratios)],
         }
-        works["torch.randn"] = lambda empty=empty: empty.normal_()
-        if shutil.which("g++"):
-            fused = torch.compile(draw, dynamic=False)
-            key, indices = stream_key(0, "sample"), torch.arange(BATCH)
-            works["fused"] = lambda f=fused, k=key, i=indices, n=math.prod(shape): f(k, i, range(1, 2), n)
-        taken = in_turns(works, rounds)
-        for name, seconds in taken.items():
-            ratios = [old / new for old, new in zip(taken["ziggurat"], seconds, strict=True)]
-            found.append(
-                {
-                    "latent": "x".join(map(str, shape)),
-                    "noise": name,
-                    "ns_per_number": statistics.median(seconds) / count * 1e9,
-                    "times_faster": statistics.median(ratios),
-                    "ratios": [min(ratios), max(ratios)],
-                }
-            )
-    return found
 
 
 def parts(rounds: int) -> list[dict[str, object]]:
@@ -130,25 +158,35 @@ def shares(rounds: int) -> Iterator[dict[str, object]]:
         process = GaussianDiffusion(learned_variance=learned, timesteps=space_timesteps(steps))
         found: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for _ in range(rounds):
-            for kind in KINDS:
-                noise, spent = noise_of(kind, shape, batch, steps), [0.0]
-
-                def at(step: int, noise: Noise = noise, spent: list[float] = spent) -> torch.Tensor:
-                    started = time.process_time()
-                    drawn = noise.at(step)
-                    spent[0] += time.process_time() - started
-                    return drawn
-
-                began = time.process_time()
-                with torch.inference_mode():
-                    start = at(0)
-                    for _ in ddpm_steps(
-                        lambda x, t: model(x, t, labels), process, start, lambda i: at(i + 1), clip=False
-                    ):
-                        pass
-                found[kind].append(spent[0] / (time.process_time() - began))
+            for kind, values in found.items():
+                noise = Timed(noise_of(kind, shape, batch, steps))
+                seconds = sample(partial(model, y=labels), process, noise)
+                values.append(noise.spent / seconds)
         for kind, values in found.items():
             yield {"model": recipe, "batch": batch, "noise": kind, "percent": 100 * statistics.median(values)}
+
+
+class Timed:
+    """Noise, and the CPU seconds that went into it."""
+
+    def __init__(self, noise: Noise) -> None:
+        self.noise, self.spent = noise, 0.0
+
+    def at(self, step: int) -> torch.Tensor:
+        """Return the noise of a step."""
+        started = time.process_time()
+        drawn = self.noise.at(step)
+        self.spent += time.process_time() - started
+        return drawn
+
+
+@torch.inference_mode()
+def sample(denoiser: Denoiser, process: GaussianDiffusion, noise: Noise) -> float:
+    """Sample a batch and return the CPU seconds it took."""
+    started = time.process_time()
+    for _ in ddpm_steps(denoiser, process, noise.at(0), lambda index: noise.at(index + 1), clip=False):
+        pass
+    return time.process_time() - started
 
 
 def show(rows: list[dict[str, object]]) -> None:
