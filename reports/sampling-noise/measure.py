@@ -37,10 +37,7 @@ CPU = torch.device("cpu")
 LATENTS = [(4, 32, 32), (3, 32, 32), (1, 8, 8)]
 BATCH = 100  # `sample.batch_size` by default
 STEPS = 25
-KINDS: dict[str, type[KeyedNoise] | type[BoxMullerNoise]] = {
-    "ziggurat": KeyedNoise,
-    "box-muller": BoxMullerNoise,
-}
+KINDS = ("ziggurat", "box-muller")
 PAIRS = 2**15  # at once, as box_muller has it
 MODELS = [("dit-s", 256, (4, 32, 32), 8, 4), ("tiny-dit", 8, (1, 8, 8), BATCH, 10)]
 """Recipe, resolution, input, images of a batch, steps."""
@@ -68,8 +65,9 @@ def in_turns(
 
 def noise_of(kind: str, shape: tuple[int, ...], batch: int, steps: int = 1) -> Noise:
     """Return the noise of the first samples of seed 0."""
-    known = {"num_steps": steps} if kind == "box-muller" else {}
-    return KINDS[kind](seed=0, indices=range(batch), shape=shape, device=CPU, **known)
+    if kind == "ziggurat":
+        return KeyedNoise(seed=0, indices=range(batch), shape=shape, device=CPU)
+    return BoxMullerNoise(seed=0, indices=range(batch), shape=shape, device=CPU, num_steps=steps)
 
 
 def draw_steps(kind: str, shape: tuple[int, ...]) -> None:
