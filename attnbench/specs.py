@@ -46,6 +46,10 @@ OUTSIDE_KEY = {
 """Settings of a stage that change no result, only how it is computed: no part of its content address."""
 
 
+UNWRITTEN_NOISE: Literal["ziggurat"] = "ziggurat"
+"""Noise of samples whose settings do not say: those of versions that drew no other."""
+NOISE: Literal["box-muller"] = "box-muller"
+"""Noise of a suite that does not say."""
 MUCH_OF_ITS_START = 0.1
 """Share of its start from which on an average is warned of: 7 % and less is what good settings leave."""
 ABOUT_A_SETTING = "about_a_setting"
@@ -433,6 +437,16 @@ class SampleSpec(Spec):
     """Precision of the model calls."""
     compile: bool = False
     """Compile the model (torch.compile) before sampling: the same images but for rounding."""
+    noise: Literal["box-muller", "ziggurat"] = UNWRITTEN_NOISE
+    """How Philox's words become normal numbers: `box-muller`, a batch at a time, on a GPU there; `ziggurat`,
+    image by image on the CPU, as versions before this setting did. Two cases have the same noise only where
+    this is the same; to go on with samples that such a version has drawn, set `ziggurat`."""
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the noise of versions that had one kind of it, so that their keys and cases stay."""
+        settings: dict[str, Any] = written(self)
+        return {k: v for k, v in settings.items() if (k, v) != ("noise", UNWRITTEN_NOISE)}
 
 
 class EvaluateSpec(Spec):

@@ -21,7 +21,16 @@ from torch import nn
 
 from attnbench.data.arrays import ArrayImages
 from attnbench.models.embeddings import LabelEmbedding
-from attnbench.specs import Case, DigitsData, EvaluateSpec, ModelConfig, ProfileSpec, SampleSpec, TrainSpec
+from attnbench.specs import (
+    NOISE,
+    Case,
+    DigitsData,
+    EvaluateSpec,
+    ModelConfig,
+    ProfileSpec,
+    SampleSpec,
+    TrainSpec,
+)
 from attnbench.stages import sample, train
 from attnbench.stages.interrupts import Stopped
 from attnbench.stages.training.trainer import Trainer
@@ -51,7 +60,10 @@ def make_case(
             **({"objective": "flow", "steps": 10, "batch_size": 4, "log_every": 4} | (train or {}))
         ),
         sample=SampleSpec(
-            **({"sampler": "euler", "num_steps": 3, "per_class": 2, "batch_size": 4} | (sample or {}))
+            **(
+                {"noise": NOISE, "sampler": "euler", "num_steps": 3, "per_class": 2, "batch_size": 4}
+                | (sample or {})
+            )
         ),
         evaluate=EvaluateSpec(kd_subset_size=2, neighbours=1),
         profile=ProfileSpec(),

@@ -138,6 +138,7 @@ def test_a_grid_is_cut_as_it_was_drawn(tmp_path):
         ({"seed": 1}, "differ in seed: 0 (dit-s · guidance_scale=4.0); 1 (sana-s"),
         ({"guidance_scale": 1.0}, "differ in sample.guidance_scale: 4.0 (dit-s · guidance_scale=4.0); 1.0 ("),
         ({"sample": {"num_steps": 7}}, "differ in sample.num_steps: 3 ("),
+        ({"sample": {"noise": "ziggurat"}}, "differ in sample.noise: box-muller ("),
         ({"sample": {"sampler": "heun"}}, "differ in sample.sampler: euler ("),
     ],
 )

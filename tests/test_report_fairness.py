@@ -51,6 +51,16 @@ def test_cases_that_differ_in_attention_alone_have_no_footnote() -> None:
     assert set(found.quality) == set(found.cost) == {0}
 
 
+def test_other_noise_is_told_and_compared_all_the_same() -> None:
+    """It is another draw of the same distribution, as another seed is; unsaid is earlier noise."""
+    results = alike()
+    results[1] = changed(results[1], "sample", noise="box-muller")
+    found = of(results)
+    words = "noise of the samples box-muller, the others ziggurat"
+    assert [(note.text, note.rows, note.ranked) for note in found.footnotes] == [(words, (1,), True)]
+    assert set(found.quality) == {0}
+
+
 @pytest.mark.parametrize(
     ("section", "setting", "words"),
     [

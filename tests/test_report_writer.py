@@ -19,6 +19,7 @@ from rich.console import Console
 
 from attnbench.errors import StorageError, UserInputError
 from attnbench.report import ReportPaths, TerminalTable, comparison_table, write_report
+from attnbench.report.content import gather
 from attnbench.report.figures import case_drawings
 from attnbench.report.markdown import escape
 from attnbench.report.pareto_chart import pareto_drawings
@@ -214,6 +215,21 @@ def test_figures_do_not_depend_on_the_run(run_dir: Path, tmp_path: Path) -> None
     write_report(tmp_path, make_suite(tmp_path), TITLE, QUESTION)
     for name in ("report.html", "report.md", "figures/loss.svg", "figures/pareto-latency.svg"):
         assert (tmp_path / name).read_bytes() == (run_dir / name).read_bytes()
+
+
+def test_grids_of_other_noise_are_not_said_to_start_alike(tmp_path: Path) -> None:
+    """One row drawn from another kind of noise takes the words back, for the whole report."""
+
+    def note(*noise: str) -> str:
+        results = []
+        for i, kind in enumerate(noise):
+            result = make_result(f"case {i}", i)
+            case = {**result.case, "sample": {**result.case["sample"], "noise": kind}}
+            results.append(result.model_copy(update={"case": case}))
+        return gather(tmp_path, results, "t", "", "").grids_note
+
+    assert "starts from the same noise" in note("box-muller", "box-muller")
+    assert "not all from the same noise" in note("box-muller", "ziggurat")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from stage_cases import NUM_CLASSES, SIDE, StubModel, install, make_case, make_workspace
 
+from attnbench.diffusion.box_muller import BoxMullerNoise
 from attnbench.diffusion.noise import KeyedNoise, keyed_labels
 from attnbench.diffusion.samplers import euler_steps
 from attnbench.errors import CheckpointError, NonFiniteError
@@ -161,6 +162,46 @@ def test_a_shard_without_its_times_is_drawn_again(tmp_path):
     assert np.array_equal(again, whole)
 
 
+def test_samples_of_earlier_noise_are_left_alone_and_told(monkeypatch, tmp_path):
+    """An unfinished stage of that noise: others are drawn beside it; who asks for it goes on with it."""
+    monkeypatch.setattr(shards, "SHARD_SIZE", 4)
+    earlier, today = (
+        make_case(sample={"per_class": 4, "noise": noise}) for noise in ("ziggurat", "box-muller")
+    )
+    old, _ = draw(tmp_path, earlier)
+    folder = make_workspace(tmp_path).folder("sample", earlier)
+    (folder / DONE).unlink()
+    shards.shard_path(folder, 1).unlink()
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    told: list[str] = []
+    workspace = replace(weigh(tmp_path, today), progress=lambda *words: told.append(words[-1]))
+    sample.run(today, workspace)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == kept
+    (said,) = (text for text in told if "earlier versions" in text)
+    assert folder.name in said
+    assert "-o sample.noise=ziggurat" in said
+    new = [images for images, _ in shards.iterate_shards(workspace.folder("sample", today))]
+    assert np.abs(np.concatenate(new).astype(int) - old).mean() > 10
+    told.clear()
+    sample.run(earlier, workspace)
+    assert np.array_equal(np.concatenate([images for images, _ in shards.iterate_shards(folder)]), old)
+    assert not any("earlier versions" in text for text in told)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("ddpm", 4), ("ddim", 1)])
+def test_noise_of_every_step_is_announced(tmp_path, name, steps):
+    """On a GPU several steps are drawn together: as many as there are, one where the start is all."""
+    case = make_case(train=DDPM, model={"learned_variance": False}, sample={"sampler": name, "num_steps": 4})
+    model_input = ModelInput(shape=(1, SIDE, SIDE), num_classes=NUM_CLASSES)
+    drawer = sampler.Sampler(case, make_workspace(tmp_path), lambda x, t, y: x, model_input, lambda x: x)
+    noise = drawer.noise(range(2))
+    asked: list[int] = []
+    at = noise.at
+    noise.at = lambda step: asked.append(step) or at(step)
+    list(drawer.steps(noise, torch.tensor([0, 1])))
+    assert noise.num_steps == steps == max(asked) + 1
+
+
 def test_samples_changed_after_the_stage_had_finished_are_drawn_again(monkeypatch, tmp_path):
     """One bit of a picture: the stage is gone through once more, to the same pictures, and says so."""
     monkeypatch.setattr(shards, "SHARD_SIZE", 4)
@@ -238,7 +279,7 @@ def test_neither_batches_nor_shards_nor_processes_change_what_a_sample_starts_fr
         for rank in ranks:
             sample.draw_shards(drawer, Path(root), rank=rank, world=world)
     total = per_class * NUM_CLASSES
-    noise = KeyedNoise(
+    noise = BoxMullerNoise(
         seed=case.seed, indices=range(total), shape=(1, SIDE, SIDE), device=torch.device("cpu")
     )
     found = {tuple(x.flatten().tolist()) for x in starts}

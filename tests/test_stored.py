@@ -10,9 +10,15 @@ import torch
 from command_line import ROOT
 
 from attnbench.commands.suites import report
+from attnbench.report.aspects import settings_of
+from attnbench.report.compare.matching import settings
+from attnbench.report.configurations import configurations
+from attnbench.report.paper.conditions import scored_settings
+from attnbench.results import read_results
 from attnbench.running.runner import Listener, run
 from attnbench.stages import prepare, train
 from attnbench.storage.names import CHECKPOINT, DONE, RESULTS
+from attnbench.storage.run_folders import case_of
 from attnbench.storage.store import Workspace
 from attnbench.suite.loading import load_suite
 
@@ -34,12 +40,16 @@ def refuse(case, store, device, progress):
 def test_a_finished_suite_is_not_computed_again(runs):
     """Keys of data, model, attention code and settings are what they were; so are all measurements.
 
-    Of softmax: the other two attentions add up in another order since.
+    Of softmax, with the noise of that version: the other two attentions add up in another order since.
     """
     lines = map(json.loads, (runs / "stored" / RESULTS).open())
     before = {line["case_id"]: line for line in lines if line["label"] == "softmax"}
-    softmax = load_suite(runs / "stored.yaml", ["matrix.model.attention=[softmax]"])
-    outcome = run(softmax, runs, executor=refuse, listener=Listener(notice=lambda _: None))
+    outcome = run(
+        load_suite(runs / "stored.yaml", ["matrix.model.attention=[softmax]", "sample.noise=ziggurat"]),
+        runs,
+        executor=refuse,
+        listener=Listener(notice=lambda _: None),
+    )
     assert (outcome.computed, outcome.exit_code) == (0, 0)
     assert [result.case_id for result in outcome.results] == list(before)
     for result in outcome.results:
@@ -61,6 +71,33 @@ def test_attentions_that_round_differently_since_are_trained_anew(runs):
     cases = load_suite(runs / "stored.yaml").cases
     read = {case.label: (runs / "store" / "train" / case.key("train") / DONE).is_file() for case in cases}
     assert read == {"softmax": True, "linear": False, "dydila(mode=token)": False}
+
+
+def test_its_trainings_are_used_and_its_samples_are_not(runs):
+    """Without asking for the noise of that version: new samples and scores, in folders of their own."""
+    store = runs / "store"
+    then = load_suite(runs / "stored.yaml", ["sample.noise=ziggurat"]).cases
+    for old, new in zip(then, load_suite(runs / "stored.yaml").cases, strict=True):
+        assert (new.sample.noise, old.id != new.id) == ("box-muller", True)
+        for stage, kept in {"prepare": True, "train": True, "sample": False, "evaluate": False}.items():
+            assert (old.key(stage) == new.key(stage)) == kept
+            if old.label == "softmax":  # the others are trained anew, too
+                assert (store / stage / old.key(stage) / DONE).is_file()
+
+
+def test_its_cases_are_compared_by_the_noise_they_had(runs):
+    """Settings that name no noise are of that version, wherever they are read."""
+    (result, *_) = read_results(runs / "stored" / RESULTS)
+    assert "noise" not in result.case["sample"]
+    case = case_of(runs / "stored", result)
+    assert (case.sample.noise, case.model_dump(mode="json")["sample"]) == ("ziggurat", result.case["sample"])
+    assert (runs / "store" / "sample" / case.key("sample") / DONE).is_file()
+    for found in (
+        dict(settings_of(result)),
+        scored_settings(result.case),
+        settings(configurations([result])[0]),
+    ):
+        assert found["sample.noise"] == "ziggurat"
 
 
 def test_its_report_is_written_from_the_results_alone(runs, capsys):

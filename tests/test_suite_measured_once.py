@@ -9,7 +9,8 @@ import pytest
 from stage_cases import make_case
 from suite_registry import SMALL, errors, load
 
-from attnbench.specs import OUTSIDE_KEY, Case, CodecSpec, ImageFolderData
+from attnbench.specs import NOISE, OUTSIDE_KEY, UNWRITTEN_NOISE, Case, CodecSpec, ImageFolderData
+from attnbench.suite.loading import suite_json_schema
 
 pytestmark = pytest.mark.usefixtures("imagined_plugins")
 
@@ -96,8 +97,9 @@ def test_the_same_weights_in_two_folders_are_one_case(here: Path) -> None:
     assert len(cases) == 2
 
 
-PLAIN = make_case()
-FOLDER = make_case(train={"init_from": Path("/weights")}, seed=3).model_copy(
+EARLIER = {"noise": UNWRITTEN_NOISE}
+PLAIN = make_case(sample=EARLIER)
+FOLDER = make_case(train={"init_from": Path("/weights")}, sample=EARLIER, seed=3).model_copy(
     update={
         "data": ImageFolderData(path=Path("/images"), codec=CodecSpec(path=Path("/vae"))),
         "initial": "ab",
@@ -123,6 +125,24 @@ def test_the_ids_of_results_that_are_there_stay() -> None:
     assert [case.id for case in (PLAIN, FOLDER)] == ["0d982093fb87e0a5", "3b637eb84c2f1d30"]
 
 
+def test_other_noise_is_in_the_key_of_samples_and_of_what_comes_of_them() -> None:
+    """Trainings and diagnoses are the same; samples, scores and results are others."""
+    other = make_case(sample={"noise": NOISE})
+    assert all(other.key(stage) == PLAIN.key(stage) for stage in ("prepare", "train", "diagnose"))
+    assert all(other.key(stage) != PLAIN.key(stage) for stage in ("sample", "evaluate"))
+    assert other.id != PLAIN.id
+    assert Case.model_validate_json(other.model_dump_json()) == other
+
+
+def test_a_suite_may_ask_for_earlier_noise_and_says_todays_otherwise(here: Path) -> None:
+    """Also where it varies: as a setting, an override, an axis, and in the schema as the default."""
+    assert [case.sample.noise for case in load(here, SMALL)] == [NOISE]
+    assert [case.sample.noise for case in load(here, SMALL, "sample.noise=ziggurat")] == [UNWRITTEN_NOISE]
+    varied = load(here, SMALL + "matrix: {sample.noise: [ziggurat, box-muller]}\n")
+    assert [case.sample.noise for case in varied] == [UNWRITTEN_NOISE, NOISE]
+    assert suite_json_schema()["$defs"]["SampleSpec"]["properties"]["noise"]["default"] == NOISE
+
+
 def test_settings_outside_the_key_exist_and_change_no_key() -> None:
     """A name that is no setting would leave nothing out, and say nothing."""
     others = {
@@ -137,6 +157,6 @@ def test_settings_outside_the_key_exist_and_change_no_key() -> None:
     }
     assert {stage: set(settings) for stage, settings in others.items()} == OUTSIDE_KEY
     assert all(PLAIN.outside_key(stage).keys() == OUTSIDE_KEY[stage] for stage in ("train", "sample"))
-    other = make_case(**others)
+    other = make_case(**{**others, "sample": {**others["sample"], **EARLIER}})
     assert other.id == PLAIN.id
     assert all(other.outside_key(stage) == others[stage] for stage in ("train", "sample"))

@@ -118,7 +118,7 @@ def check_same_noise(figure: str, results: Sequence[Result], settings: Sequence[
 
 
 def _what_must_agree(settings: Sequence[Case]) -> dict[str, list[str]]:
-    sampling = ("sampler", "num_steps", "guidance_scale", "guidance_channels", "labels")
+    sampling = ("sampler", "num_steps", "guidance_scale", "guidance_channels", "labels", "noise")
     return {
         "data": [_data_words(case) for case in settings],
         "seed": [str(case.seed) for case in settings],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,20 @@ def derive_seed(seed: int, purpose: str, *position: int) -> int:
     return _digest(seed, purpose, *position) >> 65
 
 
+class Noise(Protocol):
+    """Standard normal noise of a batch of samples, a pure function of (seed, purpose, index, step)."""
+
+    def at(self, step: int) -> torch.Tensor:
+        """Return the noise of one step, [B, *shape] fp32, on the device it is for."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeyedNoise:
-    """Standard normal noise of a batch of samples, each keyed by its own index.
+    """Standard normal noise by NumPy's ziggurat, one sample after the other on the CPU.
+
+    For held-out losses and diagnoses, whose stored numbers were measured with it, and for samples begun with
+    it (`sample.noise: ziggurat`); `box_muller` has what samples are drawn with today.
 
     Philox is counter-based: a sample's index and step *are* its position in the stream, so no two
     samples can share noise. (Seeding one `torch.Generator` per sample would be no such promise: its
@@ -72,6 +83,12 @@ def _streams(key: int, indices: Iterable[int], step: int) -> Iterator[np.random.
 def _digest(seed: int, purpose: str, *position: int) -> int:
     text = "/".join([str(seed), purpose, *map(str, position)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+
+
+def stream_key(seed: int, purpose: str) -> tuple[int, int]:
+    """Return the two 64-bit words of the key under which noise for one purpose is drawn."""
+    key = _digest(seed, purpose)
+    return key & 0xFFFFFFFFFFFFFFFF, key >> 64
 
 
 def fork_rng(device: torch.device) -> Any:

@@ -29,6 +29,7 @@ SETTINGS = {
     "sample.num_steps": "sampling steps",
     "sample.per_class": "images per class",
     "sample.precision": "precision in sampling",
+    "sample.noise": "noise of the samples",
     "evaluate.extractor": "extractor",
     "evaluate.reference": "images compared with",
 }
@@ -39,6 +40,7 @@ _CHANGE_NO_RESULT = {
     *(f"profile.{name}" for name in ("measure", "rounds", "interval", "timeout_s")),
 }
 _ONLY_ROUNDING = ("train.grad_accumulation", "train.compile", "sample.compile")
+_ANOTHER_DRAW = ("sample.noise",)  # as other seeds are: of the same distribution
 _NO_PART_OF_A_MODEL = ("name", "summary", "source", "size", "published", "origin", "attention")
 
 
@@ -85,7 +87,10 @@ def _shown(value: Any) -> str:
 
 def concerns_quality(name: str) -> bool:
     """Whether quality does not compare between rows that differ in this setting."""
-    return name.startswith(("data.", "train.", "sample.", "evaluate.")) and name not in _ONLY_ROUNDING
+    return name.startswith(("data.", "train.", "sample.", "evaluate.")) and name not in (
+        *_ONLY_ROUNDING,
+        *_ANOTHER_DRAW,
+    )
 
 
 def axis_of(name: str, rows: Sequence[Configuration]) -> str | None:

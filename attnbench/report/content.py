@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnbench.report import sections as facts
+from attnbench.report.aspects import settings_of
 from attnbench.report.charts import looks
 from attnbench.report.comparison import comparison_table, seed_table
 from attnbench.report.configurations import configurations
@@ -27,6 +28,10 @@ SAME_NOISE = (
 SAME_SEED_ONLY = (
     "Grids of one seed start from the same noise and class at each position; here the seeds differ between "
     "cases. One row per class."
+)
+OTHER_NOISE = (
+    "Grids start from the same class at each position, but not all from the same noise: sample.noise differs "
+    "between cases. One row per class."
 )
 
 
@@ -73,7 +78,7 @@ def gather(run_dir: Path, results: Sequence[Result], title: str, question: str, 
         comparison=comparison_table(results),
         problems=problems_table(results),
         grids=read_grids(run_dir, results),
-        grids_note=SAME_NOISE if len(facts.seeds_of(results)) <= 1 else SAME_SEED_ONLY,
+        grids_note=_grids_note(results),
         series=[plain(result.label) for result in results],
         looks=looks(results),
         configurations=[plain(configuration.label) for configuration in configurations(results)],
@@ -91,6 +96,16 @@ def gather(run_dir: Path, results: Sequence[Result], title: str, question: str, 
         command=command,
         version=plain(results[0].environment.packages.get("attnbench", "")),
     )
+
+
+def _grids_note(results: Sequence[Result]) -> str:
+    """Say what the images at one position have in common."""
+    drawn = [
+        dict(settings_of(result)).get("sample.noise") for result in results if "grid" in result.artefacts
+    ]
+    if len({noise for noise in drawn if noise is not None}) > 1:
+        return OTHER_NOISE
+    return SAME_NOISE if len(facts.seeds_of(results)) <= 1 else SAME_SEED_ONLY
 
 
 def _case_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing]:

@@ -2,7 +2,8 @@
 
 Balanced classes take turns (sample `index` has class `index % K`), so that the first images cover all of
 them. Noise and labels belong to (seed, index), so every backend starts from the same noise, and neither
-the batch size nor the number of processes changes a picture by more than rounding.
+the batch size nor the number of processes changes a picture by more than rounding. Which noise that is
+stands in the stage's key: samples of another one are other samples.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from attnbench.devices import device_of_rank
 from attnbench.diffusion.noise import fork_rng
 from attnbench.models import build_model, fuse_for_inference
 from attnbench.results import Measurement
-from attnbench.specs import Case
+from attnbench.specs import UNWRITTEN_NOISE, Case
 from attnbench.stages.compatibility import check_sampler
 from attnbench.stages.distributed import World, together
 from attnbench.stages.latents.model_space import decoder
@@ -33,7 +34,7 @@ from attnbench.stages.sampling.shards import (
 )
 from attnbench.stages.training.checkpoint import load_averaged, load_into
 from attnbench.storage.atomic import storage_errors
-from attnbench.storage.names import AVERAGED, DONE, GRID, sample_shard
+from attnbench.storage.names import AVERAGED, DONE, GRID, SAMPLE_SHARDS, sample_shard
 from attnbench.storage.store import NOTICE, StageOutput, Workspace, read_output, write_output
 
 TIME = "sample_time_s"
@@ -50,6 +51,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         finished = workspace.finished(folder)
         if finished is not None:
             return finished
+        _tell_of_earlier_noise(case, workspace)
         check_sampler(case)
         with together(case, workspace, "sample") as world:
             sampler = draw_part(case, workspace, world)
@@ -72,6 +74,19 @@ def _reopen_where_damaged(folder: Path, workspace: Workspace) -> None:
         workspace.report(NOTICE, 0, 0, text)
         with storage_errors(folder / DONE):
             (folder / DONE).unlink(missing_ok=True)
+
+
+def _tell_of_earlier_noise(case: Case, workspace: Workspace) -> None:
+    """Say where samples of this case lie that an earlier version drew, or began to: from other noise."""
+    then = case.model_copy(update={"sample": case.sample.model_copy(update={"noise": UNWRITTEN_NOISE})})
+    folder = workspace.folder("sample", then)
+    if case.sample.noise != UNWRITTEN_NOISE and any(folder.glob(SAMPLE_SHARDS)):
+        text = (
+            f"{folder} holds samples of this case that start from the noise of earlier versions, "
+            f"{UNWRITTEN_NOISE}; they are left alone and drawn anew from {case.sample.noise}. "
+            f"-o sample.noise={UNWRITTEN_NOISE} reads them, and goes on where they are unfinished"
+        )
+        workspace.report(NOTICE, 0, 0, text)
 
 
 def draw_part(case: Case, workspace: Workspace, world: World) -> Sampler:

@@ -15,6 +15,7 @@ from attnbench.models.options import with_all_options
 from attnbench.models.recipes import load_recipes, merge
 from attnbench.problems import SET_BY_RECIPE, Problem, allowed_keys, problems_in, unknown_key
 from attnbench.specs import (
+    NOISE,
     Case,
     DataSpec,
     DiagnoseSpec,
@@ -194,6 +195,7 @@ def suite_json_schema() -> dict[str, Any]:
     """Return the JSON schema of suite files, for editors; it knows no plugin's options."""
     schema = SuiteSpec.model_json_schema()
     definitions = schema["$defs"]
+    definitions["SampleSpec"]["properties"]["noise"]["default"] = NOISE
     model = definitions["ModelConfig"]
     recipe = {"type": "string", "description": "Name of a recipe.", "examples": list(load_recipes())}
     kept = {key: value for key, value in model["properties"].items() if key not in SET_BY_RECIPE}
@@ -215,6 +217,7 @@ def _resolve(draft: Draft, findings: _Findings) -> Case | None:
     if isinstance(data.get("matrix"), dict):
         data["matrix"] = {}  # its keys and lists have been checked
     _resolve_paths(draft, findings.settings)
+    _name_the_noise(data)
     in_model, has_recipe = _resolve_recipe(data)
     problems = [*draft.problems, *in_model, *name_problems(data, registry)]
     try:
@@ -279,6 +282,13 @@ def _resolve_recipe(data: dict[str, Any]) -> tuple[list[Problem], bool]:
     got = "is missing" if name is None else f"must be a name, got {name!r}"
     recipes = ", ".join(load_recipes())
     return [*problems, Problem(("model", "recipe"), f"{got}; available: {recipes}")], False
+
+
+def _name_the_noise(data: dict[str, Any]) -> None:
+    """Say which noise samples start from; settings that do not are those of versions with another one."""
+    sample = data.setdefault("sample", {})
+    if isinstance(sample, dict):
+        data["sample"] = {"noise": NOISE, **sample}
 
 
 def _resolve_paths(draft: Draft, settings: Settings) -> None:

@@ -126,7 +126,9 @@ def _settings(written: str) -> dict[str, str]:
     """Read settings and fill in the defaults of those that are newer; foreign ones stay as they are."""
     case: dict[str, Any] = json.loads(written)
     with contextlib.suppress(ValidationError):
-        case = Case.model_validate_json(written).model_dump(mode="json")
+        read = Case.model_validate_json(written)
+        case = read.model_dump(mode="json")
+        case["sample"]["noise"] = read.sample.noise  # which is left out where it is that of earlier versions
     return dict(_flat({key: value for key, value in case.items() if key not in _NO_SETTINGS}))
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
+from attnbench.diffusion.box_muller import BoxMullerNoise
 from attnbench.diffusion.ddpm import Denoiser, GaussianDiffusion, space_timesteps
 from attnbench.diffusion.flow import RectifiedFlow
 from attnbench.diffusion.guidance import guided_denoiser
-from attnbench.diffusion.noise import KeyedNoise, keyed_labels
+from attnbench.diffusion.noise import KeyedNoise, Noise, keyed_labels
 from attnbench.diffusion.samplers import (
     SamplerStep,
     ddim_steps,
@@ -70,10 +71,7 @@ class Sampler:
     @torch.inference_mode()
     def denoise(self, indices: range) -> torch.Tensor:
         """Return these samples in the model's input space, [n, C, H, W]; raises NonFiniteError."""
-        noise = KeyedNoise(
-            seed=self.case.seed, indices=indices, shape=self.shape, device=self.device, purpose="sample"
-        )
-        (last,) = deque(self.steps(noise, self.labels(indices).to(self.device)), maxlen=1)
+        (last,) = deque(self.steps(self.noise(indices), self.labels(indices).to(self.device)), maxlen=1)
         if not torch.isfinite(last.x).all():  # waits for the device, so that denoising is timed whole
             raise NonFiniteError(
                 f"samples {indices.start} to {indices.stop - 1} hold NaN or infinity after {last.index + 1} "
@@ -81,7 +79,17 @@ class Sampler:
             )
         return last.x
 
-    def steps(self, noise: KeyedNoise, labels: torch.Tensor) -> Iterator[SamplerStep]:
+    def noise(self, indices: Sequence[int]) -> Noise:
+        """Return the noise of these samples, as the case's `sample.noise` has it."""
+        settings, device = self.case.sample, self.device
+        if settings.noise == "ziggurat":
+            return KeyedNoise(seed=self.case.seed, indices=indices, shape=self.shape, device=device)
+        asked = settings.num_steps if settings.sampler == "ddpm" else 1  # others ask for the start alone
+        return BoxMullerNoise(
+            seed=self.case.seed, indices=indices, shape=self.shape, device=device, num_steps=asked
+        )
+
+    def steps(self, noise: Noise, labels: torch.Tensor) -> Iterator[SamplerStep]:
         """Yield every model evaluation from noise to the model's input space; pixels keep x_0 in [-1, 1]."""
         settings, start = self.case.sample, noise.at(0)
         denoiser, count = self._denoiser(labels), settings.num_steps
