@@ -167,13 +167,13 @@ def parts(rounds: int) -> list[dict[str, object]]:
         {"operation": name, "ns_per_number": statistics.median(seconds) / (2 * PAIRS) * 1e9}
         for name, seconds in in_turns(works, rounds).items()
     ]
-    alone = {
+    alone: dict[str, Callable[[], object]] = {
         "": partial(noise_of("ziggurat", (1,), BATCH).at, 1)
     }  # next to nothing but what each sample costs
     of_a_sample = statistics.median(in_turns(alone, rounds)[""]) / BATCH * 1e9
     return [
         found[0],
-        {"operation": "before: each sample, beside it", "ns_per_number": of_a_sample},
+        {"operation": "before: each sample beside it (ns a sample)", "ns_per_number": of_a_sample},
         *found[1:],
     ]
 
@@ -229,7 +229,9 @@ def show(rows: list[dict[str, object]]) -> None:
 def _cell(value: object) -> str:
     if isinstance(value, list):
         return " to ".join(f"{one:.2f}" for one in value)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return str(value)
 
 
 def main() -> None:
