@@ -262,11 +262,11 @@ CONTENTS = {
 
 
 def test_shipped_suites_ask_for_what_they_asked_for() -> None:
-    """The ids of their cases, but for the code of the attentions: stores and reports name them."""
+    """The ids of their cases, but for the attentions' code and today's noise: stores and reports name them."""
     found = {}
     for row in list_suites():
         ours = row.name in ("cifar10", "imagenet_256") or row.name.startswith(("subin", "table"))
-        suite = load_suite(row.name, ["data.path=/set"] if ours else [])
+        suite = load_suite(row.name, ["sample.noise=ziggurat", *(["data.path=/set"] if ours else [])])
         ids = [case.model_copy(update={"code": {}}).id for case in suite.cases]
         found[row.name] = f"{len(ids)} {content_hash(ids)}"
     assert found == CONTENTS

@@ -125,15 +125,37 @@ def _rates(shape: tuple[int, ...], rounds: int) -> Iterator[dict[str, object]]:
         }
 
 
+def by_operations(counters: np.ndarray) -> list[np.ndarray]:
+    """Return the four words of each counter, 32 bits in uint64 [n] each, by Philox4x32-10."""
+    words, key, low = [counters, *[np.zeros_like(counters)] * 3], [1, 2], 0xFFFFFFFF
+    for _ in range(10):
+        first, second = words[0] * np.uint64(0xD2511F53), words[2] * np.uint64(0xCD9E8D57)
+        mixed = [(second >> 32) ^ words[1], (first >> 32) ^ words[3]]
+        for word, part in zip(mixed, key, strict=True):
+            np.bitwise_xor(word, np.uint64(part), out=word)
+        words = [
+            mixed[0],
+            np.bitwise_and(second, low, out=second),
+            mixed[1],
+            np.bitwise_and(first, low, out=first),
+        ]
+        key = [key[0] + 0x9E3779B9 & low, key[1] + 0xBB67AE85 & low]
+    return words
+
+
 def parts(rounds: int) -> list[dict[str, object]]:
-    """Return nanoseconds a number of each operation that makes it, on arrays of the size that is used."""
+    """Return nanoseconds a number of what makes it, before and now, on arrays of the size that is used."""
     stream = PhiloxStream(stream_key(0, "sample"))
     blocks = PAIRS // 8
     words = stream.words((1, 0, RADIUS, 256), blocks)
     radius, angle = words.view(np.uint32), words.view(np.int32)
     uniform = ((radius.astype(np.float32) + 0.5) * 2.0**-32).astype(np.float32)
     turned, spare = (angle * np.float32(math.pi * 2.0**-31)).astype(np.float32), np.empty(PAIRS, np.float32)
+    ziggurat, drawn = np.random.Generator(np.random.Philox(0)), np.empty(2 * PAIRS, np.float32)
+    counters = np.arange(PAIRS // 2, dtype=np.uint64)
     works: dict[str, Callable[[], object]] = {
+        "before: NumPy's ziggurat": lambda: ziggurat.standard_normal(dtype=np.float32, out=drawn),
+        "not used: words of Philox4x32-10 by operations of NumPy": partial(by_operations, counters),
         "words of Philox4x64-10": lambda: [stream.words((1, 0, use, 256), blocks) for use in (RADIUS, ANGLE)],
         "integers to fp32": lambda: (radius.astype(np.float32), angle.astype(np.float32)),
         "logarithm": lambda: np.log(uniform, out=spare),
@@ -141,9 +163,18 @@ def parts(rounds: int) -> list[dict[str, object]]:
         "cosine and sine": lambda: (np.cos(turned, out=spare), np.sin(turned, out=spare)),
         "six additions and products": lambda: [np.multiply(turned, uniform, out=spare) for _ in range(6)],
     }
-    return [
+    found = [
         {"operation": name, "ns_per_number": statistics.median(seconds) / (2 * PAIRS) * 1e9}
         for name, seconds in in_turns(works, rounds).items()
+    ]
+    alone: dict[str, Callable[[], object]] = {
+        "": partial(noise_of("ziggurat", (1,), BATCH).at, 1)
+    }  # next to nothing but what each sample costs
+    of_a_sample = statistics.median(in_turns(alone, rounds)[""]) / BATCH * 1e9
+    return [
+        found[0],
+        {"operation": "before: each sample beside it (ns a sample)", "ns_per_number": of_a_sample},
+        *found[1:],
     ]
 
 
@@ -198,7 +229,9 @@ def show(rows: list[dict[str, object]]) -> None:
 def _cell(value: object) -> str:
     if isinstance(value, list):
         return " to ".join(f"{one:.2f}" for one in value)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return str(value)
 
 
 def main() -> None:
