@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from attnbench.errors import UserInputError
 from attnbench.plugins import registry
 from attnbench.results import Result, read_results
-from attnbench.running.executors import EXECUTORS, jobs, make_executor
+from attnbench.running.executors import EXECUTORS, cradle, jobs, make_executor
+from attnbench.running.executors.cradle import Cradle
 from attnbench.running.executors.interface import Asked
 from attnbench.running.listener import Listener
 from attnbench.running.runner import SuiteRun, run
@@ -285,3 +287,32 @@ def test_the_users_threads_are_each_cases(monkeypatch):
     monkeypatch.setattr(jobs, "available_cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert {share.threads for share in jobs.shares(Asked(jobs=2, num_cases=8))} == {3}
+
+
+CASE = """
+    import os
+    from attnbench.processes import ParentProcess
+
+    def main():
+        parent = ParentProcess()
+        parent.reply({"parent": os.getppid()})
+        parent.request()
+
+    if __name__ == "__main__":
+        main()
+"""
+
+
+def test_cases_go_on_where_what_forks_them_was_killed(tmp_path, monkeypatch):
+    """Out of memory, say: the next processes are fresh ones, which take longer."""
+    (tmp_path / "imagined_case.py").write_text(textwrap.dedent(CASE))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(cradle, "MODULE", "imagined_case")
+    reply = TypeAdapter(dict[str, int])
+    with Cradle() as forks:
+        with forks.child() as child:
+            nursery = child.receive(reply, 60)["parent"]
+            assert nursery != os.getpid()
+        os.kill(nursery, signal.SIGKILL)
+        with forks.child() as child:
+            assert child.receive(reply, 60) == {"parent": os.getpid()}
