@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from attnbench.errors import UserInputError
 from attnbench.plugins import registry
 from attnbench.results import Result, read_results
-from attnbench.running.executors import EXECUTORS, jobs, make_executor
+from attnbench.running.executors import EXECUTORS, cradle, jobs, make_executor
+from attnbench.running.executors.cradle import Cradle
 from attnbench.running.executors.interface import Asked
 from attnbench.running.listener import Listener
 from attnbench.running.runner import SuiteRun, run
@@ -37,9 +39,11 @@ matrix:
   sample.guidance_scale: [1.0, 2.0]
 """
 PLUGIN = '''
-    """An attention that spoils the interpreter, prints and raises."""
+    """An attention that spoils the process of its case, prints and raises."""
 
-    import builtins
+    import os
+    import random
+    import sys
 
     import torch
     from torch import nn
@@ -55,6 +59,11 @@ PLUGIN = '''
 
         def forward(self, x, context):
             if x.device.type != "meta" and self.training:
+                if sys.argv[0] == "attnbench.stages.case":  # not where cases share a process
+                    torch.set_default_dtype(torch.float64)
+                    nn.Linear.forward = lambda module, x: x * float("nan")
+                    os.environ["OMP_NUM_THREADS"] = "many"
+                    random.seed = None
                 print("about to break")
                 raise ValueError("a stranger's bug")
             return self.mix(x)
@@ -190,7 +199,10 @@ def test_a_shared_training_is_made_once(did):
 
 
 def test_weights_are_those_of_the_undisturbed_run(did, undisturbed):
-    """With the same threads every executor trains the same bits, through a stop, whatever runs beside."""
+    """With the same threads every executor trains the same bits, through a stop, whatever runs beside.
+
+    What the first cases have done to their processes is seen in no other.
+    """
     for name in (AVERAGED, CHECKPOINT):
         whole, now = (
             {path.relative_to(runs): path.read_bytes() for path in runs.glob(f"{STORE}/train/*/{name}")}
@@ -275,3 +287,32 @@ def test_the_users_threads_are_each_cases(monkeypatch):
     monkeypatch.setattr(jobs, "available_cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert {share.threads for share in jobs.shares(Asked(jobs=2, num_cases=8))} == {3}
+
+
+CASE = """
+    import os
+    from attnbench.processes import ParentProcess
+
+    def main():
+        parent = ParentProcess()
+        parent.reply({"parent": os.getppid()})
+        parent.request()
+
+    if __name__ == "__main__":
+        main()
+"""
+
+
+def test_cases_go_on_where_what_forks_them_was_killed(tmp_path, monkeypatch):
+    """Out of memory, say: the next processes are fresh ones, which take longer."""
+    (tmp_path / "imagined_case.py").write_text(textwrap.dedent(CASE))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(cradle, "MODULE", "imagined_case")
+    reply = TypeAdapter(dict[str, int])
+    with Cradle() as forks:
+        with forks.child() as child:
+            nursery = child.receive(reply, 60)["parent"]
+            assert nursery != os.getpid()
+        os.kill(nursery, signal.SIGKILL)
+        with forks.child() as child:
+            assert child.receive(reply, 60) == {"parent": os.getpid()}

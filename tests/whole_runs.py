@@ -22,7 +22,7 @@ import torch
 
 from attnbench import processes
 from attnbench.report import content
-from attnbench.running.executors.process import MODULE
+from attnbench.running.executors.cradle import MODULE
 from attnbench.storage.store import EVERY_STAGE
 
 Start = Callable[[Sequence[str], Path], int]

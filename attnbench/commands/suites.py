@@ -17,7 +17,7 @@ from attnbench import console
 from attnbench.storage.names import RESULTS, STORE
 
 if TYPE_CHECKING:
-    from attnbench.running.executors.process import Cradle
+    from attnbench.running.executors.cradle import Cradle
     from attnbench.suite.loading import Suite
 
 
@@ -31,7 +31,7 @@ def load(suite: str, overrides: Sequence[str], cases: Sequence[str] = (), seeds:
 
 def cradle(inline: bool) -> AbstractContextManager[Cradle | None]:
     """Start what starts the processes of cases: it imports while this process reads the suite."""
-    from attnbench.running.executors.process import Cradle
+    from attnbench.running.executors.cradle import Cradle
 
     return nullcontext() if inline else Cradle()
 

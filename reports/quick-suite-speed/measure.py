@@ -114,7 +114,8 @@ def width(result: dict[str, Any]) -> float:
 
 def starts(suite: Path, words: list[str], folder: Path) -> dict[str, list[float]]:
     """Return the seconds from asking for a finished case to its process's end, fresh and forked."""
-    from attnbench.running.executors.process import Cradle, run_in_process
+    from attnbench.running.executors.cradle import Cradle
+    from attnbench.running.executors.process import run_in_process
     from attnbench.storage.names import STORE
     from attnbench.suite.loading import load_suite
 

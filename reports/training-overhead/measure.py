@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from inputs import make_inputs
 
-from attnbench.running.executors.process import KEEP_MEMORY_MAPPED
+from attnbench.running.executors.cradle import KEEP_MEMORY_MAPPED
 
 PARTS = ("loader", "saving", "resume")
 

@@ -41,7 +41,7 @@ from attnbench.results import Result
 from attnbench.specs import Case
 
 if TYPE_CHECKING:
-    from attnbench.running.executors.process import Cradle
+    from attnbench.running.executors.cradle import Cradle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from attnbench.devices import available_cores
 from attnbench.errors import UserInputError
 from attnbench.running.executors.conversation import Conversation, Request, failed_result
+from attnbench.running.executors.cradle import Cradle
 from attnbench.running.executors.interface import (
     Asked,
     Event,
@@ -20,7 +21,6 @@ from attnbench.running.executors.interface import (
     Progress,
     Tell,
 )
-from attnbench.running.executors.process import Cradle
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
