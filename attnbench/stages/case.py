@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy
 import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from attnbench.devices import device_name
 from attnbench.errors import AttnbenchError, UnsupportedError
