@@ -83,10 +83,9 @@ def made_images(folder: Path) -> Path:
 
 
 def prepare(data: Path, to: Path, settings: dict[str, str]) -> None:
-    """Make the training set, unless it is there; raises CalledProcessError."""
-    if not (to / "card.json").exists() and not any(to.glob("*.json")):
-        words = attnbench("data", "prepare", str(data), "--to", str(to), "--image-size", "32")
-        subprocess.run(words, check=True, env=settings, stdout=subprocess.DEVNULL)
+    """Make the training set, or go on with it, or find it finished; raises CalledProcessError."""
+    words = attnbench("data", "prepare", str(data), "--to", str(to), "--image-size", "32")
+    subprocess.run(words, check=True, env=settings, stdout=subprocess.DEVNULL)
 
 
 def unpack(folder: Path, runs: Path) -> None:
