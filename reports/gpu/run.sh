@@ -30,7 +30,7 @@ for name in "$@"; do
   [ "$name" = cifar10 ] && [ -n "${CIFAR:-}" ] && words+=(--data "$CIFAR")
   echo "== $name"
   began=$SECONDS
-  timeout -k 10 $((budget[$name] + 40)) python3 "${words[@]}"
+  timeout -k 10 $((budget[$name] + ${#dry[@]} * 600 + 40)) python3 "${words[@]}"
   summary+=("$name: exit code $? after $((SECONDS - began)) s")
 done
 printf '%s\n' "${summary[@]}"
