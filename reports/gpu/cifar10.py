@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
 import os
 import signal
@@ -39,7 +40,13 @@ TOGETHER = 3  # cases at once
 CUDA = ["train.precision=bf16", "sample.batch_size=500", "train.checkpoint_every=500"]
 TINY = [
     *("train.steps=2", "train.batch_size=4", "train.held_out_images=0", "train.checkpoint_every=1"),
-    *("sample.num_steps=2", "sample.per_class=4", "evaluate.metrics=[kd]", "evaluate.kd_subset_size=4"),
+    *(
+        "sample.num_steps=2",
+        "sample.per_class=4",
+        "evaluate.metrics=[kd]",
+        "evaluate.kd_subset_size=4",
+        "evaluate.class_accuracy=false",
+    ),
 ]
 
 
@@ -48,9 +55,21 @@ def attnbench(*words: str) -> list[str]:
     return [sys.executable, "-c", COMMAND, *words]
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of its processes: this checkout first."""
+def environment(work: Path) -> dict[str, str]:
+    """Return the environment of its processes: this checkout first.
+
+    Where the package is not installed, a folder says its version, as an installation would.
+    """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    try:
+        importlib.metadata.version("attnbench")
+    except importlib.metadata.PackageNotFoundError:
+        from attnbench import __version__
+
+        told = work / "metadata" / f"attnbench-{__version__}.dist-info" / "METADATA"
+        told.parent.mkdir(parents=True, exist_ok=True)
+        told.write_text(f"Metadata-Version: 2.1\nName: attnbench\nVersion: {__version__}\n")
+        paths.append(str(work / "metadata"))
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
@@ -69,11 +88,10 @@ def made_images(folder: Path) -> Path:
     return folder
 
 
-def prepare(data: Path, to: Path) -> None:
-    """Make the training set, unless it is there; raises CalledProcessError."""
-    if not (to / "card.json").exists() and not any(to.glob("*.json")):
-        words = attnbench("data", "prepare", str(data), "--to", str(to), "--image-size", "32")
-        subprocess.run(words, check=True, env=environment(), stdout=subprocess.DEVNULL)
+def prepare(data: Path, to: Path, settings: dict[str, str]) -> None:
+    """Make the training set, or go on with it, or find it finished; raises CalledProcessError."""
+    words = attnbench("data", "prepare", str(data), "--to", str(to), "--image-size", "32")
+    subprocess.run(words, check=True, env=settings, stdout=subprocess.DEVNULL)
 
 
 def unpack(folder: Path, runs: Path) -> None:
@@ -105,13 +123,13 @@ def ended_with_us() -> Iterator[list[subprocess.Popen[bytes]]]:
                 one.wait()
 
 
-def run(words: list[str], together: int, budget_s: float, log: Path) -> str:
+def run(words: list[str], settings: dict[str, str], together: int, budget_s: float, log: Path) -> str:
     """Run the suite in several processes that share its cases; stop all when the time is up."""
     end = time.monotonic() + budget_s
     with log.open("a") as file, ended_with_us() as processes:
         for _ in range(together):
             processes.append(
-                subprocess.Popen(words, env=environment(), stdout=file, stderr=file, start_new_session=True)
+                subprocess.Popen(words, env=settings, stdout=file, stderr=file, start_new_session=True)
             )
             time.sleep(2 if together > 1 else 0)  # the first writes what all share
         while any(one.poll() is None for one in processes) and time.monotonic() < end:
@@ -236,7 +254,8 @@ def main() -> int:
     try:
         if args.earlier is not None:
             unpack(args.earlier, runs)
-        prepare(made_images(work / "images") if args.dry_run else args.data, prepared)
+        settings = environment(work)
+        prepare(made_images(work / "images") if args.dry_run else args.data, prepared, settings)
         words = attnbench(
             "run", str(SUITE), "--runs", str(runs), "--device", "cpu" if args.dry_run else "cuda"
         )
@@ -244,7 +263,7 @@ def main() -> int:
             words += ["-o", text]
         words += ["--case", "softmax"] if args.dry_run else []
         left = 600.0 if args.dry_run else end - time.monotonic() - SAVE_S
-        told["run"] = run(words, 1 if args.dry_run else TOGETHER, left, out / "cifar10.log")
+        told["run"] = run(words, settings, 1 if args.dry_run else TOGETHER, left, out / "cifar10.log")
         told["packed"] = pack(runs, out)
         found = rows(runs, overrides)
     except Exception as error:  # noqa: BLE001 - what there is comes back all the same

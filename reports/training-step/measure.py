@@ -36,10 +36,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # those of suites/digits_all.
 }
 TRAIN = {
     "quick": {"objective": "flow", "batch_size": 128, "ema_decay": 0.99, "ema_warmup": True, "lr": 4e-3},
-    "dit-s": {"batch_size": 4},
+    "dit-s": {"batch_size": 2},
 }
 RECIPE = {"quick": "tiny-dit", "dit-s": "dit-s"}
-ROUNDS = {"quick": 7, "dit-s": 3}
+ROUNDS = {"quick": 5, "dit-s": 3}
 STEPS = {"quick": 2, "dit-s": 1}  # of a round
 WARM = {"quick": 3, "dit-s": 1}
 Answer = dict[str, Any]
