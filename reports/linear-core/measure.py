@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,8 @@ def timed(run: Callable[[], object], clock: Callable[[], float]) -> float:
     return (clock() - started) / calls
 
 
-def core(rounds: int, threads_asked: list[int]) -> list[dict[str, Any]]:
-    """Time both forms at all sizes."""
+def core(rounds: int, threads_asked: list[int], keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Time both forms at all sizes; keep the rows after each."""
     rows = []
     for threads in threads_asked:
         clock = time.process_time if threads == 1 else time.perf_counter
@@ -141,8 +142,7 @@ def core(rounds: int, threads_asked: list[int]) -> list[dict[str, Any]]:
                             taken[name].append(timed(run, clock))
                     row = {"threads": threads, "batch": batch, "tokens": tokens, "width": width}
                     rows.append(row | {"type": type_name, "way": way} | ratio(taken["sana"], taken["ours"]))
-                    print(json.dumps(rows[-1]), flush=True)
-    return rows
+                    keep(rows)
 
 
 def caller(
@@ -196,8 +196,8 @@ def layer(module: torch.nn.Module, x: torch.Tensor, context: Any, way: str) -> C
     return lambda: torch.autograd.grad(module(leaf, context), wanted, grad, allow_unused=True)
 
 
-def layers(before: Path, rounds: int) -> list[dict[str, Any]]:
-    """Time every backend's layer in both checkouts."""
+def layers(before: Path, rounds: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Time every backend's layer in both checkouts; keep the rows after each."""
     workers = []
     for checkout in (before, HERE.parents[1]):
         command = [sys.executable, __file__, "--worker"]
@@ -219,12 +219,11 @@ def layers(before: Path, rounds: int) -> list[dict[str, Any]]:
                         process.stdin.flush()
                         times.append(float(process.stdout.readline()))
                 rows.append(row | ratio(*taken))
-                print(json.dumps(rows[-1]), flush=True)
+                keep(rows)
     for process in workers:
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
-    return rows
 
 
 def table(rows: list[dict[str, Any]], of: tuple[str, ...], columns: tuple[str, ...]) -> list[str]:
@@ -264,11 +263,16 @@ def main() -> None:
     file = HERE / "results.json"
     found = json.loads(file.read_text()) if file.exists() else {}
     found |= {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
+
+    def keep(part: str, rows: list[dict[str, Any]]) -> None:
+        print(json.dumps(rows[-1]), flush=True)
+        found[part] = rows
+        file.write_text(json.dumps(found, indent=1) + "\n")
+
     if arguments.only != "layers":
-        found["core"] = core(arguments.rounds, [int(n) for n in arguments.threads.split(",")])
+        core(arguments.rounds, [int(n) for n in arguments.threads.split(",")], partial(keep, "core"))
     if arguments.only != "core":
-        found["layers"] = layers(arguments.before.resolve(), arguments.rounds)
-    file.write_text(json.dumps(found, indent=1) + "\n")
+        layers(arguments.before.resolve(), arguments.rounds, partial(keep, "layers"))
     if "core" in found:
         print("\nCore: ms of diffusers' processor / ours = times as fast; threads, type and way across\n")
         print("\n".join(table(found["core"], ("batch", "tokens", "width"), ("threads", "type", "way"))))
