@@ -110,6 +110,51 @@ def must_agree(qkv: torch.Tensor, width: int) -> None:
             raise SystemExit(f"{name} is {error:.3g} off at {list(qkv.shape)} {qkv.dtype}: above {limit:.3g}")
 
 
+KINDS = {
+    "products": ("bmm", "baddbmm", "mm"),
+    "copies and casts": ("copy_", "_to_copy", "clone"),
+    "ReLU": ("clamp_min", "clamp_min_"),
+    "sums": ("sum", "add_", "add"),
+    "division": ("div", "div_"),
+    "products of elements": ("mul", "mul_"),
+    "padding": ("constant_pad_nd", "fill_"),
+}
+
+
+def profile() -> list[dict[str, Any]]:
+    """Say where one image of 4,096 tokens of width 384 spends its time: us an operation's kind, a call.
+
+    Medians of an operation's calls by the clock, times their number, so that a pause of the machine counts
+    once. `whole` is the formula in whole operations, as the core was before.
+    """
+    from attnbench.layers.linear_blocks import Terms, unblocked
+    from attnbench.layers.projection import merge_heads, split_heads
+
+    def whole(qkv: torch.Tensor) -> torch.Tensor:
+        q, k, v = (split_heads(z, 384 // HEAD) for z in qkv.chunk(3, dim=-1))
+        return merge_heads(unblocked(Terms(q, k, v, None, None, normalise=True, rectify=True, eps=EPS)))
+
+    torch.set_num_threads(1)
+    rows, calls = [], 20
+    for type_name, dtype in TYPES.items():
+        qkv = torch.randn(1, 4096, 3 * 384).to(dtype)
+        for name, form in {**forms(384), "whole": whole}.items():
+            with torch.no_grad():
+                form(qkv)
+                with torch.profiler.profile() as profiler:
+                    for _ in range(calls):
+                        form(qkv)
+            taken: dict[str, list[float]] = {}
+            for event in profiler.events():
+                if event.name.startswith("aten::"):
+                    taken.setdefault(event.name[6:], []).append(event.self_cpu_time_total)
+            us = {op: statistics.median(times) * len(times) / calls for op, times in taken.items()}
+            kinds = {kind: round(sum(us.get(op, 0.0) for op in ops)) for kind, ops in KINDS.items()}
+            rest = round(sum(us.values())) - sum(kinds.values())
+            rows.append({"form": name, "type": type_name} | kinds | {"rest": rest})
+    return rows
+
+
 def timed(run: Callable[[], object], clock: Callable[[], float]) -> float:
     """Return seconds a call, the first not counted."""
     run()
@@ -270,9 +315,15 @@ def main() -> None:
         file.write_text(json.dumps(found, indent=1) + "\n")
 
     if arguments.only != "layers":
+        found["profile"] = profile()
         core(arguments.rounds, [int(n) for n in arguments.threads.split(",")], partial(keep, "core"))
     if arguments.only != "core":
         layers(arguments.before.resolve(), arguments.rounds, partial(keep, "layers"))
+    if "profile" in found:
+        heads = list(found["profile"][0])
+        print("\nProfile of 4,096 tokens, width 384: us\n")
+        print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+        print("\n".join(f"| {' | '.join(map(str, row.values()))} |" for row in found["profile"]))
     if "core" in found:
         print("\nCore: ms of diffusers' processor / ours = times as fast; threads, type and way across\n")
         print("\n".join(table(found["core"], ("batch", "tokens", "width"), ("threads", "type", "way"))))
