@@ -19,7 +19,8 @@ SIZES = {"self": (70, 70, 4, 4), "wide values, fewer queries": (33, 100, 4, 6)} 
 def short_blocks(monkeypatch):
     """Blocks of 32 tokens, so that 70 make three, the last one shorter."""
     monkeypatch.setattr(block_workspace, "SHORTEST_BLOCK", 32)
-    monkeypatch.setattr(block_workspace, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(block_workspace, "OTHER_ELEMENTS", 1)
+    monkeypatch.setattr(block_workspace, "BLOCK_ELEMENTS", {})
 
 
 def draw(sizes, kind, dtype=torch.float64, *, positive=False):

@@ -99,8 +99,8 @@ def _room(like: torch.Tensor, tokens: int, width: int) -> torch.Tensor:
 def _lengths(terms: Terms) -> tuple[int, int]:
     """Return the lengths of a block of queries and of one of keys."""
     q, k, v = terms[:3]
-    row_bytes = v.element_size() * v.shape[1] * max(q.shape[3], v.shape[3])
-    return block_length(q.shape[2], row_bytes), block_length(k.shape[2], row_bytes)
+    width = v.shape[1] * max(q.shape[3], v.shape[3])
+    return block_length(q.shape[2], width, v.dtype), block_length(k.shape[2], width, v.dtype)
 
 
 def _blocks(length: int, image: int, *tensors: torch.Tensor | None) -> Any:
@@ -126,12 +126,11 @@ def _forward(terms: Terms) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def _sum_keys(terms: Terms, block: Any, state: torch.Tensor, mass: torch.Tensor, work: Workspace) -> None:
     k, v, mass_k = block
+    k = work.load("rows", k, k.dtype, rectify=terms.rectify)
     if work.half:
-        k = work.load_half("rows", k, rectify=terms.rectify)
-        part = work.by_head("part", state.shape, v.dtype)
+        part = work.room("part", state.shape, v.dtype)
         state.add_(torch.bmm(k.transpose(1, 2), v, out=part))
     else:
-        k = work.load("rows", k, rectify=terms.rectify)
         torch.baddbmm(state, k.transpose(1, 2), v, out=state)
     if terms.normalise:
         mass.add_((k if mass_k is None else mass_k).sum(1, keepdim=True, dtype=work.dtype))
@@ -139,15 +138,15 @@ def _sum_keys(terms: Terms, block: Any, state: torch.Tensor, mass: torch.Tensor,
 
 def _read_state(terms: Terms, block: Any, state: torch.Tensor, mass: torch.Tensor, work: Workspace) -> None:
     q, mass_q, out = block
-    q = (work.load_half if work.half else work.load)("rows", q, rectify=terms.rectify)
-    read = torch.bmm(q, state, out=work.by_head("read", out.shape, out.dtype))
+    q = work.load("rows", q, q.dtype, rectify=terms.rectify)
     if not terms.normalise:
-        out.copy_(read)
+        torch.bmm(q, state, out=out)
         return
+    read = torch.bmm(q, state, out=work.room("read", out.shape, out.dtype))
     own_room = mass_q is None and terms.rectify and not work.half
     by = _denominator(q if mass_q is None else mass_q, mass, terms.eps, work, in_place=own_room)
     if work.half:
-        read = work.by_token("products", out.shape).copy_(read)
+        read = work.room("products", out.shape).copy_(read)
         out.copy_(read.div_(by))
     else:
         torch.div(read, by, out=out)
@@ -157,12 +156,12 @@ def _denominator(
     q: torch.Tensor, mass: torch.Tensor, eps: float, work: Workspace, *, in_place: bool = False
 ) -> torch.Tensor:
     """Return q_i . mass + eps of a block: [H, n, D] -> [H, n, 1]; in place, q is lost."""
-    room = q if in_place else work.by_token("products", q.shape)
+    room = q if in_place else work.room("products", q.shape)
     if q.dtype != work.dtype:  # torch multiplies two types in a slower loop
         room.copy_(q).mul_(mass)
     else:
         torch.mul(q, mass, out=room)
-    return torch.sum(room, -1, keepdim=True, out=work.by_token("denominator", (*q.shape[:2], 1))).add_(eps)
+    return torch.sum(room, -1, keepdim=True, out=work.room("denominator", (*q.shape[:2], 1))).add_(eps)
 
 
 def _backward(
@@ -194,12 +193,12 @@ def _query_gradients(terms: Terms, block: Any, sums: tuple[torch.Tensor, ...], w
     if terms.normalise:
         mass_q = q if mass_q is None else work.load("mass_q", mass_q)
         z = _denominator(mass_q, mass, terms.eps, work)
-        h = torch.div(h, z, out=work.by_token("grad", h.shape))
-    dq = torch.bmm(h, state.transpose(1, 2), out=work.by_head("dq", q.shape))
+        h = torch.div(h, z, out=work.room("grad", h.shape))
+    dq = torch.bmm(h, state.transpose(1, 2), out=work.room("dq", q.shape))
     torch.baddbmm(d_state, q.transpose(1, 2), h, out=d_state)
     if terms.normalise:
-        products = torch.mul(q, dq, out=work.by_token("products", q.shape))
-        dz = torch.sum(products, -1, keepdim=True, out=work.by_token("dz", (*q.shape[:2], 1))).div_(z).neg_()
+        products = torch.mul(q, dq, out=work.room("products", q.shape))
+        dz = torch.sum(products, -1, keepdim=True, out=work.room("dz", (*q.shape[:2], 1))).div_(z).neg_()
         d_mass.add_(torch.mul(mass_q, dz, out=products).sum(1, keepdim=True))
         if into_mass_q is None:
             dq.addcmul_(dz, mass)
@@ -212,11 +211,11 @@ def _key_gradients(terms: Terms, block: Any, sums: tuple[torch.Tensor, ...], wor
     k, v, into_k, into_v = block
     _, _, d_state, d_mass = sums
     k, v = work.load("k", k, rectify=terms.rectify), work.load("v", v)
-    dk = torch.bmm(v, d_state.transpose(1, 2), out=work.by_head("dq", k.shape))
+    dk = torch.bmm(v, d_state.transpose(1, 2), out=work.room("dq", k.shape))
     if terms.normalise and terms.mass_k is None:
         dk.add_(d_mass)
     _store(dk, k, into_k, rectify=terms.rectify)
-    into_v.copy_(torch.bmm(k, d_state, out=work.by_head("dv", v.shape)))
+    into_v.copy_(torch.bmm(k, d_state, out=work.room("dv", v.shape)))
 
 
 def _store(grad: torch.Tensor, rectified: torch.Tensor, into: torch.Tensor, *, rectify: bool) -> None:

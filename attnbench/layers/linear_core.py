@@ -107,8 +107,15 @@ def takes_blocks(terms: Terms) -> bool:
         and q.shape[:2] == k.shape[:2] == v.shape[:2]
         and q.dtype == k.dtype == v.dtype
         and q.shape[2] >= MANY_TOKENS.get(q.dtype, math.inf)
-        and (q.element_size() >= 4 or max(q.shape[3], v.shape[3]) <= WIDEST_HALF_HEAD)
+        and (q.element_size() >= 4 or _half_gains(terms))
         and compute_dtype(q) == q.dtype
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
+
+
+def _half_gains(terms: Terms) -> bool:
+    """Say whether a half type gains: not where products dominate, which the backward pass makes in fp32."""
+    q, k, v = terms[:3]
+    trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    return max(q.shape[3], v.shape[3]) <= WIDEST_HALF_HEAD and (terms.normalise or not trains)

@@ -1,6 +1,6 @@
 """Linear attention's core against diffusers' Sana processor, and whole layers against another checkout.
 
-    python reports/linear-core/measure.py --before CHECKOUT [--rounds 5] [--only core|layers]
+    python reports/linear-core/measure.py --before CHECKOUT [--rounds 5] [--threads 1,2] [--only core|layers]
 
 Core: from one qkv [B, N, 3 C] to [B, N, C], in turns in this process; the processor is diffusers' own, its
 three projections the three thirds of qkv. Before anything is timed both are held to the formula in float64
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ CORES = [
     (1, 1024, 2240),
     (1, 4096, 2240),
 ]
-BACKENDS = "linear elu focused polaformer edit lit efficient performer mlla rala".split()
-LAYERS = [(1, 1024, 384), (8, 256, 384), (1, 4096, 384)]
+BACKENDS = ["linear", "elu", "focused", "polaformer", "edit", "lit", "efficient", "performer", "mlla", "rala"]
+ON_TWO_THREADS = [(1, 1024, 384), (1, 4096, 384), (1, 4096, 2240)]
+LAYERS = [(8, 256, 384), (1, 4096, 384)]
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ROUND_SECONDS = 0.04
 
@@ -108,6 +110,51 @@ def must_agree(qkv: torch.Tensor, width: int) -> None:
             raise SystemExit(f"{name} is {error:.3g} off at {list(qkv.shape)} {qkv.dtype}: above {limit:.3g}")
 
 
+KINDS = {
+    "products": ("bmm", "baddbmm", "mm"),
+    "copies and casts": ("copy_", "_to_copy", "clone"),
+    "ReLU": ("clamp_min", "clamp_min_"),
+    "sums": ("sum", "add_", "add"),
+    "division": ("div", "div_"),
+    "products of elements": ("mul", "mul_"),
+    "padding": ("constant_pad_nd", "fill_"),
+}
+
+
+def profile() -> list[dict[str, Any]]:
+    """Say where one image of 4,096 tokens of width 384 spends its time: us an operation's kind, a call.
+
+    Medians of an operation's calls by the clock, times their number, so that a pause of the machine counts
+    once. `whole` is the formula in whole operations, as the core was before.
+    """
+    from attnbench.layers.linear_blocks import Terms, unblocked
+    from attnbench.layers.projection import merge_heads, split_heads
+
+    def whole(qkv: torch.Tensor) -> torch.Tensor:
+        q, k, v = (split_heads(z, 384 // HEAD) for z in qkv.chunk(3, dim=-1))
+        return merge_heads(unblocked(Terms(q, k, v, None, None, normalise=True, rectify=True, eps=EPS)))
+
+    torch.set_num_threads(1)
+    rows, calls = [], 20
+    for type_name, dtype in TYPES.items():
+        qkv = torch.randn(1, 4096, 3 * 384).to(dtype)
+        for name, form in {**forms(384), "whole": whole}.items():
+            with torch.no_grad():
+                form(qkv)
+                with torch.profiler.profile() as profiler:
+                    for _ in range(calls):
+                        form(qkv)
+            taken: dict[str, list[float]] = {}
+            for event in profiler.events():
+                if event.name.startswith("aten::"):
+                    taken.setdefault(event.name[6:], []).append(event.self_cpu_time_total)
+            us = {op: statistics.median(times) * len(times) / calls for op, times in taken.items()}
+            kinds = {kind: round(sum(us.get(op, 0.0) for op in ops)) for kind, ops in KINDS.items()}
+            rest = round(sum(us.values())) - sum(kinds.values())
+            rows.append({"form": name, "type": type_name} | kinds | {"rest": rest})
+    return rows
+
+
 def timed(run: Callable[[], object], clock: Callable[[], float]) -> float:
     """Return seconds a call, the first not counted."""
     run()
@@ -118,19 +165,20 @@ def timed(run: Callable[[], object], clock: Callable[[], float]) -> float:
     return (clock() - started) / calls
 
 
-def core(rounds: int) -> list[dict[str, Any]]:
-    """Time both forms at all sizes."""
+def core(rounds: int, threads_asked: list[int], keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Time both forms at all sizes; keep the rows after each."""
     rows = []
-    for threads, clock in ((1, time.process_time), (2, time.perf_counter)):
+    for threads in threads_asked:
+        clock = time.process_time if threads == 1 else time.perf_counter
         torch.set_num_threads(threads)
-        for batch, tokens, width in CORES:
+        for batch, tokens, width in CORES if threads == 1 else ON_TWO_THREADS:
             for type_name, dtype in TYPES.items():
                 torch.manual_seed(0)
                 qkv, grad = (torch.randn(batch, tokens, n * width).to(dtype) for n in (3, 1))
                 if threads == 1:
                     must_agree(qkv, width)
                 for way in ("forward", "both"):
-                    if way == "both" and tokens * width > 4096 * 1152:
+                    if way == "both" and (threads == 2 or tokens * width > 4096 * 1152):
                         continue
                     runs = {name: caller(form, qkv, grad, way) for name, form in forms(width).items()}
                     taken: dict[str, list[float]] = {name: [] for name in runs}
@@ -139,8 +187,7 @@ def core(rounds: int) -> list[dict[str, Any]]:
                             taken[name].append(timed(run, clock))
                     row = {"threads": threads, "batch": batch, "tokens": tokens, "width": width}
                     rows.append(row | {"type": type_name, "way": way} | ratio(taken["sana"], taken["ours"]))
-                    print(json.dumps(rows[-1]), flush=True)
-    return rows
+                    keep(rows)
 
 
 def caller(
@@ -194,8 +241,8 @@ def layer(module: torch.nn.Module, x: torch.Tensor, context: Any, way: str) -> C
     return lambda: torch.autograd.grad(module(leaf, context), wanted, grad, allow_unused=True)
 
 
-def layers(before: Path, rounds: int) -> list[dict[str, Any]]:
-    """Time every backend's layer in both checkouts."""
+def layers(before: Path, rounds: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Time every backend's layer in both checkouts; keep the rows after each."""
     workers = []
     for checkout in (before, HERE.parents[1]):
         command = [sys.executable, __file__, "--worker"]
@@ -217,12 +264,11 @@ def layers(before: Path, rounds: int) -> list[dict[str, Any]]:
                         process.stdin.flush()
                         times.append(float(process.stdout.readline()))
                 rows.append(row | ratio(*taken))
-                print(json.dumps(rows[-1]), flush=True)
+                keep(rows)
     for process in workers:
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
-    return rows
 
 
 def table(rows: list[dict[str, Any]], of: tuple[str, ...], columns: tuple[str, ...]) -> list[str]:
@@ -250,6 +296,7 @@ def main() -> None:
     )
     parser.add_argument("--before", type=Path, help="a checkout of commit d7fcb6e")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", default="1,2", help="of the core; two need a quiet machine")
     parser.add_argument("--only", choices=["core", "layers"])
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -261,15 +308,28 @@ def main() -> None:
     file = HERE / "results.json"
     found = json.loads(file.read_text()) if file.exists() else {}
     found |= {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
+
+    def keep(part: str, rows: list[dict[str, Any]]) -> None:
+        print(json.dumps(rows[-1]), flush=True)
+        found[part] = rows
+        file.write_text(json.dumps(found, indent=1) + "\n")
+
     if arguments.only != "layers":
-        found["core"] = core(arguments.rounds)
+        found["profile"] = profile()
+        core(arguments.rounds, [int(n) for n in arguments.threads.split(",")], partial(keep, "core"))
     if arguments.only != "core":
-        found["layers"] = layers(arguments.before.resolve(), arguments.rounds)
-    file.write_text(json.dumps(found, indent=1) + "\n")
-    print("\nCore: ms of diffusers' processor / ours = times as fast; threads, type and way across\n")
-    print("\n".join(table(found["core"], ("batch", "tokens", "width"), ("threads", "type", "way"))))
-    print("\nLayers: ms before / now = times as fast\n")
-    print("\n".join(table(found["layers"], ("backend", "batch", "tokens"), ("type", "way"))))
+        layers(arguments.before.resolve(), arguments.rounds, partial(keep, "layers"))
+    if "profile" in found:
+        heads = list(found["profile"][0])
+        print("\nProfile of 4,096 tokens, width 384: us\n")
+        print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+        print("\n".join(f"| {' | '.join(map(str, row.values()))} |" for row in found["profile"]))
+    if "core" in found:
+        print("\nCore: ms of diffusers' processor / ours = times as fast; threads, type and way across\n")
+        print("\n".join(table(found["core"], ("batch", "tokens", "width"), ("threads", "type", "way"))))
+    if "layers" in found:
+        print("\nLayers: ms before / now = times as fast\n")
+        print("\n".join(table(found["layers"], ("backend", "batch", "tokens"), ("type", "way"))))
 
 
 if __name__ == "__main__":
