@@ -182,6 +182,9 @@ def test_samples_of_earlier_noise_are_left_alone_and_told(monkeypatch, tmp_path)
     assert "-o sample.noise=ziggurat" in said
     new = [images for images, _ in shards.iterate_shards(workspace.folder("sample", today))]
     assert np.abs(np.concatenate(new).astype(int) - old).mean() > 10
+    other = make_case(sample={"per_class": 4, "noise": "box-muller"}, seed=5)
+    sample.run(other, weigh(tmp_path, other))
+    assert len(list(folder.parent.iterdir())) == 3  # no folder is made to look for earlier samples in
     told.clear()
     sample.run(earlier, workspace)
     assert np.array_equal(np.concatenate([images for images, _ in shards.iterate_shards(folder)]), old)

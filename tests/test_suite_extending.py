@@ -262,7 +262,7 @@ CONTENTS = {
 
 
 def test_shipped_suites_ask_for_what_they_asked_for() -> None:
-    """The ids of their cases, but for the attentions' code and today's noise: stores and reports name them."""
+    """The ids of their cases, but for the attentions' code and the noise: stores and reports name them."""
     found = {}
     for row in list_suites():
         ours = row.name in ("cifar10", "imagenet_256") or row.name.startswith(("subin", "table"))

@@ -79,7 +79,7 @@ def _reopen_where_damaged(folder: Path, workspace: Workspace) -> None:
 def _tell_of_earlier_noise(case: Case, workspace: Workspace) -> None:
     """Say where samples of this case lie that an earlier version drew, or began to: from other noise."""
     then = case.model_copy(update={"sample": case.sample.model_copy(update={"noise": UNWRITTEN_NOISE})})
-    folder = workspace.folder("sample", then)
+    folder = workspace.root / "sample" / then.key("sample")  # not made where there is none
     if case.sample.noise != UNWRITTEN_NOISE and any(folder.glob(SAMPLE_SHARDS)):
         text = (
             f"{folder} holds samples of this case that start from the noise of earlier versions, "
