@@ -50,7 +50,7 @@ def tsne_embedding(features: torch.Tensor, *, seed: int = 0, perplexity: float =
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     check_features(features, at_least=3)
     x = features.detach().double().cpu().numpy()
