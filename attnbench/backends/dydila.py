@@ -139,8 +139,9 @@ class Router(nn.Module):
         for bank in self.weight:
             nn.init.xavier_uniform_(bank)
 
-    def forward(self) -> tuple[torch.Tensor, ...]:
-        """Return the banks; a call, so that whoever shards or watches modules sees that they are used."""
+    @property
+    def banks(self) -> tuple[torch.Tensor, ...]:
+        """The weight of every bank; `layers.router_logits` multiplies by it."""
         return self.weight.unbind()
 
 
@@ -215,7 +216,7 @@ class DyDiLA(nn.Module):
     def _routed_projections(self, x: torch.Tensor, context: attnbench.AttentionContext) -> list[torch.Tensor]:
         """Dynamic projection module, eqs. 1-2: Q' and K', each [T, C]."""
         tokens, n_p = x.flatten(0, 1), self.options.num_projectors  # [T, C]
-        logits = router_logits(*self.projection_router(), tokens)  # [2 n_P, T]
+        logits = router_logits(*self.projection_router.banks, tokens)  # [2 n_P, T]
         banks = logits.split(n_p)
         expert = [largest(bank) for bank in banks]
         primes = [
@@ -241,7 +242,7 @@ class DyDiLA(nn.Module):
         if self.options.kernel == "fixed":
             return [power_focus(z, z.new_full((), self.options.gamma_init)) for z in tokens]
         gamma, training = at_least_one(self.gamma), self.options.factor_router
-        banks = self.kernel_router()
+        banks = self.kernel_router.banks
         found = [routed_focus(z, bank, gamma, training) for z, bank in zip(tokens, banks, strict=True)]
         context.record("kernel", torch.stack([index for _, index in found]))
         return [focused for focused, _ in found]
@@ -250,7 +251,7 @@ class DyDiLA(nn.Module):
         self, z: list[torch.Tensor], v: torch.Tensor, context: attnbench.AttentionContext
     ) -> torch.Tensor:
         """Token differential operator, eqs. 7-9: (Q~ - lQ Q~') ((K~ - lK K~')^T V) + DWC(V)."""
-        training, banks = self.options.factor_router, self.factor_router()
+        training, banks = self.options.factor_router, self.factor_router.banks
         found = [routed_difference(z[i], z[i + 2], banks[i], self.lam, training) for i in range(2)]
         context.record("factor", torch.stack([index for _, index, _ in found]))
         context.record("lambda", torch.stack([chosen for *_, chosen in found]))
@@ -262,7 +263,7 @@ class DyDiLA(nn.Module):
         self, z: list[torch.Tensor], v: torch.Tensor, context: attnbench.AttentionContext
     ) -> torch.Tensor:
         """Eq. 10: Q~ (K~^T V) - l Q~' (K~'^T V) + DWC(V), each map with its own denominator."""
-        logits = router_logits(*self.factor_router(), z[0], z[2])
+        logits = router_logits(*self.factor_router.banks, z[0], z[2])
         index, factor, scale = select(logits, self.lam, self.options.factor_router)
         context.record("factor", index.unsqueeze(0))
         context.record("lambda", factor.unsqueeze(0))

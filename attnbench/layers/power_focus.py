@@ -115,7 +115,7 @@ class _PowerFocus(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """With p = a^gamma, (g.y) = sum_k g_k y_k and t_k = |a|/|p| g_k - p_k (g.y) / (peak |p|^2):
 
         dz_k = a_k (g.y) / (peak |a|^2) + gamma a_k^(gamma-1) t_k
@@ -126,9 +126,8 @@ class _PowerFocus(torch.autograd.Function):
         z, gamma, *scalars = ctx.saved_tensors
         rows, powers = z.reshape(-1, z.shape[-1]), _per_row(gamma, z, scalars[0].dtype)
         backward = _backward_by_blocks if by_blocks(z) else _backward
-        dz, dgamma = backward(grad.reshape(-1, z.shape[-1]), rows, powers, *scalars, ctx.needs_input_grad[1])
-        if dgamma is not None:
-            dgamma = dgamma.view(*z.shape[:-1], 1).sum_to_size(gamma.shape).to(gamma.dtype)
+        dz, dgamma = backward(grad.reshape(-1, z.shape[-1]), rows, powers, *scalars)
+        dgamma = dgamma.view(*z.shape[:-1], 1).sum_to_size(gamma.shape).to(gamma.dtype)
         return dz.view(z.shape), dgamma
 
 
@@ -139,8 +138,7 @@ def _backward(
     peak: torch.Tensor,
     a_sq: torch.Tensor,
     power_sq: torch.Tensor,
-    wants_gamma: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     a, g = (z / peak).relu(), grad.to(peak.dtype)
     power = a.pow(gamma)
     ratio = (a_sq / power_sq).sqrt()  # |a| / |p|
@@ -148,8 +146,6 @@ def _backward(
     t = (g * ratio).addcmul_(power, g_dot_y / power_sq, value=-1).mul_(power)  # p_k t_k
     a_positive = a.clamp_min(torch.finfo(a.dtype).tiny)  # p / a is 0 / tiny on the zeros
     dz = (t / a_positive).mul_(gamma).addcmul_(a, g_dot_y / a_sq).to(z.dtype)
-    if not wants_gamma:
-        return dz, None
     return dz, peak * t.mul_(a_positive.log_()).sum(-1, keepdim=True)
 
 
@@ -160,17 +156,14 @@ def _backward_by_blocks(
     peak: torch.Tensor,
     a_sq: torch.Tensor,
     power_sq: torch.Tensor,
-    wants_gamma: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     dz = torch.empty_like(z, memory_format=torch.contiguous_format)
-    dgamma = torch.empty_like(peak) if wants_gamma else None
+    dgamma = torch.empty_like(peak)
     scalars, buffers = torch.stack([peak, a_sq, power_sq]), scratch(z, 4, gamma.dtype)
     for block in row_blocks(*z.shape):
-        found = focus_block_backward(
-            grad[block], z[block], _block(gamma, block), scalars[:, block], buffers, dz[block], wants_gamma
+        dgamma[block] = focus_block_backward(
+            grad[block], z[block], _block(gamma, block), scalars[:, block], buffers, dz[block]
         )
-        if dgamma is not None:
-            dgamma[block] = found
     return dz, dgamma
 
 
@@ -181,8 +174,7 @@ def focus_block_backward(
     scalars: torch.Tensor,
     buffers: list[torch.Tensor],
     dz: torch.Tensor,
-    wants_gamma: bool,
-) -> torch.Tensor | None:
+) -> torch.Tensor:
     """Write the gradient of a few rows of z to dz and return that of their gammas [rows, 1]."""
     peak, a_sq, power_sq = scalars.unbind()
     a, log, power, t = (buffer[: len(z)] for buffer in buffers[:4])
@@ -195,6 +187,4 @@ def focus_block_backward(
     torch.div(t, a, out=power).mul_(gamma)
     a.copy_(z).clamp_min_(0)  # u, since a has the smallest number where u is 0
     torch.addcmul(power, a, g_dot_y.div_(a_sq).div_(peak), out=dz)
-    if not wants_gamma:
-        return None
     return t.mul_(log).sum(-1, keepdim=True).mul_(peak).mul_(math.log(2))

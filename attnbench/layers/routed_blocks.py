@@ -38,7 +38,7 @@ class FocusByBlocks(torch.autograd.Function):
                 if dz.dtype != dtype:
                     out = buffers[5][: len(rows)]
                 gamma = numbers[index[block]].unsqueeze(1)
-                found = focus_block_backward(g, rows, gamma, scalars[:, block], buffers, out, True)
+                found = focus_block_backward(g, rows, gamma, scalars[:, block], buffers, out)
                 dchosen[block] = found.squeeze(1)
                 if ctx.trains_router:
                     dlogits = surrogate(logits[:, block], numbers, dchosen[block])
@@ -50,7 +50,9 @@ class FocusByBlocks(torch.autograd.Function):
         return dz, dmatrix.T.to(weight.dtype) if ctx.trains_router else None, dvalues, None
 
 
-def focus(z: torch.Tensor, weight: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def focus(
+    z: torch.Tensor, weight: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return y [T, C], index [T], logits [n, T] and the rows' scalars."""
     dtype = torch.promote_types(z.dtype, torch.float32)
     y, scalars = torch.empty_like(z, memory_format=torch.contiguous_format), row_scalars(z, dtype)
@@ -112,7 +114,7 @@ class DifferenceByBlocks(torch.autograd.Function):
 
 def difference(
     x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, values: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return d [T, C], index [T], lambda [T, 1] and logits [n, T]."""
     dtype, width = torch.promote_types(x.dtype, torch.float32), x.shape[1]
     d, index = torch.empty_like(x), x.new_empty(len(x), dtype=torch.long)

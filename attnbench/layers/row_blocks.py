@@ -17,7 +17,7 @@ def by_blocks(x: torch.Tensor) -> bool:
     return (
         x.is_cpu
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch._C._get_tracing_state()
         and not torch._C._are_functorch_transforms_active()
     )
 

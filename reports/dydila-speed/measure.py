@@ -140,14 +140,22 @@ def train_step() -> Callable[[], object]:
     import torch
 
     from attnbench.models import build_model
-    from attnbench.specs import ModelSpec
+    from attnbench.specs import AttentionSpec, ModelConfig
 
-    spec = ModelSpec(dim=96, depth=4, num_heads=3, patch_size=2, attention={"backend": "dydila"})
+    spec = ModelConfig(
+        name="quick",
+        dim=96,
+        depth=4,
+        num_heads=3,
+        in_channels=1,
+        input="pixel",
+        attention=AttentionSpec(name="dydila"),
+    )
     torch.manual_seed(0)
     model = build_model(spec, 8, 10, device="cpu").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    images, channels = 128, getattr(model, "in_channels", 4)
-    x, t = torch.randn(images, channels, 8, 8), torch.randint(1000, (images,))
+    images = 128
+    x, t = torch.randn(images, 1, 8, 8), torch.randint(1000, (images,))
     labels = torch.randint(10, (images,))
 
     def step() -> object:
