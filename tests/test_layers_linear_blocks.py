@@ -188,3 +188,20 @@ def test_blocks_are_computed_by_the_function_that_says_so():
     assert linear_core.takes_blocks(Terms(q, k, v, None, None, normalise=True, rectify=False, eps=0.0))
     assert linear_attention(q, k, v.requires_grad_(), eps=1e-6).grad_fn.name().startswith("_Blocked")
     assert linear_blocks.key_mass is linear_core.key_mass
+
+
+def test_half_types_take_blocks_where_they_gain():
+    """From 512 tokens on, in heads up to 128 wide; sums alone only without a gradient."""
+
+    def taken(width, *, tokens=512, normalise=True, trains=False):
+        heads = [torch.rand(1, 1, tokens, width, dtype=torch.bfloat16) for _ in range(3)]
+        heads[1].requires_grad_(trains)
+        terms = Terms(*heads, None, None, normalise=normalise, rectify=False, eps=0.0)
+        return linear_core.takes_blocks(terms)
+
+    assert taken(128)
+    assert taken(128, trains=True)
+    assert taken(128, normalise=False)
+    assert not taken(128, normalise=False, trains=True)
+    assert not taken(129)
+    assert not taken(128, tokens=511)
