@@ -36,8 +36,11 @@ def routed_focus(
         index, chosen, scale = select(router_logits(weight, z), values, training)
         y = power_focus(z, chosen)
         return y if scale is None else y * scale.to(y.dtype), index
+    trains_router = training == "straight_through"
+    if not trains_router:  # no edge of the graph leads to it, and nobody waits for its gradient
+        weight = weight.detach()
     if _trains(z, weight, values):
-        return FocusByBlocks.apply(z, weight, values, training == "straight_through")
+        return FocusByBlocks.apply(z, weight, values, trains_router)
     with without_autocast(z):
         return focus(z, weight, values)[:2]
 
@@ -54,8 +57,11 @@ def routed_difference(
         index, chosen, scale = select(router_logits(weight, x, y), values, training)
         factor = chosen if scale is None else chosen * scale
         return torch.addcmul(x, factor.to(x.dtype), y, value=-1), index, chosen
+    trains_router = training == "straight_through"
+    if not trains_router:
+        weight = weight.detach()
     if _trains(x, y, weight, values):
-        return DifferenceByBlocks.apply(x, y, weight, values, training == "straight_through")
+        return DifferenceByBlocks.apply(x, y, weight, values, trains_router)
     with without_autocast(x):
         return difference(x, y, weight, values)[:3]
 
