@@ -224,6 +224,16 @@ def test_real_images_are_looked_at_once(digits, pixels, tmp_path):
     assert first.measurements != other.measurements
 
 
+def test_pairs_of_real_images_are_found_once(digits, pixels, tmp_path):
+    """Cases of one dataset share the pairs within the reference: the second one finds no new ones."""
+    workspace = make_workspace(tmp_path)
+    evaluate.run(case_with_samples(workspace, *noisy(digits)), workspace)
+    kept = sorted(tmp_path.rglob("pairs-*"))
+    evaluate.run(case_with_samples(workspace, *noisy(digits, seed=1), seed=1), workspace)
+    assert kept  # of the samples, of the held-out images, and of the maps
+    assert sorted(tmp_path.rglob("pairs-*")) == kept
+
+
 def test_equal_images_are_looked_at_once(digits, pixels, tmp_path):
     """Samples that another case has drawn, too, are known by their content; their order changes nothing."""
     workspace = make_workspace(tmp_path)

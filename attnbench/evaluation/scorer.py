@@ -197,8 +197,12 @@ class Scorer:
         self._check_width(reference, images)
         if reference.provenance is not None:
             self.provenance(images).check(reference.provenance, f"the reference {reference.name}")
-        memory = PairMemory(folder=self.cache.folder / self.cache.key, warnings=self.warnings)
-        return measure(settings, self.suffix, reference, self.features(images), memory)
+        return measure(settings, self.suffix, reference, self.features(images), self.pair_memory)
+
+    @property
+    def pair_memory(self) -> PairMemory:
+        """What keeps the pairs within a reference, beside this network's features."""
+        return PairMemory(folder=self.cache.folder / self.cache.key, warnings=self.warnings)
 
     def warn(self, *texts: str) -> None:
         """Add warnings, each once."""

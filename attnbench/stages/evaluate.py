@@ -92,7 +92,7 @@ class Evaluation:
             seen = self.scorer.provenance(self.samples)
             seen.check(real.provenance, f"the reference {real.name}")
         samples = self.scorer.features(self.scored_samples)  # once for all that is measured on them
-        found = measure(settings, self.scorer.suffix, real, samples)
+        found = measure(settings, self.scorer.suffix, real, samples, self.scorer.pair_memory)
         separation = self._class_separation(samples)
         del samples  # gigabytes, perhaps, and floors need as much
         found += [*self._held_out_floor(), *self._codec_floor(), *separation]
@@ -238,7 +238,11 @@ class Evaluation:
             [prefix, scored, settings.model_dump(mode="json"), self.scorer.cache.key],
             lambda: StageOutput(
                 measurements=measure(
-                    fitting, self.scorer.suffix, self.reference, self.scorer.features(images())
+                    fitting,
+                    self.scorer.suffix,
+                    self.reference,
+                    self.scorer.features(images()),
+                    self.scorer.pair_memory,
                 )
             ),
         )
