@@ -179,9 +179,7 @@ def main() -> None:
     )
     parser.add_argument("--before", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--only", default="", help="beginnings of dim/tokens/dtype to measure, or `step`, with commas"
-    )
+    parser.add_argument("--only", default="", help="beginnings of dim/tokens/dtype, or `step`, with commas")
     parser.add_argument("--save", action="store_true", help="write results.json beside this file")
     asked = parser.parse_args()
     before, now, linear = (Worker(path) for path in (asked.before.resolve(), ROOT, ROOT))
