@@ -332,7 +332,7 @@ def test_profiles_are_compared_by_label(tmp_path):
         (["a", "b", "--time-margin", "six"], 2, "--time-margin takes a percentage below 100"),
         (["a", "b", "--session-margin", "100%"], 2, "--session-margin takes a percentage below 100"),
         (["a", "damaged"], 2, "results.jsonl:1: not a result"),
-        (["a", "future"], 2, "format 99, this attnbench reads 1 and 2"),
+        (["a", "future"], 2, "format 99, this attnbench reads 1, 2 and 3"),
         (["a", "empty"], 2, "holds no results yet"),
         (["a", "a/none.json"], 2, "is no file of `attnbench profile --json`"),
         (["a", "others"], 1, "nothing was compared"),

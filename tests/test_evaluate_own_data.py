@@ -56,7 +56,8 @@ def test_a_case_is_scored_as_its_suite_did(digits_run):
     assert done.returncode == 0, done.stderr
     assert "FD-digits-cnn" in done.stdout
     workspace = Workspace(root=folder / "runs" / "store", device=torch.device("cpu"))
-    stage = {m.name: m.values[0] for m in evaluate.run(case, workspace).measurements}
+    found = evaluate.run(case, workspace).measurements
+    stage = {m.name: m.values[0] for m in found if m.values}  # 60 images are too few to separate classes
     found = values(folder / "x.json")
     assert {"FD-digits-cnn", "KD-digits-cnn", "P-digits-cnn"} <= set(found)
     assert found == {name: stage[name] for name in found}
