@@ -57,6 +57,11 @@ class Draft:
     ceilings: Ceilings | None = None
 
     @property
+    def is_finished(self) -> bool:
+        """Whether no round of it is to be taken any more."""
+        return self.refusal is not None or bool(self.stopped)
+
+    @property
     def name(self) -> str:
         return f"{self.request.title or self.request.label} at {self.resolution} px"
 

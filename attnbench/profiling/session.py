@@ -22,7 +22,7 @@ from attnbench.profiling.protocol import Ceilings, Job, Measured, Ready, Refusal
 from attnbench.profiling.rows import LEAST_ROUNDS, Conditions, ProfileRequest, ProfileRow
 from attnbench.profiling.threads import chosen_threads
 from attnbench.profiling.traffic import pass_traffic
-from attnbench.profiling.turns import SITTINGS, Group
+from attnbench.profiling.turns import RENEWED_BELOW_MS, SITTINGS, Group
 from attnbench.profiling.worker import refusal
 from attnbench.progress import Progress
 from attnbench.specs import ProfileSpec
@@ -103,10 +103,13 @@ def profile_models(
 
         try:
             for resolution in sorted(missing):  # smaller ones say how long the larger ones will take
+                drafts = missing[resolution]
+                session.prepare(drafts)
+                if session.are_long(drafts):  # whoever interrupts them has the rows of smaller sizes
+                    hand_over(session.sit_again())
                 later = sum(1 for side, of_side in missing.items() if side > resolution and of_side)
-                hand_over(session.measure(missing[resolution], groups_left=1 + later))
-            session.sit_again()
-            hand_over(list(open_drafts))
+                hand_over(session.measure(drafts, groups_left=1 + later))
+            hand_over(session.sit_again())
         except BaseException:
             hand_over([d for d in open_drafts if d.refusal is not None or len(d.rounds) >= LEAST_ROUNDS])
             raise
@@ -163,14 +166,21 @@ class _Session:
     """Of each label, as its last resolution took them."""
     groups: list[Group] = field(default_factory=list)
 
-    def measure(self, drafts: Sequence[Draft], groups_left: int) -> list[Draft]:
-        """Fill in the drafts of one resolution; returns those that are finished, not to sit again."""
+    def prepare(self, drafts: Sequence[Draft]) -> None:
+        """Fill in what the drafts of one resolution cost on paper; leaves out what does not fit."""
         for draft in drafts:
             self.steps.next(f"{draft.name}: multiply-adds")
             self._count(draft)
             if draft.refusal is None:
                 self._plan(draft)
         self._leave_out(drafts)
+
+    def are_long(self, drafts: Sequence[Draft]) -> bool:
+        """Whether passes of these are expected to be long, by their models' last resolution."""
+        return any(1e3 * self._expected_pass_s(draft) >= RENEWED_BELOW_MS for draft in _alive(drafts))
+
+    def measure(self, drafts: Sequence[Draft], groups_left: int) -> list[Draft]:
+        """Run the prepared drafts of one resolution; returns those that are finished, not to sit again."""
         if self.nursery is None or not any(draft.refusal is None for draft in drafts):
             return list(drafts)
         if not self.threads:
@@ -201,16 +211,19 @@ class _Session:
             if macs and draft.ready is not None:
                 self.seconds_per_mac[draft.request.label] = 1e-3 * draft.ready.pass_ms / macs
         self.groups.append(group)
-        return [draft for draft in drafts if draft.refusal is not None or draft.stopped]
+        return [draft for draft in drafts if draft.is_finished]
 
-    def sit_again(self) -> None:
-        """Take the later sittings of rows with short passes, all resolutions in turns."""
+    def sit_again(self) -> list[Draft]:
+        """Take the later sittings of rows with short passes, all resolutions in turns; returns these rows."""
+        waiting = [draft for group in self.groups for draft in group.rows if not draft.is_finished]
         for _ in range(1, SITTINGS):
             for group in self.groups:
                 if not group.is_over():
                     group.extra_until = self.deadline
                     self.steps.note(f"{group.rows[0].resolution} px once more, in new processes")
                     self._sit(group, throttle_count())
+        self.groups.clear()
+        return waiting
 
     def _sit(self, group: Group, slowed: int | None) -> None:
         group.sit()
@@ -272,8 +285,11 @@ class _Session:
 
     def _expected_s(self, draft: Draft) -> float:
         """Return about how long a row will take by its model's last resolution, if there was one."""
-        per_mac = self.seconds_per_mac.get(draft.request.label, 0.0)
-        return _SET_UP_S + _PASSES * per_mac * draft.counts.get("macs_full", 0)
+        return _SET_UP_S + _PASSES * self._expected_pass_s(draft)
+
+    def _expected_pass_s(self, draft: Draft) -> float:
+        macs = draft.counts.get("macs_full", 0) * self.spec.batch_size
+        return self.seconds_per_mac.get(draft.request.label, 0.0) * macs
 
     def _choose_threads(self, draft: Draft) -> None:
         """Take as many threads as help a pass of the first row; say so where that is fewer than there are."""

@@ -122,7 +122,7 @@ class Group:
 
     def _is_over(self, draft: Draft) -> bool:
         """Whether a row takes no more rounds; says why."""
-        if draft.refusal is not None or draft.stopped:
+        if draft.is_finished:
             return True
         count, least = len(draft.rounds), self.spec.rounds
         renewed = self._is_renewed(draft)
