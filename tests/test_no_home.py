@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from command_line import ROOT, attnbench
+from stored_runs import STILL_FINISHED
 
 NOBODY = """
 import pwd
@@ -69,7 +70,7 @@ def test_evaluate_says_which_weights_are_missing(attnbench_there, tmp_path):
 def test_a_suite_is_run_and_reported(attnbench_there, tmp_path):
     """Cases, plots and the profile need no home; what is finished here is read, its cost is measured."""
     shutil.copytree(ROOT / "tests" / "stored", tmp_path / "runs")
-    finished = ("-o", "matrix.model.attention=[softmax]", "-o", "sample.noise=ziggurat")
+    finished = [word for override in STILL_FINISHED for word in ("-o", override)]
     done = attnbench_there("run", "runs/stored.yaml", "--runs", "runs", "--quiet", *finished)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "stored" / "report.html").is_file()

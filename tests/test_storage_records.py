@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import ROOT
+from stored_runs import STILL_FINISHED
 
 from attnbench.commands.suites import report
 from attnbench.errors import DataError, UserInputError
@@ -120,7 +121,10 @@ def finished(tmp_path):
     def again():
         told: list[str] = []
         outcome = run(
-            load_suite(runs / "stored.yaml"), runs, executor=refuse, listener=Listener(notice=told.append)
+            load_suite(runs / "stored.yaml", STILL_FINISHED),
+            runs,
+            executor=refuse,
+            listener=Listener(notice=told.append),
         )
         return [text for text in told if "train.ema_decay" not in text], outcome  # its 20 steps are warned of
 
