@@ -59,6 +59,8 @@ class Asked:
     device: str = "cpu"
     """As `devices.chosen_device` chose it: cpu, cuda or cuda:N."""
     num_cases: int = 1
+    address: str = ""
+    """Of a cluster to connect to; empty: one of this machine."""
     cradle: Cradle | None = None
     """What starts the processes of cases on this machine, where it was begun before there was a suite."""
 
@@ -112,6 +114,12 @@ class Executor(ABC):
 
     at_once: int = 1
     """How many orders may be unanswered at a time: the scheduler gives no more."""
+
+    def check(self, orders: Sequence[Order]) -> None:  # noqa: B027 - most have nothing to look at
+        """Refuse what cannot be run anywhere, before anything runs; raises UserInputError.
+
+        Called once, inside the `with` block, with all cases that are not finished, before `at_once` counts.
+        """
 
     @abstractmethod
     def start(self, orders: Sequence[Order], tell: Tell) -> None:
