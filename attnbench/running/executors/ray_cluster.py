@@ -181,10 +181,15 @@ class Cluster:
                     "(ray start --head), or leave --address out to have one on this machine"
                 ) from error
         try:
-            tried = subprocess.run(
-                [sys.executable, "-c", CONNECTING, self.address],
-                capture_output=True, text=True, errors="replace", timeout=CONNECT_S, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            with _importing_what_we_do():
+                tried = subprocess.run(
+                    [sys.executable, "-c", CONNECTING, self.address],
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=CONNECT_S,
+                    stdin=subprocess.DEVNULL,
+                )
         except subprocess.TimeoutExpired as error:
             raise UserInputError(
                 f"what listens at {self.address} has not answered as a Ray cluster within {CONNECT_S:g} s; "
