@@ -70,6 +70,8 @@ class LocalCluster:
     port: int = 0
     head: subprocess.Popen | None = None
     nodes: list[subprocess.Popen] = field(default_factory=list)
+    lost: list[subprocess.Popen] = field(default_factory=list)
+    """Nodes that a test has struck."""
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -104,7 +106,7 @@ class LocalCluster:
         return next((pid for pid, words in descendants(node.pid).items() if "/raylet " in words), None)
 
     def stop(self) -> None:
-        started = [*self.nodes, *([self.head] if self.head else [])]
+        started = [*self.nodes, *self.lost, *([self.head] if self.head else [])]
         below = {pid for process in started for pid in descendants(process.pid)}
         for process in started:
             process.send_signal(signal.SIGTERM)
