@@ -24,9 +24,10 @@ from attnbench.results import latest, read_results
 from attnbench.running.executors import make_executor, ray_cluster
 from attnbench.running.executors.inline import run_inline
 from attnbench.running.executors.interface import Asked
-from attnbench.running.executors.ray import Ray, _too_large
-from attnbench.running.executors.ray_cluster import Cluster, Node, _by_value
+from attnbench.running.executors.ray import Ray
+from attnbench.running.executors.ray_cluster import Cluster, _by_value
 from attnbench.running.executors.ray_node import KEPT, Mailbox, distinct, lacking, source_digest
+from attnbench.running.executors.ray_shares import Node, Share, share_of_each
 from attnbench.running.runner import run
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import AVERAGED, CHECKPOINT, DONE, LOCK, LOGS, RESULTS, STORE
@@ -126,18 +127,27 @@ def test_cases_get_the_same_share_on_every_node(
 ):
     """Threads are the same wherever a case runs, since weights depend on them; GPUs are not shared."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    executor = Ray(Asked(**{"jobs": 0} | asked))
-    executor._share_out(nodes(*sizes))
-    executor._count(nodes(*sizes))
-    found = executor._device, executor._threads, executor._cpus, executor._gpus, executor.at_once
-    assert found == (device, threads, cpus, gpus, at_once)
+    share = share_of_each(Asked(**{"jobs": 0} | asked), nodes(*sizes))
+    assert share == Share(device=device, threads=threads, cpus=cpus, gpus=gpus)
+    assert sum(node.holds(share) for node in nodes(*sizes)) == at_once
 
 
-def test_what_no_node_has_is_said_with_what_they_have():
-    assert _too_large(8, 2, nodes((4, 1), (4, 1), (2, 0))) == (
-        "a case needs 8 CPUs and 2 GPUs on one node, and the nodes of the cluster have 2 CPUs and 0 GPUs, "
-        "4 CPUs and 1 GPUs; lower --threads or --processes, or choose another --device"
-    )
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            {"device": "cuda", "processes": 2, "threads": 8},
+            "a case needs 8 CPUs and 2 GPUs on one node, and the nodes of the cluster have 2 CPUs and 0 "
+            "GPUs, 4 CPUs and 1 GPUs; lower --threads or --processes, or choose another --device",
+        ),
+        ({"device": "cuda:1"}, "--device cuda:1 names a GPU of one machine, and Ray hands out the GPUs"),
+    ],
+)
+def test_what_no_node_has_is_refused(asked, said):
+    """With what they have."""
+    with pytest.raises(UserInputError) as raised:
+        share_of_each(Asked(**asked), nodes((4, 1), (4, 1), (2, 0)))
+    assert said in str(raised.value)
 
 
 def test_what_a_node_lacks_is_found(tmp_path):

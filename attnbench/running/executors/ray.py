@@ -7,7 +7,6 @@ signals to it: cancelling a task in Ray's way would not let it say what it saved
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from attnbench.errors import UserInputError
 from attnbench.results import Result
 from attnbench.running.executors.conversation import failed_result
 from attnbench.running.executors.interface import (
@@ -28,8 +26,9 @@ from attnbench.running.executors.interface import (
     Progress,
     Tell,
 )
-from attnbench.running.executors.ray_cluster import Cluster, Node, require_ray
+from attnbench.running.executors.ray_cluster import Cluster, require_ray
 from attnbench.running.executors.ray_node import Asking, Mailbox, plain, run_order
+from attnbench.running.executors.ray_shares import Node, Share, share_of_each
 from attnbench.stages.interrupts import GO_ON
 from attnbench.storage.store import NOTICE
 
@@ -56,7 +55,7 @@ class Ray(Executor):
 
     def __init__(self, asked: Asked) -> None:
         self._asked, self._cluster = asked, Cluster(asked.address)
-        self._device, self._threads, self._cpus, self._gpus = "", 0, 1, 0
+        self._share = Share(device="cpu", threads=1, cpus=1, gpus=0)
         self._mailbox: Any = None
         self._tasks: dict[Any, _Task] = {}
         """By the reference that Ray gives for it."""
@@ -86,10 +85,8 @@ class Ray(Executor):
             return
         self._cluster.connect()
         nodes = self._cluster.nodes()
-        self._share_out(nodes)
-        able = [node for node in nodes if node.holds(self._cpus, self._gpus)]
-        if not able:
-            raise UserInputError(_too_large(self._cpus, self._gpus, nodes))
+        self._share = share_of_each(self._asked, nodes)
+        able = [node for node in nodes if node.holds(self._share)]
         self._cluster.check(able, [order.case for order in orders], orders[0].store)
         self._count(nodes)
         self._open_mailbox()
@@ -120,34 +117,9 @@ class Ray(Executor):
             self._pump = None
         self._cluster.close()
 
-    def _share_out(self, nodes: Sequence[Node]) -> None:
-        """Choose what each case gets, the same for all of them: weights depend on the threads."""
-        asked = self._asked
-        if asked.device.startswith("cuda:"):
-            raise UserInputError(
-                f"--device {asked.device} names a GPU of one machine, and Ray hands out the GPUs; "
-                "say --device cuda"
-            )
-        with_gpus = [node for node in nodes if node.gpus]
-        self._device = asked.device
-        if asked.device == "auto":
-            self._device = "cuda" if with_gpus else "cpu"
-        self._gpus = asked.processes if self._device == "cuda" else 0
-        if asked.threads:
-            self._threads = asked.threads
-        elif os.environ.get("OMP_NUM_THREADS", "").isdecimal():
-            self._threads = max(1, int(os.environ["OMP_NUM_THREADS"]))
-        elif self._gpus:
-            shares = [node.cpus * asked.processes // node.gpus for node in with_gpus]
-            self._threads = max(1, min(shares, default=1))
-        else:
-            jobs = max(1, asked.jobs) if len(nodes) == 1 else 1
-            self._threads = max(1, min((node.cpus for node in nodes if node.cpus), default=1) // jobs)
-        self._cpus = max(self._threads, asked.processes)
-
     def _count(self, nodes: Sequence[Node]) -> None:
         self._counted_s = time.monotonic()
-        self._fits = sum(node.holds(self._cpus, self._gpus) for node in nodes)
+        self._fits = sum(node.holds(self._share) for node in nodes)
 
     def _open_mailbox(self) -> None:
         import ray
@@ -168,14 +140,14 @@ class Ray(Executor):
             case=plain(task.order.case),
             store=task.order.store,
             log=task.order.log,
-            device=self._device,
+            device=self._share.device,
             processes=self._asked.processes,
-            threads=self._threads,
+            threads=self._share.threads,
             note="a task of Ray" + (", others beside it" if several else ""),
             beside_others=several,
         )
         # retries are made here, where they can be counted and told
-        remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=0)(run_order)
+        remote = ray.remote(num_cpus=self._share.cpus, num_gpus=self._share.gpus, max_retries=0)(run_order)
         with self._lock:
             ref = remote.options(name=task.order.case.label).remote(
                 asking.model_dump(mode="json"), task.key, self._mailbox
@@ -291,7 +263,7 @@ class Ray(Executor):
 
     def _failed(self, task: _Task, reason: str) -> Result:
         return failed_result(
-            task.order.case, f"{reason}; run the same command again", self._device, self._threads
+            task.order.case, f"{reason}; run the same command again", self._share.device, self._share.threads
         )
 
 
@@ -299,15 +271,3 @@ def executor(asked: Asked) -> Executor:
     """Return what runs cases on a Ray cluster; raises UserInputError where Ray is not installed."""
     require_ray()
     return Ray(asked)
-
-
-def _too_large(cpus: int, gpus: int, nodes: Sequence[Node]) -> str:
-    """Return that no node holds a case, and what the nodes have."""
-    needs = f"{cpus} CPU{'s' if cpus > 1 else ''}" + (
-        f" and {gpus} GPU{'s' if gpus > 1 else ''}" if gpus else ""
-    )
-    have = ", ".join(sorted({f"{node.cpus} CPUs and {node.gpus} GPUs" for node in nodes}))
-    return (
-        f"a case needs {needs} on one node, and the nodes of the cluster have {have}; lower --threads or "
-        "--processes, or choose another --device"
-    )

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from attnbench import __version__
 from attnbench.devices import available_cores
 from attnbench.errors import UserInputError
 from attnbench.running.executors.ray_node import distinct, source_digest
+from attnbench.running.executors.ray_shares import Node
 from attnbench.specs import Case
 from attnbench.storage.atomic import storage_errors
 from attnbench.storage.locks import alone_in
@@ -46,20 +46,6 @@ except BaseException as error:
     sys.exit(1)
 ray.shutdown()
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """One machine of a cluster, alive."""
-
-    id: str
-    address: str
-    cpus: int
-    gpus: int
-
-    def holds(self, cpus: int, gpus: int) -> int:
-        """Return how many cases of so many CPUs and GPUs it runs at a time."""
-        return min(self.cpus // cpus, self.gpus // gpus) if gpus else self.cpus // cpus
 
 
 def require_ray() -> None:
