@@ -20,6 +20,8 @@ An executor promises:
    are answered all the same.
 5. Leaving the `with` block, however, ends every process that it started, and its own.
 6. What a case prints is kept in the order's `log`, as far as the executor can write there.
+7. What no case of the run can be had without (a cluster that answers, nodes that hold a case and have its
+   plugins, data and store) is asked for in `check`, before anything trains.
 
 Cases that run at the same time never share a GPU unless the user asks for it, and the cores of a machine are
 shared out among those that run there.
