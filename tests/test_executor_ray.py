@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import ROOT, attnbench_here
@@ -23,8 +24,8 @@ from attnbench.errors import UserInputError
 from attnbench.results import latest, read_results
 from attnbench.running.executors import make_executor, ray_cluster
 from attnbench.running.executors.inline import run_inline
-from attnbench.running.executors.interface import Asked
-from attnbench.running.executors.ray import Ray
+from attnbench.running.executors.interface import Asked, Order
+from attnbench.running.executors.ray import Ray, _Task
 from attnbench.running.executors.ray_cluster import Cluster, _by_value
 from attnbench.running.executors.ray_node import KEPT, Mailbox, distinct, lacking, source_digest
 from attnbench.running.executors.ray_shares import Node, Share, share_of_each
@@ -148,6 +149,19 @@ def test_what_no_node_has_is_refused(asked, said):
     with pytest.raises(UserInputError) as raised:
         share_of_each(Asked(**asked), nodes((4, 1), (4, 1), (2, 0)))
     assert said in str(raised.value)
+
+
+def test_a_run_whose_nodes_are_all_gone_says_that_it_waits(tmp_path, monkeypatch):
+    """Instead of bars that stand still; and it hands out one case at most."""
+    executor, told = Ray(Asked(jobs=0)), []
+    monkeypatch.setattr(executor, "_cluster", SimpleNamespace(nodes=lambda: nodes((0, 0))))
+    order = Order(case=digits_case(), store=tmp_path, device="cpu", log=tmp_path / "log")
+    executor._tasks["ref"] = _Task(order=order, tell=lambda *words: told.append(words), key="k", tries=1)
+    executor._look_at_nodes()
+    assert [(to, event.stage, event.note.partition(";")[0]) for to, event in told] == [
+        (order, NOTICE, "no node of the Ray cluster holds a case any more")
+    ]
+    assert executor.at_once == 1
 
 
 def test_what_a_node_lacks_is_found(tmp_path):

@@ -72,8 +72,6 @@ class Ray(Executor):
         """`--jobs`, or how many cases the nodes hold that are alive now; at least one."""
         if self._asked.jobs:
             return self._asked.jobs
-        if self._pump is not None and time.monotonic() - self._counted_s > COUNT_S:
-            self._count(self._cluster.nodes())
         return max(1, self._fits)
 
     def check(self, orders: Sequence[Order]) -> None:
@@ -165,9 +163,21 @@ class Ray(Executor):
                     reason = f"Ray cannot be asked how it does ({type(error).__name__}: {error})"
                     task.tell(task.order, Finished(self._failed(task, reason)))
 
+    def _look_at_nodes(self) -> None:
+        """Count what the nodes hold, now and then; say so where that is nothing any more."""
+        if time.monotonic() - self._counted_s < COUNT_S:
+            return
+        self._count(self._cluster.nodes())
+        for task in tuple(self._tasks.values())[: 1 if self._fits == 0 else 0]:
+            note = (
+                "no node of the Ray cluster holds a case any more; waiting for one; Ctrl-C ends the waiting"
+            )
+            task.tell(task.order, Progress(NOTICE, 0, 0, note))
+
     def _hear_once(self) -> None:
         import ray
 
+        self._look_at_nodes()
         with self._lock:
             refs = list(self._tasks)
         if not refs:
