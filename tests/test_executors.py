@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -76,6 +77,19 @@ PLUGIN = '''
             macs=lambda site, options: MacCount(),
         )
 '''
+STEPS = {"ray": 400}  # what cases say comes by a mailbox: a signal must find the training at work
+ENGINES = [
+    pytest.param(
+        name,
+        marks=[
+            pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs attnbench[ray]"),
+            pytest.mark.slow,  # starts a cluster of this machine, twice
+        ]
+        if name == "ray"
+        else [],
+    )
+    for name in EXECUTORS
+]
 THREADS = 1  # of every case: trained weights depend on it
 
 
@@ -89,6 +103,9 @@ class Did:
     """Stages that were computed, of both runs."""
     runs: Path
     left_over: tuple[str, ...]
+    whole: Path
+    """The runs folder of the same suite that nobody stopped."""
+    steps: int
 
 
 def asked() -> Asked:
@@ -96,7 +113,7 @@ def asked() -> Asked:
 
 
 def start(suite: Suite, runs: Path, name: str, listener: Listener) -> SuiteRun:
-    request = asked() if name == "jobs" else Asked(threads=THREADS, device="cpu", num_cases=4)
+    request = asked() if name in ("jobs", "ray") else Asked(threads=THREADS, device="cpu", num_cases=4)
     return run(suite, runs, device="cpu", executor=make_executor(name, request), listener=listener)
 
 
@@ -135,10 +152,17 @@ def undisturbed(suite, tmp_path_factory):
     return runs
 
 
-@pytest.fixture(scope="module", params=EXECUTORS)
+@pytest.fixture(scope="module", params=ENGINES)
 def did(request, suite, undisturbed, tmp_path_factory):
     """Run the suite by one executor."""
     runs, ended = tmp_path_factory.mktemp(request.param), []
+    steps = STEPS.get(request.param, 40)
+    if steps != 40:  # a suite of its own, of longer trainings
+        suite = load_suite(suite.path, [f"train.steps={steps}"])
+        longer = tmp_path_factory.mktemp("undisturbed")
+        shutil.copytree(undisturbed / STORE / "features", longer / STORE / "features")
+        start(suite, longer, "inline", Listener())
+        undisturbed = longer
     shutil.copytree(undisturbed / STORE / "features", runs / STORE / "features")
 
     def stop_in_training(case, stage, done, total, note):
@@ -154,7 +178,8 @@ def did(request, suite, undisturbed, tmp_path_factory):
         start(suite, runs, request.param, Listener(progress=stop_in_training, stage_ended=hear_end))
     left = children()
     outcome = start(suite, runs, request.param, Listener(stage_ended=hear_end))
-    return Did(raised.value, outcome, tuple(ended), runs, (*left, *children()))
+    left_over = (*left, *children())
+    return Did(raised.value, outcome, tuple(ended), runs, left_over, undisturbed, steps)
 
 
 def by_label(results: list[Result]) -> dict[str, Result]:
@@ -195,10 +220,10 @@ def test_a_shared_training_is_made_once(did):
     """Two cases of one training: it is computed once, and gone on with after the stop, not made anew."""
     trained = [what for what in did.ended if "train" in what]
     assert len(trained) == 1
-    assert trained[0].endswith("train 40 steps")
+    assert trained[0].endswith(f"train {did.steps} steps")
 
 
-def test_weights_are_those_of_the_undisturbed_run(did, undisturbed):
+def test_weights_are_those_of_the_undisturbed_run(did):
     """With the same threads every executor trains the same bits, through a stop, whatever runs beside.
 
     What the first cases have done to their processes is seen in no other.
@@ -206,7 +231,7 @@ def test_weights_are_those_of_the_undisturbed_run(did, undisturbed):
     for name in (AVERAGED, CHECKPOINT):
         whole, now = (
             {path.relative_to(runs): path.read_bytes() for path in runs.glob(f"{STORE}/train/*/{name}")}
-            for runs in (undisturbed, did.runs)
+            for runs in (did.whole, did.runs)
         )
         assert len(whole) == 1
         assert now == whole

@@ -23,8 +23,8 @@ __all__ = ["app", "main"]
 INTERRUPTED = 130
 NOT_THE_USERS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT)
 COMMANDS = (  # in the order of --help
-    "suites", "compare", "claims", "figures", "profile", "evaluate", "exchange", "catalogue", "plugins",
-    "data", "samples", "weights", "store",
+    "suites", "status", "compare", "claims", "figures", "profile", "evaluate", "exchange", "catalogue",
+    "plugins", "data", "samples", "weights", "store",
 )  # fmt: skip
 
 for _module in COMMANDS:

@@ -18,16 +18,25 @@ def run(
     seeds: Seeds = None,
     runs: Runs = RUNS,
     device: Device = "auto",
+    executor: Annotated[
+        str,
+        typer.Option(help="Where cases run: local, by --jobs or --inline; ray: tasks of a Ray cluster."),
+    ] = "local",
+    address: Annotated[
+        str,
+        typer.Option(help="With ray: auto or host:port of the cluster; without it, one of this machine."),
+    ] = "",
     inline: Annotated[bool, typer.Option(help="Run the cases in this process (for debugging).")] = False,
     jobs: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--jobs",
             "-j",
             min=0,
             help="Cases at a time, each with its share of cores and GPUs; 0: as many as there are of these.",
+            show_default="1; with ray 0",
         ),
-    ] = 1,
+    ] = None,
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that train and sample one case together, one GPU each.")
     ] = 1,
@@ -49,12 +58,14 @@ def run(
     """
     from attnbench.commands import suites as suite_commands
 
-    with suite_commands.cradle(inline) as early:
+    engine = suite_commands.engine(executor, inline=inline, jobs=jobs, address=address, share_gpus=share_gpus)
+    with suite_commands.cradle(engine) as early:
         code = suite_commands.run(
             suite_commands.load(suite, override or [], case or [], seeds),
             runs,
             device=device,
-            inline=inline,
+            engine=engine,
+            address=address,
             jobs=jobs,
             processes=processes,
             threads=threads,

@@ -16,6 +16,9 @@ import typer
 from attnbench import console
 from attnbench.storage.names import RESULTS, STORE
 
+CLUSTERS = ("ray",)
+"""Executors that run cases on other machines, too."""
+
 if TYPE_CHECKING:
     from attnbench.running.executors.cradle import Cradle
     from attnbench.suite.loading import Suite
@@ -29,11 +32,32 @@ def load(suite: str, overrides: Sequence[str], cases: Sequence[str] = (), seeds:
     return choose_cases(load_suite(suite, overrides, seeds=seeds), cases)
 
 
-def cradle(inline: bool) -> AbstractContextManager[Cradle | None]:
-    """Start what starts the processes of cases: it imports while this process reads the suite."""
+def engine(executor: str, *, inline: bool, jobs: int | None, address: str, share_gpus: bool) -> str:
+    """Return which of `executors.EXECUTORS` the options of `attnbench run` name.
+
+    Raises UserInputError where two of them do not go together.
+    """
+    from attnbench.errors import UnknownNameError, UserInputError
+
+    if executor not in ("local", *CLUSTERS):
+        raise UnknownNameError("executor", executor, ("local", *CLUSTERS))
+    for words, is_given in (("--inline", inline), ("--share-gpus", share_gpus)):
+        if executor in CLUSTERS and is_given:
+            raise UserInputError(
+                f"{words} is of this machine, --executor {executor} runs cases on a cluster's; leave one out"
+            )
+    if address and executor != "ray":
+        raise UserInputError("--address is of a Ray cluster; add --executor ray, or leave it out")
+    if executor in CLUSTERS:
+        return executor
+    return "inline" if inline else "process" if jobs in (None, 1) else "jobs"
+
+
+def cradle(engine: str) -> AbstractContextManager[Cradle | None]:
+    """Start what starts the processes of cases here: it imports while this process reads the suite."""
     from attnbench.running.executors.cradle import Cradle
 
-    return nullcontext() if inline else Cradle()
+    return Cradle() if engine in ("process", "jobs") else nullcontext()
 
 
 def run(
@@ -41,8 +65,9 @@ def run(
     runs: Path,
     *,
     device: str,
-    inline: bool,
-    jobs: int,
+    engine: str,
+    address: str,
+    jobs: int | None,
     processes: int,
     threads: int,
     share_gpus: bool,
@@ -59,16 +84,19 @@ def run(
     taken = take_over_launcher(processes)
     if taken is None:
         return 0  # another copy, started by torchrun beside this one, does the work
+    # where cases run elsewhere, this machine's devices say nothing of theirs
+    chosen = device if engine in CLUSTERS else chosen_device(device)
     asked = Asked(
-        jobs=jobs,
+        jobs=(0 if engine in CLUSTERS else 1) if jobs is None else jobs,
         processes=taken,
         threads=threads,
         share_gpus=share_gpus,
-        device=chosen_device(device),
+        device=chosen,
+        address=address,
         num_cases=len(suite.cases),
         cradle=cradle,
     )
-    executor = make_executor("inline" if inline else "process" if jobs == 1 else "jobs", asked)
+    executor = make_executor(engine, asked)
     with console.run_listener(len(suite.cases), quiet=quiet) as listener:
         outcome = run_cases(suite, runs, device=device, executor=executor, listener=listener)
     console.print_comparison(outcome.results)

@@ -99,6 +99,7 @@ class _Schedule:
                 self._end(number, known)
             else:
                 self.pending.append(number)
+        self.executor.check([self._order(self.cases[number]) for number in self.pending])
         if self.executor.at_once > 1:  # the longest last would leave the others waiting for it
             self.pending.sort(key=lambda number: -self.times_s.get(self.cases[number].id, 0.0))
         while self.pending or self.under_way:
@@ -188,19 +189,22 @@ class _Schedule:
                 continue
             note_claim(case, self.place.store)
             self.computed.add(number)
-            order = Order(
-                case=case,
-                store=self.place.store,
-                device=self.place.device,
-                log=self.place.run_dir / LOGS / log_name(case),
-                time_s=self.times_s.get(case.id, 0.0),
-            )
+            order = self._order(case)
             self.under_way[id(order)] = _UnderWay(
                 number=number, order=order, wanted=self._wanted(number), claim=claim
             )
             orders.append(order)
         if orders:
             self.executor.start(orders, self._tell)
+
+    def _order(self, case: Case) -> Order:
+        return Order(
+            case=case,
+            store=self.place.store,
+            device=self.place.device,
+            log=self.place.run_dir / LOGS / log_name(case),
+            time_s=self.times_s.get(case.id, 0.0),
+        )
 
     def _tell(self, order: Order, event: Event) -> None:
         self.events.put((order, event))

@@ -62,7 +62,7 @@ def read_run(name: str | Path, runs: Path) -> Run:
     """
     folder = run_folder(name, runs)
     results = latest(each_result(folder / RESULTS))
-    record = _read_run_record(folder / RUN)
+    record = read_run_record(folder / RUN)
     if record is not None:
         by_id = {result.case_id: result for result in results}
         results = [by_id[case_id] for case_id in record.case_ids if case_id in by_id]
@@ -87,7 +87,8 @@ def write_run_record(folder: Path, record: RunRecord) -> None:
     atomic_write(folder / RUN, with_checksum(record))  # no place in the checksum: run folders are copied
 
 
-def _read_run_record(path: Path) -> RunRecord | None:
+def read_run_record(path: Path) -> RunRecord | None:
+    """Return what a run was asked for, None where nothing says so; raises UserInputError."""
     if not path.exists():
         return None
     try:

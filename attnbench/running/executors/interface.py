@@ -20,6 +20,8 @@ An executor promises:
    are answered all the same.
 5. Leaving the `with` block, however, ends every process that it started, and its own.
 6. What a case prints is kept in the order's `log`, as far as the executor can write there.
+7. What no case of the run can be had without (a cluster that answers, nodes that hold a case and have its
+   plugins, data and store) is asked for in `check`, before anything trains.
 
 Cases that run at the same time never share a GPU unless the user asks for it, and the cores of a machine are
 shared out among those that run there.
@@ -59,6 +61,8 @@ class Asked:
     device: str = "cpu"
     """As `devices.chosen_device` chose it: cpu, cuda or cuda:N."""
     num_cases: int = 1
+    address: str = ""
+    """Of a cluster to connect to; empty: one of this machine."""
     cradle: Cradle | None = None
     """What starts the processes of cases on this machine, where it was begun before there was a suite."""
 
@@ -112,6 +116,12 @@ class Executor(ABC):
 
     at_once: int = 1
     """How many orders may be unanswered at a time: the scheduler gives no more."""
+
+    def check(self, orders: Sequence[Order]) -> None:  # noqa: B027 - most have nothing to look at
+        """Refuse what cannot be run anywhere, before anything runs; raises UserInputError.
+
+        Called once, inside the `with` block, with all cases that are not finished, before `at_once` counts.
+        """
 
     @abstractmethod
     def start(self, orders: Sequence[Order], tell: Tell) -> None:

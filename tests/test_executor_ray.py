@@ -1,0 +1,428 @@
+"""Cases as tasks of Ray: what is refused, what nodes lack, and real clusters whose parts are killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from command_line import ROOT, attnbench_here
+from kills import clocks
+from process_cases import digits_case
+from ray_cluster import descendants, local_cluster, wait_for
+from runner_cases import tiny_suite
+
+from attnbench.errors import UserInputError
+from attnbench.results import latest, read_results
+from attnbench.running.executors import make_executor, ray_cluster
+from attnbench.running.executors.inline import run_inline
+from attnbench.running.executors.interface import Asked, Order
+from attnbench.running.executors.ray import Ray, _Task
+from attnbench.running.executors.ray_cluster import Cluster, _by_value
+from attnbench.running.executors.ray_node import KEPT, Mailbox, distinct, lacking, source_digest
+from attnbench.running.executors.ray_shares import Node, Share, share_of_each
+from attnbench.running.runner import run
+from attnbench.storage.locks import alone_in
+from attnbench.storage.names import AVERAGED, CHECKPOINT, DONE, LOCK, LOGS, RESULTS, STORE
+from attnbench.storage.store import NOTICE
+
+real_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs attnbench[ray]")
+RUN_S = 280.0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--executor", "rai"], "unknown executor 'rai' (did you mean 'ray'?); available: local, ray"),
+        (["--executor", "ray", "--inline"], "--inline is of this machine, --executor ray runs"),
+        (["--executor", "ray", "--share-gpus"], "--share-gpus is of this machine, --executor ray runs"),
+        (["--address", "auto"], "--address is of a Ray cluster; add --executor ray"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(here, words, said):
+    """One line each, exit code 2, before the suite is read."""
+    done = attnbench_here("run", "no-such-suite", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_ray_its_extra_is_named(monkeypatch):
+    """Before anything is connected or run."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserInputError, match=r"pip install 'attnbench\[ray\]'"):
+        make_executor("ray", Asked())
+
+
+def test_a_suite_that_is_finished_needs_no_cluster(tmp_path):
+    """Nothing to run, nothing to connect to: an address where nobody listens is no obstacle."""
+    suite = tiny_suite(tmp_path, "tiny", "train.steps=2")
+    first = run(suite, tmp_path / "runs", device="cpu", executor=run_inline)
+    again = run(suite, tmp_path / "runs", device="cpu", executor=Ray(Asked(address="127.0.0.1:9")))
+    assert (first.computed, again.computed) == (2, 0)
+    assert [result.status for result in again.results] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("ray://head:10001", "is of Ray's client, whose driver is elsewhere"),
+        ("head", "it is auto or host:port of a cluster's head"),
+        ("127.0.0.1:9", "no Ray cluster answers at 127.0.0.1:9: Connection refused; start one there"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_named(address, said):
+    """Without Ray's own minutes of trying."""
+    with pytest.raises(UserInputError, match=r".*".join([said.replace(".", r"\.")])):
+        Cluster(address).connect()
+
+
+FAKES = {
+    "RuntimeError('Version mismatch: The cluster was started with:\\n Ray: 1.0.0')": (
+        "cannot be used: Version mismatch: The cluster was started with: Ray: 1.0.0"
+    ),
+    "__import__('time').sleep(60)": "has not answered as a Ray cluster within 5 s",
+}
+
+
+@pytest.mark.parametrize("fake", FAKES)
+def test_a_cluster_that_cannot_be_used_says_why(tmp_path, monkeypatch, fake):
+    """Another version, or something that listens and is no Ray: in one line, within a limit."""
+    (tmp_path / "ray.py").write_text(f"def init(**words):\n    raise {fake}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(ray_cluster, "CONNECT_S", 5.0)
+    with socket.create_server(("127.0.0.1", 0)) as listens:
+        address = f"127.0.0.1:{listens.getsockname()[1]}"
+        with pytest.raises(UserInputError) as raised:
+            Cluster(address).connect()
+    assert FAKES[fake] in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def nodes(*sizes: tuple[int, int]) -> list[Node]:
+    return [Node(id=str(n), address=f"10.0.0.{n}", cpus=c, gpus=g) for n, (c, g) in enumerate(sizes)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes", "device", "threads", "cpus", "gpus", "at_once"),
+    [
+        ({"device": "cpu"}, [(8, 0), (4, 0)], "cpu", 4, 4, 0, 3),
+        ({"device": "cpu"}, [(0, 0), (4, 0)], "cpu", 4, 4, 0, 1),
+        ({"device": "cpu", "jobs": 2}, [(8, 0)], "cpu", 4, 4, 0, 2),
+        ({"device": "auto", "threads": 3}, [(8, 0)], "cpu", 3, 3, 0, 2),
+        ({"device": "auto"}, [(16, 4), (64, 8), (8, 0)], "cuda", 4, 4, 1, 12),
+        ({"device": "cuda", "processes": 2}, [(16, 4), (64, 8)], "cuda", 8, 8, 2, 6),
+        ({"device": "cpu", "threads": 1, "processes": 2}, [(4, 0)], "cpu", 1, 2, 0, 2),
+    ],
+)
+def test_cases_get_the_same_share_on_every_node(
+    monkeypatch, asked, sizes, device, threads, cpus, gpus, at_once
+):
+    """Threads are the same wherever a case runs, since weights depend on them; GPUs are not shared."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share = share_of_each(Asked(**{"jobs": 0} | asked), nodes(*sizes))
+    assert share == Share(device=device, threads=threads, cpus=cpus, gpus=gpus)
+    assert sum(node.holds(share) for node in nodes(*sizes)) == at_once
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            {"device": "cuda", "processes": 2, "threads": 8},
+            "a case needs 8 CPUs and 2 GPUs on one node, and the nodes of the cluster have 2 CPUs and 0 "
+            "GPUs, 4 CPUs and 1 GPUs; lower --threads or --processes, or choose another --device",
+        ),
+        ({"device": "cuda:1"}, "--device cuda:1 names a GPU of one machine, and Ray hands out the GPUs"),
+    ],
+)
+def test_what_no_node_has_is_refused(asked, said):
+    """With what they have."""
+    with pytest.raises(UserInputError) as raised:
+        share_of_each(Asked(**asked), nodes((4, 1), (4, 1), (2, 0)))
+    assert said in str(raised.value)
+
+
+def test_a_run_whose_nodes_are_all_gone_says_that_it_waits(tmp_path, monkeypatch):
+    """Instead of bars that stand still; and it hands out one case at most."""
+    executor, told = Ray(Asked(jobs=0)), []
+    monkeypatch.setattr(executor, "_cluster", SimpleNamespace(nodes=lambda: nodes((0, 0))))
+    order = Order(case=digits_case(), store=tmp_path, device="cpu", log=tmp_path / "log")
+    executor._tasks["ref"] = _Task(order=order, tell=lambda *words: told.append(words), key="k", tries=1)
+    executor._look_at_nodes()
+    assert [(to, event.stage, event.note.partition(";")[0]) for to, event in told] == [
+        (order, NOTICE, "no node of the Ray cluster holds a case any more")
+    ]
+    assert executor.at_once == 1
+
+
+def test_what_a_node_lacks_is_found(tmp_path):
+    """Another attnbench, another folder, no locks, a plugin or data that are not there; and nothing else."""
+    case = digits_case()
+    held = tmp_path / "mark"
+    strange = case.model_copy(update={"code": {"softmax": "0" * 16, "stranger": "1" * 16}})
+    absent = case.model_copy(
+        update={"train": case.train.model_copy(update={"init_from": tmp_path / "absent"})}
+    )
+    with alone_in(held, print):
+        ask = subprocess.run(  # a lock is not seen by the process that holds it
+            [sys.executable, "-c", "import sys, json\n"
+             "from pathlib import Path\n"
+             "from attnbench.running.executors.ray_node import lacking\n"
+             "asked = json.loads(sys.stdin.read())\n"
+             "print(json.dumps([lacking(c, Path(s), m, d) for c, s, m, d in asked]))"],
+            input=json.dumps([
+                (distinct([case]), str(tmp_path), f"mark/{LOCK}", source_digest()),
+                (distinct([case]), str(tmp_path), "other", source_digest()),
+                (distinct([strange, absent]), str(tmp_path), f"mark/{LOCK}", source_digest()),
+                (distinct([case]), str(tmp_path), f"mark/{LOCK}", "f" * 16),
+            ]),
+            capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    fine, elsewhere, lacks, other_code = json.loads(ask.stdout)
+    assert fine == []
+    assert [text.partition(";")[0] for text in elsewhere] == [
+        f"it has no folder {tmp_path} or another one than the driver"
+    ]
+    assert [text.partition(";")[0] for text in lacks] == [
+        "its plugin of 'softmax' is of other code than the driver's",
+        "unknown backend 'stranger'",
+        f"train.init_from: {tmp_path / 'absent'} does not exist",
+    ]
+    assert "of other code, which may have other results" in other_code[0]
+    # nobody holds it any more: a file system whose locks are of one machine looks like this
+    unseen = lacking(distinct([case]), tmp_path, f"mark/{LOCK}", source_digest())
+    assert "does not see the file locks (flock)" in unseen[0]
+
+
+def test_another_version_on_a_node_is_named():
+    """By the function that travels as code, since attnbench may not be there at all."""
+    assert "it has attnbench" in _by_value()([], "/", "m", "c", "0.0.0")[0]
+
+
+def test_cases_that_need_the_same_are_asked_for_once():
+    case = digits_case()
+    other = case.model_copy(update={"seed": 1, "label": "other"})
+    assert len(distinct([case, other])) == 1
+    assert len(distinct([case, digits_case("linear").model_copy(update={"code": {"linear": "1"}})])) == 2
+
+
+def test_the_mailbox_is_bounded_and_lets_nothing_begin_after_a_signal():
+    """Of progress the last, of notices the last KEPT; what was told once is not told again."""
+    box = Mailbox()
+    assert box.begin("a")
+    for step in range(3 * KEPT):
+        said = [(NOTICE, 0, 0, str(step))]
+        signals, _ = box.post("a", ("train", step, 600, ""), said)
+    assert signals == []
+    begun, news = box.fetch([15], [])
+    assert begun == {"a"}
+    assert len(news["a"]) == KEPT + 1
+    assert news["a"][-1] == ("train", 3 * KEPT - 1, 600, "")
+    assert not box.begin("b")
+    assert box.post("a", None, ())[0] == [15]
+    assert box.fetch([15], ["a"]) == (set(), {})
+
+
+SUITE = """
+name: struck
+question: Does a lost part of a cluster lose or change anything?
+model: {recipe: tiny-dit, depth: 1, dim: 16, num_heads: 2, learned_variance: false}
+data: digits
+train:
+  {objective: flow, steps: 600, batch_size: 8, lr: 1e-3, ema_decay: 0.5, checkpoint_every: 50, log_every: 50}
+sample: {sampler: euler, num_steps: 2, per_class: 4}
+evaluate: {extractor: digits-cnn, kd_subset_size: 20, kd_subsets: 4}
+profile: {measure: [macs, params]}
+matrix:
+  model.attention: [softmax, linear]
+"""
+
+
+@pytest.fixture(scope="module")
+def python_path():
+    return os.pathsep.join([str(ROOT), *(place for place in sys.path if place)])
+
+
+@pytest.fixture(scope="module")
+def cluster(python_path):
+    """A head and two nodes of one CPU each."""
+    with local_cluster(2, python_path) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, python_path):
+    """The suite as the process executor runs it, with one thread, and a store with its features alone."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "struck.yaml").write_text(SUITE)
+    words = ["run", folder / "struck.yaml", "--runs", folder / "runs", "--device", "cpu", "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": python_path}
+    subprocess.run(_command(words), check=True, env=environment, timeout=RUN_S, capture_output=True)
+    return folder
+
+
+def _command(words) -> list[str]:
+    return [sys.executable, "-m", "attnbench.cli", *map(str, words)]
+
+
+class Driver:
+    """`attnbench run --executor ray` as a process."""
+
+    def __init__(self, cluster, whole: Path, runs: Path) -> None:
+        if not runs.exists():
+            shutil.copytree(whole / "runs" / STORE / "features", runs / STORE / "features")
+        self.runs, self.log = runs, runs / "said.log"
+        words = ["run", whole / "struck.yaml", "--runs", runs, "--device", "cpu", "--threads", "1",
+                 "--executor", "ray", "--address", cluster.address]  # fmt: skip
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                _command(words), env=cluster.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+
+    def wait(self) -> tuple[int, str]:
+        try:
+            return self.process.wait(RUN_S), self.log.read_text()
+        finally:
+            self.process.kill()
+
+    def wait_for_checkpoint(self) -> None:
+        """Wait until a training that is not finished has saved something."""
+
+        def saved() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            found = (self.runs / STORE).glob(f"train/*/{CHECKPOINT}")
+            return any(not (path.parent / DONE).exists() for path in found)
+
+        wait_for(saved, RUN_S, "a checkpoint")
+
+
+def finished(runs: Path) -> dict[Path, tuple[int, int]]:
+    paths = (runs / STORE).glob(f"*/*/{DONE}")
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+
+def assert_as_undisturbed(runs: Path, whole: Path) -> None:
+    """Every case is ok, of one thread, and its weights are those of the process executor, bit for bit."""
+    results = latest(read_results(runs / "struck" / RESULTS))
+    assert {(r.label, r.status, r.environment.threads) for r in results} == {
+        ("softmax", "ok", 1),
+        ("linear", "ok", 1),
+    }
+    for name in (AVERAGED, CHECKPOINT):
+        one, two = (
+            {path.parent.name: path.read_bytes() for path in (place / STORE).glob(f"train/*/{name}")}
+            for place in (whole / "runs", runs)
+        )
+        assert len(one) == 2
+        assert one == two
+
+
+def of_cluster(cluster, word: str) -> list[int]:
+    """Return the processes below the nodes whose command has a word in it."""
+    found = [item for node in cluster.nodes for item in descendants(node.pid).items()]
+    return [pid for pid, command in found if word in command]
+
+
+def kill_case(cluster, driver: Driver) -> None:
+    os.kill(of_cluster(cluster, "attnbench.stages.case")[0], signal.SIGKILL)
+
+
+def kill_worker(cluster, driver: Driver) -> None:
+    cases = set(of_cluster(cluster, "attnbench.stages.case"))
+    workers = [pid for pid in of_cluster(cluster, "ray::") if cases & descendants(pid).keys()]
+    os.kill(workers[0], signal.SIGKILL)
+
+
+def kill_raylet(cluster, driver: Driver) -> None:
+    busy = next(
+        node for node in cluster.nodes
+        if any("attnbench.stages.case" in words for words in descendants(node.pid).values())
+    )  # fmt: skip
+    os.kill(cluster.raylet(busy), signal.SIGKILL)
+    cluster.nodes.remove(busy)
+    cluster.lost.append(busy)
+    cluster.add_node()
+
+
+def kill_driver(cluster, driver: Driver) -> None:
+    driver.process.kill()
+    driver.process.wait()
+
+
+@real_ray
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("strike", "codes", "said"),
+    [
+        (kill_case, {1}, "the case's process was killed by SIGKILL"),
+        (kill_worker, {0}, "try 2 of 4 goes on from its checkpoint"),
+        (kill_raylet, {0}, "try 2 of 4 goes on from its checkpoint"),
+        (kill_driver, {-signal.SIGKILL}, ""),
+    ],
+)
+def test_what_is_killed_loses_nothing(cluster, whole, tmp_path, strike, codes, said):
+    """The same command again ends with every case ok; what was finished or saved is not computed twice."""
+    runs = tmp_path / "runs"
+    driver = Driver(cluster, whole, runs)
+    driver.wait_for_checkpoint()
+    before, trained = finished(runs), clocks(runs)
+    assert any(trained.values())
+    strike(cluster, driver)
+    code, log = driver.wait()
+    assert code in codes, log
+    assert said in log
+    code, log = Driver(cluster, whole, runs).wait()
+    assert code == 0, log
+    now = finished(runs)
+    assert {path: now[path] for path in before} == before
+    again = clocks(runs)
+    assert {key: again[key][: len(saved)] for key, saved in trained.items()} == trained
+    assert_as_undisturbed(runs, whole)
+
+
+@real_ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_signal_saves_every_case_of_a_cluster(cluster, whole, tmp_path):
+    """SIGTERM to the driver: the cases save, say so, and leave the cluster as it was."""
+    runs = tmp_path / "runs"
+    driver = Driver(cluster, whole, runs)
+    driver.wait_for_checkpoint()
+    driver.process.terminate()
+    code, log = driver.wait()
+    assert code == 128 + signal.SIGTERM, log
+    assert "stopped by SIGTERM at training step" in log
+    wait_for(lambda: not of_cluster(cluster, "attnbench.stages.case"), 30, "the end of the cases")
+    assert all(node.poll() is None for node in cluster.nodes)
+    logs = [path.name for path in (runs / "struck" / LOGS).glob("*")]
+    assert logs == [] or all("Traceback" not in (runs / "struck" / LOGS / n).read_text() for n in logs)
+
+
+@real_ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_the_cluster_lacks_is_found_before_anything_trains(cluster, whole, tmp_path):
+    """More CPUs than any node has: exit code 2, one line."""
+    words = ["run", whole / "struck.yaml", "--runs", tmp_path / "runs", "--device", "cpu",
+             "--executor", "ray", "--address", cluster.address]  # fmt: skip
+    done = subprocess.run(
+        _command([*words, "--threads", "2"]),
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: a case needs 2 CPUs on one node, and the nodes of the cluster have 0 CPUs" in done.stderr
+    assert not (tmp_path / "runs" / STORE / "train").exists()
