@@ -65,10 +65,12 @@ def figures(request: FiguresRequest, *, runs: Path, device: str, quiet: bool) ->
         raise UserInputError(f"--figure names none; choose of {', '.join(FIGURES)}")
     read = [read_run(name, runs) for name in dict.fromkeys(request.named)]
     cases = chosen_cases(read, request.cases)
+    if request.quality is not None:  # before pictures are drawn that a slip of the pen would cost
+        _check_quality([case.result for case in cases], request.quality)
     folder = request.to or read[0].folder / PAPER_FIGURES
     drawn: list[Drawn] = []
     missing: list[str] = []
-    typed, mistyped = (request.quality, request.extractor, *words(request.classes or "")), False
+    typed, mistyped = (request.extractor, *words(request.classes or "")), False
     for figure in wanted:
         chosen = file_format or ("png" if figure.kind == "samples" else "svg")
         try:
@@ -180,16 +182,26 @@ def _fronts(results: Sequence[Result], quality: Quantity) -> list[Draw]:
 
 def _quality(results: Sequence[Result], wanted: str | None, figure: str) -> Quantity:
     """Return the metric of that name, or the first; raises UserInputError where there is none."""
-    known = {q.name: q for q in quality_quantities(results) if q.better != "none"}
+    known = _qualities(results)
     if not known:
         raise UserInputError(
             f"figure {figure} needs a quality metric, and no case has one; run the suite with evaluation"
         )
     if wanted is None:
         return next(iter(known.values()))
-    if wanted not in known:
-        raise UnknownNameError("quality metric", wanted, known)
+    _check_quality(results, wanted)
     return known[wanted]
+
+
+def _qualities(results: Sequence[Result]) -> dict[str, Quantity]:
+    return {q.name: q for q in quality_quantities(results) if q.better != "none"}
+
+
+def _check_quality(results: Sequence[Result], wanted: str) -> None:
+    """Raise UnknownNameError for a metric that none of these has, though they have others."""
+    known = _qualities(results)
+    if known and wanted not in known:
+        raise UnknownNameError("quality metric", wanted, known)
 
 
 def _file_format(name: str | None) -> Format | None:
