@@ -156,17 +156,21 @@ def busy() -> dict[str, Any]:
     return {"rows": table, "undisturbed_ratios": len(moved), "largest_move": worst}
 
 
-def ratio(ours: Any, theirs: Any) -> float:
-    """Return the time of one row over another's as reports say it: by the rounds taken side by side."""
+def compared(ours: Any, theirs: Any) -> Any:
+    """Return the time of one row over another's, and what reports say of it: by rounds taken side by side."""
     from attnbench.profiling.rows import to_measurements
     from attnbench.report.timings import time_ratio
 
     measured = [
         next(m for m in to_measurements(row) if m.name.startswith("latency_ms@")) for row in (ours, theirs)
     ]
-    found = time_ratio(*measured, same_environment=True).value
+    return time_ratio(*measured, same_environment=True)
+
+
+def ratio(ours: Any, theirs: Any) -> float:
+    found = compared(ours, theirs).value
     assert found is not None  # neither row is disturbed
-    return found
+    return float(found)
 
 
 def mark(row: Any) -> str:
@@ -204,11 +208,8 @@ def shown(ends: tuple[float, float] | None) -> str:
 
 def planted(times: int) -> dict[str, Any]:
     """How often an attention that is 10 % slower is found, and one that is not is called different."""
-    from attnbench.profiling.rows import is_clean, round_medians
-    from attnbench.profiling.statistics import compare_paired
-
     verdicts: dict[str, list[str]] = {"planted-0": [], "planted-10": []}
-    ratios: dict[str, list[float]] = {"planted-0": [], "planted-10": []}
+    ratios: dict[str, list[float | None]] = {"planted-0": [], "planted-10": []}
     with tempfile.TemporaryDirectory() as folder:
         install(Path(folder))
         for number in range(times):
@@ -216,24 +217,16 @@ def planted(times: int) -> dict[str, Any]:
                 ("plain", *verdicts), (256,), scope="attention", rounds=24, measure=["latency"], threads=1
             )
             for row in others:
-                pairs = [
-                    (a, b)
-                    for a, b in zip(row.rounds, base.rounds, strict=False)
-                    if is_clean(a) and is_clean(b)
-                ]
-                if len(pairs) < 6:
-                    verdicts[row.model].append("too few pairs")
-                    continue
-                compared = compare_paired(*(round_medians(side) for side in zip(*pairs, strict=True)))
-                verdicts[row.model].append(compared.verdict)
-                ratios[row.model].append(compared.ratio)
+                found = compared(row, base)
+                verdicts[row.model].append(found.words)
+                ratios[row.model].append(found.value)
             print(
                 number + 1,
                 {name: (said[-1], ratios[name][-1:]) for name, said in verdicts.items()},
                 flush=True,
             )
     found, wrong = (
-        verdicts["planted-10"].count("higher"),
+        verdicts["planted-10"].count("slower"),
         times - verdicts["planted-0"].count("not distinguishable"),
     )
     print(f"10 % slower: found {found} of {times} times; 0 %: called otherwise than equal {wrong} of {times}")
