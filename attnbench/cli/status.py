@@ -19,10 +19,11 @@ def status(
     seeds: Seeds = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Show which cases of a run are finished, running, failed (and why) or queued.
+    """Say which cases of a run are finished, running or failed.
 
-    Whatever runs them, from the store alone, from any machine that sees it. The cases are those of the last
-    `attnbench run` that has ended; before one has, or with -o, --case or --seeds, those of the suite.
+    The others are queued, failed ones say why. Whatever runs them, from the store alone, from any machine
+    that sees it. The cases are those of the last `attnbench run` that has ended; before one has, or with -o,
+    --case or --seeds, those of the suite.
     """
     from attnbench.commands import status as command
 
