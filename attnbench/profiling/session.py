@@ -53,9 +53,9 @@ def profile_models(
 
     Each row's memory and latency come from processes of its own. Those of one resolution live side by side
     and are timed in turn, in an order shuffled each round, so that a machine that slows down slows all of
-    them; rows with short passes sit down five times, in new processes. A row that cannot be had carries its
-    status and reason. `within_s` is the time of the session: rows that would not fit into it are skipped.
-    Those in `finished`, by label and resolution, are taken over.
+    them; where all passes are short, rows sit down five times, in new processes. A row that cannot be had
+    carries its status and reason. `within_s` is the time of the session: rows that would not fit into it are
+    skipped. Those in `finished`, by label and resolution, are taken over.
     `on_row` hears each row when it is finished, also when the session is interrupted: then of those that
     have an interval; `say` hears what a reader of the rows must know. `worker` is the children's module.
     `fit_mib` asks a memory plan for the largest batch that so much memory holds.
@@ -227,18 +227,19 @@ class _Session:
 
     def _sit(self, group: Group, slowed: int | None) -> None:
         group.sit()
-        group.is_over()
         self._note_conditions(group.rows, slowed)
 
     def _note_conditions(self, drafts: Sequence[Draft], slowed: int | None) -> None:
         """Keep what the machine was like; `slowed` is how often its heat had slowed it before."""
         heat = "the CPU was slowed down for its heat" if (throttle_count() or 0) > (slowed or 0) else ""
-        now = Conditions(threads=self.threads, load=load(), governor=governor(), throttled=heat)
         for draft in drafts:
-            before = draft.conditions.throttled
+            now = Conditions(
+                threads=self.threads,
+                load=load(),
+                governor=governor(),
+                throttled=draft.conditions.throttled or heat,  # in any of its sittings
+            )
             draft.conditions = draft.with_device_clocks(now)
-            if before and not draft.conditions.throttled:
-                draft.conditions = draft.conditions.model_copy(update={"throttled": before})
 
     def _count(self, draft: Draft) -> None:
         if not {"macs", "params"} & set(self.spec.measure):

@@ -33,10 +33,10 @@ class Group:
     """The rows of one resolution, which take their rounds in turns.
 
     Two processes of the same code differ by their luck with memory, by up to 6 % in passes of a millisecond,
-    and a machine's pace drifts over minutes. So rows with short passes take their rounds in five sittings,
-    each with a new process, the other resolutions in between. All have the same number of rounds in each, or
-    end: round i of two rows is a pair. Rows with long passes, on a GPU or compiled keep one process until
-    their interval is narrow: their luck is small, their rounds last long, or a new process costs too much.
+    and a machine's pace drifts over minutes. So where all passes are short, rows take their rounds in five
+    sittings, each with a new process, the other resolutions in between. Where one is long, on a GPU and
+    compiled, all keep one process until their intervals are narrow: luck is small, rounds last long, or a new
+    process costs too much. Either way round i of two rows was taken side by side: they are pairs.
     """
 
     rows: Sequence[Draft]
@@ -72,6 +72,7 @@ class Group:
             for child in children.values():
                 child.close()
         self._sittings += 1
+        self.is_over()
 
     def _start(self, rows: Sequence[Draft], children: dict[int, Child]) -> None:
         """Set up the rows' processes; the first ones alone, since the length of their passes decides."""
@@ -109,23 +110,26 @@ class Group:
         draft.spent_s = self.spec.timeout_s - child.budget_s
 
     def _sits_on(self, draft: Draft, number: int) -> bool:
-        return not self._is_over(draft) and (number < self._in_a_sitting or not self._is_renewed(draft))
+        return not self._is_over(draft) and (number < self._in_a_sitting or not self._is_renewed)
 
     @property
     def _in_a_sitting(self) -> int:
-        """Rounds of a row with short passes: half of the least, two and a half times the least in all."""
+        """Rounds of a row that is renewed: half of the least, two and a half times the least in all."""
         return ceil(self.spec.rounds / 2)
 
-    def _is_renewed(self, draft: Draft) -> bool:
+    @property
+    def _is_renewed(self) -> bool:
+        """Whether each sitting has new processes: of all rows or none, or rounds would be no pairs."""
+        passes = [draft.ready.pass_ms for draft in self.rows if draft.ready is not None]
         cheap = self.device == "cpu" and not self.spec.compile
-        return cheap and draft.ready is not None and draft.ready.pass_ms < RENEWED_BELOW_MS
+        return cheap and max(passes, default=RENEWED_BELOW_MS) < RENEWED_BELOW_MS
 
     def _is_over(self, draft: Draft) -> bool:
         """Whether a row takes no more rounds; says why."""
         if draft.is_finished:
             return True
         count, least = len(draft.rounds), self.spec.rounds
-        renewed = self._is_renewed(draft)
+        renewed = self._is_renewed
         if count < least:
             return False
         if not renewed and draft.is_narrow(self.spec.interval):

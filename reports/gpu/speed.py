@@ -28,10 +28,10 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from gpu_course import ROOT, Call, Record, Results, Schedule, columns, out_folder, reason, say
+from speed_modules import build, inputs, pass_of
 
 sys.path.insert(0, str(ROOT))
 
-DIM, HEADS, TOKENS = 384, 6, 32_768
 SIDES = (16, 32, 64, 128)  # of the token grid
 MODES, FORMS = ("forward", "train"), ("eager", "graph", "compiled")
 FIRST = ("softmax", "linear", "dydila token", "dydila map", "peer: diffusers Sana", "peer: timm, flash")
@@ -51,99 +51,6 @@ def subjects() -> list[str]:
     return [*FIRST, *(name for name in modes if name not in FIRST)]
 
 
-def build(
-    subject: str, side: int, images: int, device: str, tiny: bool
-) -> tuple[Any, Callable[..., Any], int]:
-    """Return module, its call on tokens x [B, N, C], and its multiply-adds at one image (0: not known)."""
-    import torch
-
-    dim, heads = (48, 3) if tiny else (DIM, HEADS)
-    torch.manual_seed(0)
-    if subject == "peer: timm, flash":
-        from timm.layers import Attention
-
-        module = Attention(dim, num_heads=heads, qkv_bias=True).to(device)
-        return module, module, macs_of("softmax", {}, dim, heads, side)
-    if subject == "peer: diffusers Sana":
-        from diffusers.models.attention_processor import Attention as Diffusers
-        from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
-
-        module = Diffusers(
-            dim, heads=heads, dim_head=dim // heads, bias=False, processor=SanaLinearAttnProcessor2_0()
-        ).to(device)
-        return module, module, macs_of("linear", {}, dim, heads, side)
-    return ours(subject, dim, heads, side, images, device)
-
-
-def ours(
-    subject: str, dim: int, heads: int, side: int, images: int, device: str
-) -> tuple[Any, Callable[..., Any], int]:
-    """Return a backend's module, its call and its multiply-adds."""
-    import torch
-
-    from attnbench.contract import AttentionContext, AttentionSite
-    from attnbench.errors import UnsupportedError
-    from attnbench.models.options import options_of
-    from attnbench.plugins import registry
-
-    name, _, mode = subject.partition(" ")
-    backend = registry().backend(name)
-    options = options_of(backend, {"mode": mode} if mode else {})
-    site = AttentionSite(dim=dim, num_heads=heads, grid=(side, side), layer_idx=1, depth=12)
-    why_not = backend.supports(site, options, torch.float32, torch.device(device))
-    if why_not:
-        raise UnsupportedError(why_not)
-    module = backend.build(site, options).to(device)
-    context = AttentionContext(  # made once: a compiled call must find it as it was
-        grid=site.grid,
-        timestep=torch.full((images,), 500.0, device=device),
-        conditioning=torch.zeros(images, dim, device=device),
-        layer_idx=1,
-    )
-
-    def call(x: torch.Tensor) -> torch.Tensor:
-        return module(x, context)
-
-    return module, call, backend.macs(site, options).full
-
-
-def macs_of(name: str, options: Record, dim: int, heads: int, side: int) -> int:
-    """Return a backend's multiply-adds at one image."""
-    from attnbench.contract import AttentionSite
-    from attnbench.models.options import options_of
-    from attnbench.plugins import registry
-
-    backend = registry().backend(name)
-    site = AttentionSite(dim=dim, num_heads=heads, grid=(side, side))
-    return backend.macs(site, options_of(backend, options)).full
-
-
-def pass_of(module: Any, call: Callable[..., Any], x: Any, mode: str) -> Callable[[], Any]:
-    """Return one pass under autocast; `train` leaves gradients of input and weights behind."""
-    import torch
-
-    if mode == "forward":
-        module.eval().requires_grad_(False)
-
-        @torch.no_grad()
-        def forward() -> torch.Tensor:
-            with torch.autocast(x.device.type, torch.bfloat16):
-                return call(x)
-
-        return forward
-    module.train().requires_grad_(True)
-    x = x.detach().requires_grad_()
-    wanted = [x, *module.parameters()]
-
-    def train() -> torch.Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            y = call(x)
-        torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True)
-        return y.detach()
-
-    return train
-
-
 def timed_ms(run: Callable[[], Any], device: str) -> float:
     """Return the median time of a pass: of several back to back on a GPU, of one by the clock on a CPU."""
     import torch
@@ -161,15 +68,6 @@ def timed_ms(run: Callable[[], Any], device: str) -> float:
     first = timer.sample(run, 2).warm_latency_ms or 1.0
     repeats = max(2, min(20, int(20 / first)))
     return statistics.median(timer.sample(run, repeats).warm_latency_ms or 0.0 for _ in range(5))
-
-
-def inputs(side: int, device: str, tiny: bool) -> Any:
-    """Return tokens x [B, N, C] in fp32: images of side x side tokens that fill a pass."""
-    import torch
-
-    images = 2 if tiny else max(1, TOKENS // side**2)
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(images, side**2, 48 if tiny else DIM, generator=generator).to(device)
 
 
 def measure(subject: str, side: int, mode: str, form: str, device: str, tiny: bool) -> Record:
