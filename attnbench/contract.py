@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Complexity = Literal["linear", "subquadratic", "quadratic"]
 Symmetry = Literal["none", "permutation", "translation"]
+Family = Literal["softmax", "compressed", "sparse", "linear", "sequential", "dynamic", "other"]
+"""By what an attention saves, or not: softmax over all pairs; over fewer, compressed keys; over chosen
+pairs (sparse); feature maps (linear); a state or a filter that runs along the tokens (sequential); routers
+that choose by the input or the step (dynamic)."""
 
 
 class BackendOptions(BaseModel):
@@ -166,8 +170,8 @@ class AttentionBackend:
     projections start equal; a module with the attribute `keeps_own_init = True` is left as built.
     What it declares is what `attnbench check` measures: `complexity` is that of multiply-adds and of
     activation memory in N; `symmetry` says what the output does when the tokens are permuted, or
-    (translation) shifted on the grid, away from its border; `expected_failures` maps a check to the
-    reason why it fails.
+    (translation) shifted on the grid, away from its border; `family` is the heading that lists put it
+    under; `expected_failures` maps a check to the reason why it fails.
     """
 
     name: str
@@ -179,6 +183,7 @@ class AttentionBackend:
     supports: Callable[[AttentionSite, Any, torch.dtype, torch.device], str | None] = _always_supported
     complexity: Complexity = "quadratic"
     symmetry: Symmetry = "none"
+    family: Family = "other"
     expected_failures: Mapping[str, str] = field(default_factory=dict)
 
 
