@@ -1,6 +1,7 @@
-"""Which code builds an attention: the files behind a plugin's record as one fingerprint.
+"""Which code builds an attention: what the files behind a plugin's record compute, as one fingerprint.
 
-It is part of the key of a training, so that results of changed code are not reused.
+It is part of the key of a training, so that results of changed code are not reused. Comments, docstrings and
+what a record only says or counts are no part of it (`storage/code_meaning.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from attnbench.errors import PluginError
-from attnbench.storage.hashing import file_sha256
+from attnbench.storage.code_meaning import code_sha256
 
 LIBRARIES = sys.stdlib_module_names | {"numpy", "torch"}
 """Code that is in no key: no result is computed again because of another Python, NumPy or torch."""
@@ -25,25 +26,25 @@ SAME_RESULTS = PACKAGE / "storage" / "same_results.json"
 
 
 def builtin_fingerprint(module: ModuleType) -> str:
-    """Return the fingerprint of a built-in plugin: 16 hex digits of the SHA-256 of its own file.
+    """Return the fingerprint of a built-in plugin: 16 hex digits of the hash of what its own file computes.
 
     A file that stands in `same_results.json` has the fingerprint that is written there; after any further
-    change it falls out of that table and has its own.
+    change of what it computes it falls out of that table and has its own.
     """
     path = Path(str(module.__file__))
-    digest = file_sha256(path)[:16]
-    table = json.loads(SAME_RESULTS.read_bytes())
-    entry = table.get(path.relative_to(PACKAGE).as_posix()) if path.is_relative_to(PACKAGE) else None
-    return str(entry["results"]) if entry is not None and entry["file"] == digest else digest
+    name = path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else path.name
+    digest = code_sha256({name: path})[name][:16]
+    entry = json.loads(SAME_RESULTS.read_bytes()).get(name)
+    return str(entry["results"]) if entry is not None and entry["code"] == digest else digest
 
 
 def plugin_fingerprint(plugin: object, build: Callable[..., Any]) -> str:
-    """Return 16 hex digits of the SHA-256 of the code with which `plugin` builds an attention.
+    """Return 16 hex digits of the hash of the code with which `plugin` builds an attention.
 
     That are every .py file of the plugin's package, its module, and the modules of everything that `build`
-    consists of. Where that is one file, as in a plugin of one module, it is the SHA-256 of that file; else
-    that of all names and contents. A compiled module counts with its binary. Where files lie does not
-    matter. Raises PluginError where there is no file at all.
+    consists of. Where that is one file, as in a plugin of one module, it is the hash of what that file
+    computes; else that of all names and hashes. A compiled module counts with its bytes. Where files lie does
+    not matter. Raises PluginError where there is no file at all.
     """
     files = _files(plugin, build)
     if not files:
@@ -51,7 +52,7 @@ def plugin_fingerprint(plugin: object, build: Callable[..., Any]) -> str:
             "no file of its code can be found, so that results of changed code would be taken for its own; "
             "install it unpacked, as pip does"
         )
-    digests = {name: file_sha256(path) for path, name in files.items()}
+    digests = code_sha256({name: path for path, name in files.items()})
     if len(digests) == 1:
         return next(iter(digests.values()))[:16]
     listed = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
@@ -59,7 +60,7 @@ def plugin_fingerprint(plugin: object, build: Callable[..., Any]) -> str:
 
 
 def plugin_files(plugin: object, build: Callable[..., Any]) -> frozenset[Path]:
-    """Return the files whose content `plugin_fingerprint` is of."""
+    """Return the files whose code `plugin_fingerprint` is of."""
     return frozenset(_files(plugin, build))
 
 

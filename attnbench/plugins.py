@@ -82,10 +82,15 @@ class Provided:
     record: Any
     plugin: str
     origin: str
-    code: str = ""
-    """Fingerprint of the files that build it: results of changed code are not reused."""
+    fingerprint: Callable[[], str] = lambda: ""
     files: frozenset[Path] = frozenset()
-    """Those files, of a stranger's: an error that comes out of one of them is the plugin's."""
+    """Those of a stranger's code: an error that comes out of one of them is the plugin's."""
+
+    @functools.cached_property
+    def code(self) -> str:
+        """Fingerprint of the code that builds it, found when it is asked for: results of other code are not
+        reused."""
+        return self.fingerprint()
 
 
 @dataclass(kw_only=True)
@@ -162,15 +167,12 @@ def _register(registry: Registry, manager: pluggy.PluginManager, plugin: Any, na
 def _provided(plugin: Any, record: AttentionBackend | FeatureExtractor, name: str, origin: str) -> Provided:
     """Return a record with the fingerprint of the code behind it and, of a stranger's, the files."""
     if origin == BUILT_IN:
-        return Provided(record=record, plugin=name, origin=origin, code=builtin_fingerprint(plugin))
+        of_file = functools.partial(builtin_fingerprint, plugin)
+        return Provided(record=record, plugin=name, origin=origin, fingerprint=of_file)
     build = record.build if isinstance(record, AttentionBackend) else record.load
-    return Provided(
-        record=record,
-        plugin=name,
-        origin=origin,
-        code=plugin_fingerprint(plugin, build),
-        files=plugin_files(plugin, build),
-    )
+    code = plugin_fingerprint(plugin, build)  # at once, as the code that was imported: files may be edited
+    files = plugin_files(plugin, build)
+    return Provided(record=record, plugin=name, origin=origin, fingerprint=lambda: code, files=files)
 
 
 def load_plugins(

@@ -77,7 +77,7 @@ def make_cache(folder: Path, network: Network, **changes) -> FeatureCache:
     )
     record = dataclasses.replace(record, **changes)
     inputs = ExtractorInputs(device=torch.device("cpu"), seed=0, cache_dir=folder, protocol=protocol)
-    provided = Provided(record=record, plugin="test", origin=origin, code=code)
+    provided = Provided(record=record, plugin="test", origin=origin, fingerprint=lambda: code)
     return FeatureCache(folder=folder, extractor=provided, inputs=inputs, batch_size=batch_size)
 
 

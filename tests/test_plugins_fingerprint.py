@@ -17,6 +17,7 @@ import pytest
 
 from attnbench import fingerprints
 from attnbench.plugins import load_plugins, registry
+from attnbench.storage.code_meaning import code_sha256
 
 FEATURES_SINCE = {
     "digits-cnn": "9f74b28a0d88fea2",
@@ -114,7 +115,11 @@ def code_of(folder: Path, module: str = "their_plugin") -> str:
 
 
 def edit(path: Path) -> None:
-    path.write_text(path.read_text() + "\n# changed\n")
+    path.write_text(path.read_text() + "\nCHANGED = 1\n")
+
+
+def meaning_of(path: Path) -> str:
+    return code_sha256({path.name: path})[path.name][:16]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -135,17 +140,17 @@ def test_an_edit_of_a_library_that_builds_is_seen(way, tmp_path):
 
 @pytest.mark.parametrize("way", ["function", "partial", "bound method", "cache", "lambda"])
 def test_a_plugin_of_one_file_has_the_hash_of_that_file(way, tmp_path):
-    """Neither Python's files nor an unused neighbour are in it: results of earlier versions stay good."""
+    """Neither Python's files nor an unused neighbour are in it."""
     file = written(tmp_path, way) / "their_plugin.py"
     edit(tmp_path / "their_library.py")
-    assert code_of(tmp_path) == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    assert code_of(tmp_path) == meaning_of(file)
 
 
 def test_a_decorator_of_torch_does_not_count(tmp_path):
     """A new torch computes nothing again; what it wraps is looked through."""
     plugin = PLUGIN.format(code=f"import torch\n@torch.no_grad()\n{OWN}", build="build")
     (tmp_path / "their_plugin.py").write_text(plugin)
-    assert code_of(tmp_path) == hashlib.sha256(plugin.encode()).hexdigest()[:16]
+    assert code_of(tmp_path) == meaning_of(tmp_path / "their_plugin.py")
 
 
 def a_package(folder: Path) -> Path:
@@ -157,7 +162,7 @@ def a_package(folder: Path) -> Path:
     (package / "hooks.py").write_text(PLUGIN.format(code=code, build="build"))
     (package / "kernels" / "__init__.py").write_text("")
     (package / "kernels" / "scan.py").write_text(OWN)
-    (package / "kernels" / "late.py").write_text("# imported by build alone\n")
+    (package / "kernels" / "late.py").write_text("LATE = True  # imported by build alone\n")
     return package
 
 
@@ -257,10 +262,8 @@ def test_built_ins_rewritten_without_a_change_of_results_keep_their_fingerprint(
     After an edit that changes results, remove the file's entry.
     """
     table = json.loads(fingerprints.SAME_RESULTS.read_bytes())
-    now = {
-        name: hashlib.sha256((fingerprints.PACKAGE / name).read_bytes()).hexdigest()[:16] for name in table
-    }
-    assert {name: entry["file"] for name, entry in table.items()} == now
+    now = {name: meaning_of(fingerprints.PACKAGE / name) for name in table}
+    assert {name: entry["code"] for name, entry in table.items()} == now
     provided = {
         f"{p.plugin.removeprefix('attnbench.').replace('.', '/')}.py": p.code
         for p in (*registry().backends.values(), *registry().extractors.values())
@@ -275,15 +278,15 @@ def test_built_in_networks_have_the_fingerprints_of_their_stored_features():
 
 
 def test_an_edited_built_in_falls_out_of_the_table(tmp_path, monkeypatch):
-    """One byte more, and the fingerprint is the file's own."""
+    """One statement more, and the fingerprint is the file's own; a comment changes nothing."""
     file, table = tmp_path / "agent.py", tmp_path / "same_results.json"
     file.write_text("x = 1\n")
-    own = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    table.write_text(json.dumps({"agent.py": {"file": own, "results": "0123456789abcdef"}}))
+    table.write_text(json.dumps({"agent.py": {"code": meaning_of(file), "results": "0123456789abcdef"}}))
     monkeypatch.setattr(fingerprints, "SAME_RESULTS", table)
     monkeypatch.setattr(fingerprints, "PACKAGE", tmp_path)
     module = types.ModuleType("agent")
     module.__file__ = str(file)
+    file.write_text("# a remark\nx = 1\n")
     assert fingerprints.builtin_fingerprint(module) == "0123456789abcdef"
     edit(file)
-    assert fingerprints.builtin_fingerprint(module) == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    assert fingerprints.builtin_fingerprint(module) == meaning_of(file)

@@ -82,6 +82,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="agent",
         summary="agent attention: softmax through a few pooled tokens",
+        family="compressed",
         source="Agent Attention arXiv:2312.08874",
         options=AgentOptions,
         build=AgentAttention,

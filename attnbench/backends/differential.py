@@ -96,6 +96,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="differential",
         summary="differential attention: two softmax attentions per head, subtracted",
+        family="softmax",
         source="Differential Transformer arXiv:2410.05258, eq. 1-3",
         options=DifferentialOptions,
         symmetry="permutation",

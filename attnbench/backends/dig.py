@@ -192,6 +192,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="dig",
         summary="gated linear attention scanned in four alternating directions, as in DiG",
+        family="sequential",
         source="DiG arXiv:2405.18428; GLA arXiv:2312.06635 sec. 4; released code",
         options=DigOptions,
         build=DigAttention,

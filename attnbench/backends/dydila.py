@@ -368,6 +368,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="dydila",
         summary="dynamic differential linear attention, token-wise or map-wise",
+        family="dynamic",
         source="DyDi-LiT arXiv:2601.13683 eqs. 1-10",
         options=DyDiLAOptions,
         build=DyDiLA,

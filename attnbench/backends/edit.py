@@ -141,6 +141,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="edit",
         summary="linear compressed attention as in EDiT",
+        family="linear",
         source="EDiT arXiv:2503.16726, sec. 3; formula from summaries of the paper",
         options=EDiTOptions,
         build=EDiTAttention,

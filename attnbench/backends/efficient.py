@@ -62,6 +62,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="efficient",
         summary="efficient attention: softmax of q over channels, of k over tokens",
+        family="linear",
         source="Efficient Attention arXiv:1812.01243, sec. 3",
         options=EfficientOptions,
         symmetry="permutation",

@@ -65,6 +65,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="elu",
         summary="linear attention with the feature map elu + 1",
+        family="linear",
         source="Transformers are RNNs arXiv:2006.16236, eq. 5-7",
         options=EluOptions,
         symmetry="permutation",

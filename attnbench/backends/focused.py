@@ -85,6 +85,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="focused",
         summary="focused linear attention with a depthwise convolution on the values",
+        family="linear",
         source="Flatten Transformer arXiv:2308.00442",
         options=FocusedOptions,
         build=FocusedAttention,

@@ -85,6 +85,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="linear",
         summary="ReLU linear attention as in Sana",
+        family="linear",
         source="Sana arXiv:2410.10629; arXiv:2601.13683 eq. 4",
         options=LinearOptions,
         symmetry="permutation",

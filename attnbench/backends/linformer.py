@@ -83,6 +83,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="linformer",
         summary="Linformer: softmax over a few learned mixtures of tokens",
+        family="compressed",
         source="Linformer arXiv:2006.04768, eq. 7",
         options=LinformerOptions,
         build=LinformerAttention,

@@ -81,6 +81,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="lit",
         summary="ReLU linear attention plus a depthwise convolution as in LiT",
+        family="linear",
         source="LiT arXiv:2501.12976, sec. 3; formula from summaries of the paper",
         options=LiTOptions,
         symmetry="translation",

@@ -145,6 +145,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="mediators",
         summary="agent attention with more agents at later denoising steps",
+        family="dynamic",
         source="Attention Mediators arXiv:2408.05710 and its released code",
         options=MediatorsOptions,
         expected_failures={

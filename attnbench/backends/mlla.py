@@ -100,6 +100,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="mlla",
         summary="MLLA's linear attention: elu + 1, 2-D RoPE, convolution on the values (no block gate)",
+        family="linear",
         source="MLLA arXiv:2405.16605, sec. 4; released code",
         options=MLLAOptions,
         build=MLLAAttention,

@@ -150,6 +150,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="moh",
         summary="mixture-of-head softmax attention as in MoH-DiT",
+        family="dynamic",
         source="MoH arXiv:2410.11842, sec. 3, and its released code",
         options=MoHOptions,
         symmetry="permutation",

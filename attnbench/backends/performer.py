@@ -111,6 +111,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="performer",
         summary="Performer: softmax attention through positive random features",
+        family="linear",
         source="Performer arXiv:2009.14794 (FAVOR+), sec. 2",
         options=PerformerOptions,
         symmetry="permutation",

@@ -96,6 +96,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="pixart-sigma",
         summary="softmax attention over compressed keys and values as in PixArt-Sigma",
+        family="compressed",
         source="PixArt-Sigma arXiv:2403.04692, sec. 3.2",
         options=PixArtSigmaOptions,
         build=PixArtSigmaAttention,

@@ -123,6 +123,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="polaformer",
         summary="polarity-aware linear attention with learned powers and coefficients",
+        family="linear",
         source="PolaFormer arXiv:2501.15061, sec. 3.2-3.3; released code",
         options=PolaFormerOptions,
         build=PolaFormerAttention,

@@ -110,6 +110,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="rala",
         summary="rank-augmented linear attention: reweighted keys, modulated output, 2-D RoPE",
+        family="linear",
         source="RALA arXiv:2411.07635, sec. 3.2-3.3; released code",
         options=RALAOptions,
         build=RALAAttention,

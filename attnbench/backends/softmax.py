@@ -88,6 +88,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="softmax",
         summary="softmax attention as in DiT",
+        family="softmax",
         source="DiT arXiv:2212.09748; arXiv:2601.13683 eq. 3",
         options=SoftmaxOptions,
         symmetry="permutation",

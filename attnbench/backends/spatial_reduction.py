@@ -87,6 +87,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="spatial-reduction",
         summary="PVT's spatial reduction: softmax over keys and values of a coarser grid",
+        family="compressed",
         source="PVT arXiv:2102.12122, sec. 3.3",
         options=SpatialReductionOptions,
         build=SpatialReductionAttention,

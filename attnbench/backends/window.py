@@ -191,6 +191,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     yield attnbench.AttentionBackend(
         name="window",
         summary="neighbourhood attention: softmax over the k x k tokens around each token",
+        family="sparse",
         source="Neighborhood Attention Transformer arXiv:2204.07143, eq. 1-3",
         options=WindowOptions,
         build=WindowAttention,

@@ -13,6 +13,7 @@ from attnbench.contract import MacCount
 from attnbench.devices import default_device
 from attnbench.errors import AttnbenchError, DataError
 from attnbench.models.resolution import input_size
+from attnbench.running.made_anew import made_anew
 from attnbench.specs import Case, ModelConfig, PreparedData, UserImages
 from attnbench.stages.latents.latent_space import has_posterior
 from attnbench.stages.latents.model_space import assumption, codec_of, latent_factor
@@ -101,16 +102,19 @@ def finished_shorter(case: Case, store: Path, finished: Mapping[str, int]) -> in
 def warnings(suite: Suite, store: Path) -> list[str]:
     """Return what a person should know before a suite runs, one line each, the cases it is for first."""
     found = {text: list(labels) for text, labels in suite.warnings.items()}
-    finished = finished_trainings(store)
+    finished, other = finished_trainings(store), []
     for case in suite.cases:
         steps = finished_shorter(case, store, finished)
-        if steps is not None:
-            text = (
-                f"train.steps {case.train.steps:,}: the finished training of {steps:,} steps is not gone on "
-                f"from, all {case.train.steps:,} are made anew; to train it further, `attnbench export` it "
-                "and name the folder in train.init_from"
-            )
-            found.setdefault(text, []).append(case.label)
+        if steps is None:
+            other.append(case)
+            continue
+        text = (
+            f"train.steps {case.train.steps:,}: the finished training of {steps:,} steps is not gone on "
+            f"from, all {case.train.steps:,} are made anew; to train it further, `attnbench export` it "
+            "and name the folder in train.init_from"
+        )
+        found.setdefault(text, []).append(case.label)
+    found |= made_anew(other, store.parent / suite.name)
     return [f"{of_cases(labels, len(suite.cases))}: {text}" for text, labels in found.items()]
 
 
