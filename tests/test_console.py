@@ -21,11 +21,15 @@ from rich.console import Console
 
 from attnbench.console import (
     CATALOGUES,
+    catalogue,
     duration,
     listing,
     profile_announcement,
 )
+from attnbench.console.catalogues import FAMILIES
 from attnbench.console.scores_view import with_uncertainty
+from attnbench.errors import UnknownNameError, UserInputError
+from attnbench.plugins import registry
 from attnbench.profiling.protocol import Round
 from attnbench.profiling.rows import ProfileRow
 from attnbench.report import TerminalTable
@@ -62,6 +66,31 @@ def test_a_catalogue_breaks_between_words_only(kind, width):
     lines = text.splitlines()
     for name in (row.cells[0].text for row in table.rows):
         assert sum(re.match(rf"{re.escape(name)}(\s|$)", line) is not None for line in lines) == 1, name
+
+
+def test_backends_stand_by_family_on_one_screen():
+    """One line each at 120 columns, under the heading of its family; none is of no family."""
+    table = catalogue("backends")
+    lines = [line.rstrip() for line in shown(table, 120).splitlines()]
+    headings = [line for line in lines if line in FAMILIES.values()]
+    built_in = [f for f in FAMILIES if any(p.record.family == f for p in registry().backends.values())]
+    assert headings == [FAMILIES[family] for family in built_in]
+    assert "other" not in built_in
+    start = lines.index(FAMILIES["sparse"])
+    assert any(line.startswith("window ") for line in lines[start : lines.index(FAMILIES["linear"])])
+    assert len(lines) == len(table.rows) + len(headings) + 5  # title, columns, a rule, and the note
+
+
+def test_a_search_looks_through_sources_and_keeps_headings():
+    """`attnbench list backends softmax mediators`: every word, in whatever case, in whatever column."""
+    found = catalogue("backends", ["ARXIV:2408.05710"])
+    assert [row.cells[0].text for row in found.rows] == ["mediators"]
+    assert FAMILIES["dynamic"] in shown(found, 120)
+    assert [row.cells[0].text for row in catalogue("backends", ["window", "sparse"]).rows] == ["window"]
+    with pytest.raises(UserInputError, match="has 'mamba' and 'nothing like it' in its name"):
+        catalogue("backends", ["mamba", "nothing like it"])
+    with pytest.raises(UnknownNameError, match="models"):
+        catalogue("model")
 
 
 ANYTHING = st.text(st.characters(codec="utf-8", exclude_characters="│┃"), max_size=90)

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from attnbench.cli.app import app
-from attnbench.errors import UnknownNameError
 
 
 @app.command("list")
@@ -16,13 +15,14 @@ def list_catalogue(
         str,
         typer.Argument(metavar="KIND", help="backends, models, suites, plugins, datasets or extractors."),
     ],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="WORD", help="Only entries with all of these words.")
+    ] = None,
 ) -> None:
     """List backends, models, suites, plugins, data, extractors."""
     from attnbench import console
 
-    if kind not in console.CATALOGUES:
-        raise UnknownNameError("kind of listing", kind, console.CATALOGUES)
-    console.print_table(console.CATALOGUES[kind]())
+    console.print_table(console.catalogue(kind, words or ()))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 Without a terminal nothing but plain text comes out: no bars, no colours, no control codes.
 """
 
-from attnbench.console.catalogues import CATALOGUES
+from attnbench.console.catalogues import CATALOGUES, catalogue
 from attnbench.console.listing import Listing, listing
 from attnbench.console.plan_view import duration, plan_listing
 from attnbench.console.profile_view import profile_announcement
@@ -14,6 +14,7 @@ from attnbench.console.screen import console, print_comparison, print_notice, pr
 __all__ = [
     "CATALOGUES",
     "Listing",
+    "catalogue",
     "console",
     "duration",
     "listing",

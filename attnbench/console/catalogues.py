@@ -2,20 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from attnbench.console.listing import Listing, listing
+from attnbench.console.listing import Listing, listing, matching
+from attnbench.contract import Family
+from attnbench.errors import UnknownNameError, UserInputError
+from attnbench.plugins import BUILT_IN
+
+FAMILIES: dict[Family, str] = {
+    "softmax": "softmax: over all pairs of tokens",
+    "compressed": "compressed: softmax through fewer keys or tokens",
+    "sparse": "sparse: softmax over chosen pairs",
+    "linear": "linear: feature maps instead of softmax",
+    "sequential": "sequential: a state or a filter that runs along the tokens",
+    "dynamic": "dynamic: routers choose by the input or the step",
+    "other": "of no family",
+}
+
+
+def catalogue(kind: str, words: Sequence[str] = ()) -> Listing:
+    """Return one of CATALOGUES, or its entries in which all words occur; of `backends` then with sources.
+
+    Raises UnknownNameError for another kind, UserInputError where no entry has the words.
+    """
+    if kind not in CATALOGUES:
+        raise UnknownNameError("kind of listing", kind, CATALOGUES)
+    everything = CATALOGUES[kind]()
+    if not words:
+        return _on_one_screen(everything) if kind == "backends" else everything
+    found = matching(everything, words)
+    if not found.rows:
+        sought = " and ".join(map(repr, words))
+        raise UserInputError(
+            f"none of {len(everything.rows)} {kind} has {sought} in its name, summary or source; "
+            f"`attnbench list {kind}` shows all"
+        )
+    return found
 
 
 def backends() -> Listing:
-    """List attention backends and who provides them."""
+    """List attention backends by family, and who provides them."""
     from attnbench.plugins import registry
 
-    rows = [
-        (name, p.record.complexity, p.origin, p.record.summary, p.record.source)
-        for name, p in registry().backends.items()
-    ]
-    return listing("attention backends", ("name", "in tokens", "provided by", "summary", "source"), rows)
+    rows: list[tuple[str, ...]] = []
+    headings: dict[int, str] = {}
+    for family, heading in FAMILIES.items():
+        members = [(n, p) for n, p in registry().backends.items() if p.record.family == family]
+        if members:
+            headings[len(rows)] = heading
+        rows += [
+            (name, p.record.complexity, p.origin, p.record.summary, p.record.source) for name, p in members
+        ]
+    columns = ("name", "in tokens", "provided by", "summary", "source")
+    return listing("attention backends", columns, rows, headings=headings)
+
+
+def _on_one_screen(found: Listing) -> Listing:
+    """Leave out the sources, and who provides what where nobody but attnbench provides any."""
+    shown = [0, 1, 2, 3] if any(row.cells[2].text != BUILT_IN for row in found.rows) else [0, 1, 3]
+    return replace(
+        found,
+        columns=tuple(found.columns[index] for index in shown),
+        rows=tuple(replace(row, cells=tuple(row.cells[index] for index in shown)) for row in found.rows),
+        notes=(
+            "attnbench show NAME: options and source; attnbench list backends WORD: a search, with sources",
+        ),
+    )
 
 
 def extractors() -> Listing:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -22,8 +22,11 @@ class Listing(Table):
     """A table of words, which is its own rich renderable: an entry is a line and, where needed, more below.
 
     Columns stand in the order of their importance. The last ones leave the line until the others fit it, the
-    widest of them wrapped between words; what has left stands below, indented.
+    widest of them wrapped between words; what has left stands below, indented. `headings` stand above the
+    rows of these indices.
     """
+
+    headings: Mapping[int, str] = field(default_factory=dict)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the title, the columns' names, every entry and the notes."""
@@ -34,7 +37,9 @@ class Listing(Table):
         if len(self.columns) - len(widths) == 1:
             yield Padding(Text(self.columns[-1].title, style="dim"), (0, 0, 0, _INDENT))
         yield Text("─" * min(options.max_width, max(40, sum(widths) + _GAP * (len(widths) - 1))), style="dim")
-        for row in self.rows:
+        for index, row in enumerate(self.rows):
+            if index in self.headings:
+                yield Text(self.headings[index], style="italic")
             yield _draw_line(row.cells, widths, self.columns, "")
             yield from self._below(row.cells, len(widths))
         if self.notes:
@@ -90,6 +95,7 @@ def listing(
     notes: Sequence[str] = (),
     *,
     numeric: Collection[str] = (),
+    headings: Mapping[int, str] | None = None,
 ) -> Listing:
     """Make a table of words; the columns named in `numeric` are set flush right."""
     return Listing(
@@ -97,4 +103,20 @@ def listing(
         columns=tuple(Column(title=name, numeric=name in numeric) for name in columns),
         rows=tuple(Row(cells=tuple(text_cell(word) for word in row)) for row in rows),
         notes=tuple(notes),
+        headings=headings or {},
     )
+
+
+def matching(found: Listing, words: Sequence[str]) -> Listing:
+    """Return the rows in which every word occurs, in whatever case: in a cell, or in the heading above."""
+    kept: list[Row] = []
+    headings: dict[int, str] = {}
+    heading = ""
+    for index, row in enumerate(found.rows):
+        heading = found.headings.get(index, heading)
+        text = " ".join((heading, *(cell.text for cell in row.cells))).lower()
+        if all(word.lower() in text for word in words):
+            if heading and heading not in headings.values():
+                headings[len(kept)] = heading
+            kept.append(row)
+    return replace(found, rows=tuple(kept), headings=headings)
