@@ -23,12 +23,13 @@ from runner_cases import tiny_suite
 from attnbench.errors import UserInputError
 from attnbench.results import latest, read_results
 from attnbench.running.executors import make_executor, ray_cluster
+from attnbench.running.executors.asking import distinct, lacking, source_digest
+from attnbench.running.executors.cluster_shares import Node, Share, share_of_each
 from attnbench.running.executors.inline import run_inline
 from attnbench.running.executors.interface import Asked, Order
 from attnbench.running.executors.ray import Ray, _Task
 from attnbench.running.executors.ray_cluster import Cluster, _by_value
-from attnbench.running.executors.ray_node import KEPT, Mailbox, distinct, lacking, source_digest
-from attnbench.running.executors.ray_shares import Node, Share, share_of_each
+from attnbench.running.executors.ray_node import KEPT, Mailbox
 from attnbench.running.runner import run
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import AVERAGED, CHECKPOINT, DONE, LOCK, LOGS, RESULTS, STORE
@@ -176,7 +177,7 @@ def test_what_a_node_lacks_is_found(tmp_path):
         ask = subprocess.run(  # a lock is not seen by the process that holds it
             [sys.executable, "-c", "import sys, json\n"
              "from pathlib import Path\n"
-             "from attnbench.running.executors.ray_node import lacking\n"
+             "from attnbench.running.executors.asking import lacking\n"
              "asked = json.loads(sys.stdin.read())\n"
              "print(json.dumps([lacking(c, Path(s), m, d) for c, s, m, d in asked]))"],
             input=json.dumps([

@@ -20,12 +20,30 @@ def run(
     device: Device = "auto",
     executor: Annotated[
         str,
-        typer.Option(help="Where cases run: local, by --jobs or --inline; ray: tasks of a Ray cluster."),
+        typer.Option(
+            help="Where cases run: local, by --jobs or --inline; ray, slurm: tasks of such a cluster."
+        ),
     ] = "local",
     address: Annotated[
         str,
         typer.Option(help="With ray: auto or host:port of the cluster; without it, one of this machine."),
     ] = "",
+    partition: Annotated[
+        str, typer.Option(help="With slurm: where to submit; without it, its default.")
+    ] = "",
+    time: Annotated[
+        str,
+        typer.Option(
+            help="With slurm: a task's time limit, as sbatch takes it (12 hours); a case goes on in the next."
+        ),
+    ] = "",
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="With slurm: an option of sbatch (account=lab, mem=16G)."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With slurm: print what would be submitted; submit nothing.")
+    ] = False,
     inline: Annotated[bool, typer.Option(help="Run the cases in this process (for debugging).")] = False,
     jobs: Annotated[
         int | None,
@@ -34,7 +52,7 @@ def run(
             "-j",
             min=0,
             help="Cases at a time, each with its share of cores and GPUs; 0: as many as there are of these.",
-            show_default="1; with ray 0",
+            show_default="1; on a cluster 0",
         ),
     ] = None,
     processes: Annotated[
@@ -58,7 +76,9 @@ def run(
     """
     from attnbench.commands import suites as suite_commands
 
-    engine = suite_commands.engine(executor, inline=inline, jobs=jobs, address=address, share_gpus=share_gpus)
+    of_slurm = {"--partition": partition, "--time": time, "--slurm": slurm, "--dry-run": dry_run}
+    of_one = {"ray": {"--address": bool(address)}, "slurm": {k: bool(v) for k, v in of_slurm.items()}}
+    engine = suite_commands.engine(executor, inline=inline, jobs=jobs, share_gpus=share_gpus, of_one=of_one)
     with suite_commands.cradle(engine) as early:
         code = suite_commands.run(
             suite_commands.load(suite, override or [], case or [], seeds),
@@ -66,6 +86,10 @@ def run(
             device=device,
             engine=engine,
             address=address,
+            partition=partition,
+            time=time,
+            slurm=slurm or (),
+            dry_run=dry_run,
             jobs=jobs,
             processes=processes,
             threads=threads,

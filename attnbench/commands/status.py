@@ -14,7 +14,7 @@ from attnbench.storage.names import RESULTS, RUN, STORE
 
 def status(run: str, overrides: Sequence[str], cases: Sequence[str], seeds: int | None, runs: Path) -> None:
     """Print how far every case of a run has come: as its record names them, or as the suite does."""
-    from attnbench.running.status import State, statuses
+    from attnbench.running.status import State, statuses, submitted_tasks
     from attnbench.storage.run_folders import read_run_record, run_folder
     from attnbench.suite.choosing import choose_cases
     from attnbench.suite.loading import load_suite
@@ -34,7 +34,7 @@ def status(run: str, overrides: Sequence[str], cases: Sequence[str], seeds: int 
     store = folder.absolute().parent / STORE
     written = folder / RESULTS  # not there before the first case of a first run has ended
     known = {one.case_id: one for one in latest(each_result(written))} if written.exists() else {}
-    found = statuses(suite.cases, store, known)
+    found = statuses(suite.cases, store, known, submitted_tasks(folder))
     counts = Counter(one.state for one in found)
     order: tuple[State, ...] = ("finished", "running", "failed", "skipped", "queued")
     summary = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])

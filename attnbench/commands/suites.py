@@ -6,7 +6,7 @@ report is written without them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING
 import typer
 
 from attnbench import console
-from attnbench.storage.names import RESULTS, STORE
+from attnbench.storage.names import LOGS, RESULTS, STORE
 
-CLUSTERS = ("ray",)
+CLUSTERS = ("ray", "slurm")
 """Executors that run cases on other machines, too."""
+
+OfOne = Mapping[str, Mapping[str, bool]]
+"""Of each cluster's executor its own options, and whether they are given."""
 
 if TYPE_CHECKING:
     from attnbench.running.executors.cradle import Cradle
+    from attnbench.running.executors.interface import Asked
     from attnbench.suite.loading import Suite
 
 
@@ -32,10 +36,11 @@ def load(suite: str, overrides: Sequence[str], cases: Sequence[str] = (), seeds:
     return choose_cases(load_suite(suite, overrides, seeds=seeds), cases)
 
 
-def engine(executor: str, *, inline: bool, jobs: int | None, address: str, share_gpus: bool) -> str:
+def engine(executor: str, *, inline: bool, jobs: int | None, share_gpus: bool, of_one: OfOne) -> str:
     """Return which of `executors.EXECUTORS` the options of `attnbench run` name.
 
-    Raises UserInputError where two of them do not go together.
+    `of_one` are the options that one executor alone has, with whether they are given. Raises UserInputError
+    where two of them do not go together.
     """
     from attnbench.errors import UnknownNameError, UserInputError
 
@@ -46,8 +51,12 @@ def engine(executor: str, *, inline: bool, jobs: int | None, address: str, share
             raise UserInputError(
                 f"{words} is of this machine, --executor {executor} runs cases on a cluster's; leave one out"
             )
-    if address and executor != "ray":
-        raise UserInputError("--address is of a Ray cluster; add --executor ray, or leave it out")
+    for owner, options in of_one.items():
+        for words, is_given in options.items():
+            if is_given and executor != owner:
+                raise UserInputError(
+                    f"{words} is of a {owner.title()} cluster; add --executor {owner}, or leave it out"
+                )
     if executor in CLUSTERS:
         return executor
     return "inline" if inline else "process" if jobs in (None, 1) else "jobs"
@@ -67,6 +76,10 @@ def run(
     device: str,
     engine: str,
     address: str,
+    partition: str,
+    time: str,
+    slurm: Sequence[str],
+    dry_run: bool,
     jobs: int | None,
     processes: int,
     threads: int,
@@ -93,15 +106,41 @@ def run(
         share_gpus=share_gpus,
         device=chosen,
         address=address,
+        partition=partition,
+        time=time,
+        slurm=tuple(slurm),
         num_cases=len(suite.cases),
         cradle=cradle,
     )
     executor = make_executor(engine, asked)
+    if dry_run:
+        return show_submission(suite, runs, asked)
     with console.run_listener(len(suite.cases), quiet=quiet) as listener:
         outcome = run_cases(suite, runs, device=device, executor=executor, listener=listener)
     console.print_comparison(outcome.results)
     typer.echo(f"report: {outcome.report.html}\n        {outcome.report.markdown}")
     return outcome.exit_code
+
+
+def show_submission(suite: Suite, runs: Path, asked: Asked) -> int:
+    """Print the batch script that Slurm would get for what is not finished; submit nothing."""
+    from attnbench.running.executors.interface import Order
+    from attnbench.running.executors.slurm_submit import script, share_of
+    from attnbench.running.runner import check_inputs
+    from attnbench.running.schedule import log_name
+    from attnbench.stages.case import finished_case
+
+    check_inputs(suite.cases)
+    run_dir, store = runs.absolute() / suite.name, runs.absolute() / STORE
+    orders = [
+        Order(case=case, store=store, device=asked.device, log=run_dir / LOGS / log_name(case))
+        for case in suite.cases
+        if finished_case(case, store) is None
+    ]
+    if orders:
+        typer.echo(script(asked, share_of(asked), orders))
+    console.print_notice(f"{len(orders)} of {len(suite.cases)} cases to run; nothing was submitted")
+    return 0
 
 
 def plan(suite: Suite, runs: Path) -> None:

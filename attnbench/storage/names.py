@@ -24,6 +24,8 @@ REPORT_MARKDOWN, REPORT_HTML = "report.md", "report.html"
 PROFILE_MARKDOWN = "profile.md"  # in the folder that `attnbench profile --report` names
 PICTURES = "pictures"
 LOGS = "logs"
+SLURM = "slurm"  # below a run: a folder for each submission, and how its tasks do
+SLURM_TASKS = "tasks.json"
 PAPER_FIGURES = "paper-figures"  # of `attnbench figures`, where it is not told another folder
 STORE = "store"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from attnbench.running.executors.interface import Asked, Executor
 
-EXECUTORS = ("inline", "process", "jobs", "ray")
+EXECUTORS = ("inline", "process", "jobs", "ray", "slurm")
 
 
 def make_executor(name: str, asked: Asked) -> Executor:

@@ -63,6 +63,12 @@ class Asked:
     num_cases: int = 1
     address: str = ""
     """Of a cluster to connect to; empty: one of this machine."""
+    partition: str = ""
+    """Of Slurm; empty: its default."""
+    time: str = ""
+    """A task's time limit, as sbatch takes it; empty: 12 hours. A case goes on in the next task."""
+    slurm: tuple[str, ...] = ()
+    """Further options of sbatch, NAME=VALUE."""
     cradle: Cradle | None = None
     """What starts the processes of cases on this machine, where it was begun before there was a suite."""
 

@@ -15,6 +15,8 @@ from typing import Any
 from uuid import uuid4
 
 from attnbench.results import Result
+from attnbench.running.executors.asking import Asking, plain
+from attnbench.running.executors.cluster_shares import Node, Share, share_of_each
 from attnbench.running.executors.conversation import failed_result
 from attnbench.running.executors.interface import (
     Asked,
@@ -27,8 +29,7 @@ from attnbench.running.executors.interface import (
     Tell,
 )
 from attnbench.running.executors.ray_cluster import Cluster, require_ray
-from attnbench.running.executors.ray_node import Asking, Mailbox, plain, run_order
-from attnbench.running.executors.ray_shares import Node, Share, share_of_each
+from attnbench.running.executors.ray_node import Mailbox, run_order
 from attnbench.stages.interrupts import GO_ON
 from attnbench.storage.store import NOTICE
 

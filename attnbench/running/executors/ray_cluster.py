@@ -19,8 +19,8 @@ from typing import Any
 from attnbench import __version__
 from attnbench.devices import available_cores
 from attnbench.errors import UserInputError
-from attnbench.running.executors.ray_node import distinct, source_digest
-from attnbench.running.executors.ray_shares import Node
+from attnbench.running.executors.asking import distinct, source_digest
+from attnbench.running.executors.cluster_shares import Node
 from attnbench.specs import Case
 from attnbench.storage.atomic import storage_errors
 from attnbench.storage.locks import alone_in
@@ -209,7 +209,7 @@ def _by_value() -> Any:
             return [f"attnbench {version} is not installed there for {sys.executable}; install it"]
         if attnbench.__version__ != version:
             return [f"it has attnbench {attnbench.__version__}, the driver {version}; install the same one"]
-        from attnbench.running.executors.ray_node import lacking
+        from attnbench.running.executors.asking import lacking
 
         return lacking(cases, Path(store), mark, code)
 

@@ -1,4 +1,4 @@
-"""What each case gets of a Ray cluster's nodes: the same everywhere, since weights depend on the threads."""
+"""What each case gets of a cluster's nodes: the same everywhere, since weights depend on the threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Share:
     """cpu or cuda."""
     threads: int
     cpus: int
-    """As Ray counts them: the threads, or one for each of the case's processes."""
+    """As a cluster counts them: the threads, or one for each of the case's processes."""
     gpus: int
 
 
@@ -45,7 +45,7 @@ def share_of_each(asked: Asked, nodes: Sequence[Node]) -> Share:
     """
     if asked.device.startswith("cuda:"):
         raise UserInputError(
-            f"--device {asked.device} names a GPU of one machine, and Ray hands out the GPUs; "
+            f"--device {asked.device} names a GPU of one machine, and the cluster hands out its; "
             "say --device cuda"
         )
     with_gpus = [node for node in nodes if node.gpus]

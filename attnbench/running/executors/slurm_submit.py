@@ -1,0 +1,103 @@
+"""How cases become tasks of Slurm: what each is given, and the array that submitit hands to sbatch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from attnbench.errors import UserInputError
+from attnbench.running.executors import slurm_queue as queue
+from attnbench.running.executors.cluster_shares import Share, share_of_each
+from attnbench.running.executors.interface import Asked, Order
+from attnbench.running.executors.slurm_queue import SlurmError
+from attnbench.running.executors.slurm_task import SlurmTask
+from attnbench.storage.atomic import storage_errors
+from attnbench.storage.names import SLURM
+
+DEFAULT_MINUTES = 12 * 60
+SIGNAL_S = 120  # from the announcement of the time limit to the kill: a checkpoint of tens of gigabytes
+REQUEUES = 1000  # after time limits: a training of weeks in a partition of hours
+OURS = ("array", "output", "error", "signal", "time", "partition")
+"""Options of sbatch that attnbench sets itself."""
+
+
+def submit(tasks: Sequence[SlurmTask], asked: Asked, share: Share, folder: Path) -> list[str]:
+    """Submit an array with these tasks; return what squeue calls each: `job`, or `job_index`."""
+    made = _executor(asked, share, folder)
+    with _importing_what_we_do(), made.batch():
+        jobs = [made.submit(task) for task in tasks]
+    return [str(job.job_id) for job in jobs]
+
+
+def share_of(asked: Asked) -> Share:
+    """Return what each case gets of the partition's nodes; raises UserInputError."""
+    try:
+        known = queue.partitions()
+    except SlurmError as error:
+        raise UserInputError(f"Slurm does not answer: {error}") from error
+    if asked.partition and asked.partition not in known:
+        raise UserInputError(
+            f"Slurm has no partition {asked.partition!r}; choose one of {', '.join(known)} with --partition"
+        )
+    return share_of_each(asked, queue.nodes_of(asked.partition))
+
+
+def script(asked: Asked, share: Share, orders: Sequence[Order]) -> str:
+    """Return the batch script of the array that runs some cases, as `--dry-run` prints it."""
+    made = _executor(asked, share, orders[0].log.parent.parent / SLURM)
+    if len(orders) > 1:
+        made.parameters["map_count"] = len(orders)
+    return str(made._make_submission_file_text(made._submitit_command_str, "dry-run"))
+
+
+def _executor(asked: Asked, share: Share, folder: Path) -> Any:
+    """Return submitit's executor with what a case is given; raises UserInputError for unknown settings."""
+    import submitit
+
+    with storage_errors(folder):
+        made = submitit.SlurmExecutor(folder=folder, max_num_timeout=REQUEUES)
+    settings: dict[str, Any] = {
+        "job_name": "attnbench",
+        "time": queue.minutes(asked.time) if asked.time else DEFAULT_MINUTES,
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": share.cpus,
+        "signal_delay_s": SIGNAL_S,
+        "array_parallelism": asked.jobs or max(1, asked.num_cases),
+        # what the submitter's own job says of its cores is not for a task's srun
+        "setup": ["unset SLURM_CPU_BIND", f"export SRUN_CPUS_PER_TASK={share.cpus}"],
+    }
+    if asked.partition:
+        settings["partition"] = asked.partition
+    if share.gpus:
+        settings["gpus_per_node"] = share.gpus
+    further: dict[str, Any] = {"requeue": True}
+    for word in asked.slurm:
+        name, _, value = word.partition("=")
+        if not name or name.startswith("-") or name in OURS:
+            raise UserInputError(
+                f"--slurm is {word!r}; write an option of sbatch as NAME=VALUE, without dashes (account=lab, "
+                "mem=16G); time and partition have options of their own, and array, output, error and signal "
+                "are attnbench's"
+            )
+        further[name] = value or True
+    made.update_parameters(**settings, additional_parameters=further)
+    return made
+
+
+@contextlib.contextmanager
+def _importing_what_we_do() -> Iterator[None]:
+    """Let tasks import what this process does: sbatch hands its environment on."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(place or os.curdir for place in sys.path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
