@@ -100,11 +100,14 @@ class SlurmCluster:
             f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed",
         )  # fmt: skip
         wait_for((munge / "socket").exists, START_S, "munge")
-        self._run("slurmctld", "-D", "-i")
+        self.start_controller()
         for number in range(1, len(self.ports)):
             self.start_node(f"n{number}")
         wait_for(lambda: self.ask("sinfo", "-h", "-t", "idle", "-o", "%D", "-p", "main").strip()
                  == str(len(self.ports) - 1), START_S, "idle nodes")  # fmt: skip
+
+    def start_controller(self) -> None:
+        self._run("slurmctld", "-D", "-i")
 
     def start_node(self, name: str) -> None:
         self._run("slurmd", "-D", "-N", name, called=name)

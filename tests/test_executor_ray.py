@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,9 +18,9 @@ from kills import clocks
 from process_cases import digits_case
 from ray_cluster import descendants, local_cluster, wait_for
 from runner_cases import tiny_suite
+from struck_runs import Driver, assert_as_undisturbed, command, finished, python_path, run_whole
 
 from attnbench.errors import UserInputError
-from attnbench.results import latest, read_results
 from attnbench.running.executors import make_executor, ray_cluster
 from attnbench.running.executors.asking import distinct, lacking, source_digest
 from attnbench.running.executors.cluster_shares import Node, Share, share_of_each
@@ -32,7 +31,7 @@ from attnbench.running.executors.ray_cluster import Cluster, _by_value
 from attnbench.running.executors.ray_node import KEPT, Mailbox
 from attnbench.running.runner import run
 from attnbench.storage.locks import alone_in
-from attnbench.storage.names import AVERAGED, CHECKPOINT, DONE, LOCK, LOGS, RESULTS, STORE
+from attnbench.storage.names import LOCK, LOGS, STORE
 from attnbench.storage.store import NOTICE
 
 real_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs attnbench[ray]")
@@ -234,98 +233,22 @@ def test_the_mailbox_is_bounded_and_lets_nothing_begin_after_a_signal():
     assert box.fetch([15], ["a"]) == (set(), {})
 
 
-SUITE = """
-name: struck
-question: Does a lost part of a cluster lose or change anything?
-model: {recipe: tiny-dit, depth: 1, dim: 16, num_heads: 2, learned_variance: false}
-data: digits
-train:
-  {objective: flow, steps: 600, batch_size: 8, lr: 1e-3, ema_decay: 0.5, checkpoint_every: 50, log_every: 50}
-sample: {sampler: euler, num_steps: 2, per_class: 4}
-evaluate: {extractor: digits-cnn, kd_subset_size: 20, kd_subsets: 4}
-profile: {measure: [macs, params]}
-matrix:
-  model.attention: [softmax, linear]
-"""
-
-
 @pytest.fixture(scope="module")
-def python_path():
-    return os.pathsep.join([str(ROOT), *(place for place in sys.path if place)])
-
-
-@pytest.fixture(scope="module")
-def cluster(python_path):
+def cluster():
     """A head and two nodes of one CPU each."""
-    with local_cluster(2, python_path) as started:
+    with local_cluster(2, python_path()) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, python_path):
-    """The suite as the process executor runs it, with one thread, and a store with its features alone."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "struck.yaml").write_text(SUITE)
-    words = ["run", folder / "struck.yaml", "--runs", folder / "runs", "--device", "cpu", "--threads", "1"]
-    environment = {**os.environ, "PYTHONPATH": python_path}
-    subprocess.run(_command(words), check=True, env=environment, timeout=RUN_S, capture_output=True)
-    return folder
+def whole(tmp_path_factory):
+    """The suite as the process executor runs it."""
+    return run_whole(tmp_path_factory.mktemp("whole"))
 
 
-def _command(words) -> list[str]:
-    return [sys.executable, "-m", "attnbench.cli", *map(str, words)]
-
-
-class Driver:
-    """`attnbench run --executor ray` as a process."""
-
-    def __init__(self, cluster, whole: Path, runs: Path) -> None:
-        if not runs.exists():
-            shutil.copytree(whole / "runs" / STORE / "features", runs / STORE / "features")
-        self.runs, self.log = runs, runs / "said.log"
-        words = ["run", whole / "struck.yaml", "--runs", runs, "--device", "cpu", "--threads", "1",
-                 "--executor", "ray", "--address", cluster.address]  # fmt: skip
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                _command(words), env=cluster.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
-
-    def wait(self) -> tuple[int, str]:
-        try:
-            return self.process.wait(RUN_S), self.log.read_text()
-        finally:
-            self.process.kill()
-
-    def wait_for_checkpoint(self) -> None:
-        """Wait until a training that is not finished has saved something."""
-
-        def saved() -> bool:
-            assert self.process.poll() is None, self.log.read_text()
-            found = (self.runs / STORE).glob(f"train/*/{CHECKPOINT}")
-            return any(not (path.parent / DONE).exists() for path in found)
-
-        wait_for(saved, RUN_S, "a checkpoint")
-
-
-def finished(runs: Path) -> dict[Path, tuple[int, int]]:
-    paths = (runs / STORE).glob(f"*/*/{DONE}")
-    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
-
-
-def assert_as_undisturbed(runs: Path, whole: Path) -> None:
-    """Every case is ok, of one thread, and its weights are those of the process executor, bit for bit."""
-    results = latest(read_results(runs / "struck" / RESULTS))
-    assert {(r.label, r.status, r.environment.threads) for r in results} == {
-        ("softmax", "ok", 1),
-        ("linear", "ok", 1),
-    }
-    for name in (AVERAGED, CHECKPOINT):
-        one, two = (
-            {path.parent.name: path.read_bytes() for path in (place / STORE).glob(f"train/*/{name}")}
-            for place in (whole / "runs", runs)
-        )
-        assert len(one) == 2
-        assert one == two
+def start(cluster, whole: Path, runs: Path) -> Driver:
+    words = ["--executor", "ray", "--address", cluster.address]
+    return Driver(whole, runs, words, cluster.environment)
 
 
 def of_cluster(cluster, word: str) -> list[int]:
@@ -375,7 +298,7 @@ def kill_driver(cluster, driver: Driver) -> None:
 def test_what_is_killed_loses_nothing(cluster, whole, tmp_path, strike, codes, said):
     """The same command again ends with every case ok; what was finished or saved is not computed twice."""
     runs = tmp_path / "runs"
-    driver = Driver(cluster, whole, runs)
+    driver = start(cluster, whole, runs)
     driver.wait_for_checkpoint()
     before, trained = finished(runs), clocks(runs)
     assert any(trained.values())
@@ -383,7 +306,7 @@ def test_what_is_killed_loses_nothing(cluster, whole, tmp_path, strike, codes, s
     code, log = driver.wait()
     assert code in codes, log
     assert said in log
-    code, log = Driver(cluster, whole, runs).wait()
+    code, log = start(cluster, whole, runs).wait()
     assert code == 0, log
     now = finished(runs)
     assert {path: now[path] for path in before} == before
@@ -398,7 +321,7 @@ def test_what_is_killed_loses_nothing(cluster, whole, tmp_path, strike, codes, s
 def test_a_signal_saves_every_case_of_a_cluster(cluster, whole, tmp_path):
     """SIGTERM to the driver: the cases save, say so, and leave the cluster as it was."""
     runs = tmp_path / "runs"
-    driver = Driver(cluster, whole, runs)
+    driver = start(cluster, whole, runs)
     driver.wait_for_checkpoint()
     driver.process.terminate()
     code, log = driver.wait()
@@ -418,7 +341,7 @@ def test_what_the_cluster_lacks_is_found_before_anything_trains(cluster, whole, 
     words = ["run", whole / "struck.yaml", "--runs", tmp_path / "runs", "--device", "cpu",
              "--executor", "ray", "--address", cluster.address]  # fmt: skip
     done = subprocess.run(
-        _command([*words, "--threads", "2"]),
+        command([*words, "--threads", "2"]),
         env=cluster.environment,
         capture_output=True,
         text=True,

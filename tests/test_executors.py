@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import TypeAdapter
+from slurm_cluster import missing_programs, slurm_cluster
 
 from attnbench.errors import UserInputError
 from attnbench.plugins import registry
@@ -77,15 +79,16 @@ PLUGIN = '''
             macs=lambda site, options: MacCount(),
         )
 '''
-STEPS = {"ray": 400}  # what cases say comes by a mailbox: a signal must find the training at work
+STEPS = {"ray": 400, "slurm": 1000}  # what cases say comes late: a signal must find the training at work
+LACKS = {
+    "ray": "" if importlib.util.find_spec("ray") else "needs attnbench[ray]",
+    "slurm": missing_programs() or ("" if importlib.util.find_spec("submitit") else "needs attnbench[slurm]"),
+}
 ENGINES = [
     pytest.param(
         name,
-        marks=[
-            pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs attnbench[ray]"),
-            pytest.mark.slow,  # starts a cluster of this machine, twice
-        ]
-        if name == "ray"
+        marks=[pytest.mark.skipif(bool(LACKS[name]), reason=LACKS[name]), pytest.mark.slow]
+        if name in LACKS  # they start a cluster of this machine
         else [],
     )
     for name in EXECUTORS
@@ -113,7 +116,9 @@ def asked() -> Asked:
 
 
 def start(suite: Suite, runs: Path, name: str, listener: Listener) -> SuiteRun:
-    request = asked() if name in ("jobs", "ray") else Asked(threads=THREADS, device="cpu", num_cases=4)
+    request = (
+        asked() if name in ("jobs", "ray", "slurm") else Asked(threads=THREADS, device="cpu", num_cases=4)
+    )
     return run(suite, runs, device="cpu", executor=make_executor(name, request), listener=listener)
 
 
@@ -154,7 +159,12 @@ def undisturbed(suite, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=ENGINES)
 def did(request, suite, undisturbed, tmp_path_factory):
-    """Run the suite by one executor."""
+    """Run the suite by one executor, on a cluster of the test's own where it needs one."""
+    with slurm_cluster(2) if request.param == "slurm" else contextlib.nullcontext():
+        return do(request, suite, undisturbed, tmp_path_factory)
+
+
+def do(request, suite, undisturbed, tmp_path_factory) -> Did:
     runs, ended = tmp_path_factory.mktemp(request.param), []
     steps = STEPS.get(request.param, 40)
     if steps != 40:  # a suite of its own, of longer trainings

@@ -1,0 +1,102 @@
+"""`attnbench run` as a process that a cluster's cases belong to, struck at work, and what must come of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from command_line import ROOT
+from ray_cluster import wait_for
+
+from attnbench.results import latest, read_results
+from attnbench.storage.names import AVERAGED, CHECKPOINT, DONE, RESULTS, STORE
+
+RUN_S = 280.0
+SUITE = """
+name: struck
+question: Does a lost part of a cluster lose or change anything?
+model: {recipe: tiny-dit, depth: 1, dim: 16, num_heads: 2, learned_variance: false}
+data: digits
+train:
+  {objective: flow, steps: 600, batch_size: 8, lr: 1e-3, ema_decay: 0.5, checkpoint_every: 50, log_every: 50}
+sample: {sampler: euler, num_steps: 2, per_class: 4}
+evaluate: {extractor: digits-cnn, kd_subset_size: 20, kd_subsets: 4}
+profile: {measure: [macs, params]}
+matrix:
+  model.attention: [softmax, linear]
+"""
+
+
+def python_path() -> str:
+    """Return what a process needs to import what this one does."""
+    return os.pathsep.join([str(ROOT), *(place for place in sys.path if place)])
+
+
+def run_whole(folder: Path) -> Path:
+    """Run the suite with the process executor and one thread; return the folder with its runs."""
+    (folder / "struck.yaml").write_text(SUITE)
+    words = ["run", folder / "struck.yaml", "--runs", folder / "runs", "--device", "cpu", "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+    subprocess.run(command(words), check=True, env=environment, timeout=RUN_S, capture_output=True)
+    return folder
+
+
+def command(words: Sequence[object]) -> list[str]:
+    return [sys.executable, "-m", "attnbench.cli", *map(str, words)]
+
+
+class Driver:
+    """`attnbench run` of the suite in a new runs folder, which has the features of the whole one alone."""
+
+    def __init__(
+        self, whole: Path, runs: Path, engine: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
+        if not runs.exists():
+            shutil.copytree(whole / "runs" / STORE / "features", runs / STORE / "features")
+        self.runs, self.log = runs, runs / "said.log"
+        words = ["run", whole / "struck.yaml", "--runs", runs, "--device", "cpu", "--threads", "1", *engine]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command(words), env=dict(environment), stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+
+    def wait(self) -> tuple[int, str]:
+        try:
+            return self.process.wait(RUN_S), self.log.read_text()
+        finally:
+            self.process.kill()
+
+    def wait_for_checkpoint(self) -> None:
+        """Wait until a training that is not finished has saved something."""
+
+        def saved() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            found = (self.runs / STORE).glob(f"train/*/{CHECKPOINT}")
+            return any(not (path.parent / DONE).exists() for path in found)
+
+        wait_for(saved, RUN_S, "a checkpoint")
+
+
+def finished(runs: Path) -> dict[Path, tuple[int, int]]:
+    paths = (runs / STORE).glob(f"*/*/{DONE}")
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+
+def assert_as_undisturbed(runs: Path, whole: Path) -> None:
+    """Every case is ok, of one thread, and its weights are those of the process executor, bit for bit."""
+    results = latest(read_results(runs / "struck" / RESULTS))
+    assert {(r.label, r.status, r.environment.threads) for r in results} == {
+        ("softmax", "ok", 1),
+        ("linear", "ok", 1),
+    }
+    for name in (AVERAGED, CHECKPOINT):
+        one, two = (
+            {path.parent.name: path.read_bytes() for path in (place / STORE).glob(f"train/*/{name}")}
+            for place in (whole / "runs", runs)
+        )
+        assert len(one) == 2
+        assert one == two

@@ -1,0 +1,237 @@
+"""Cases as tasks of Slurm: what is refused, and a real cluster whose parts are killed or preempted."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from command_line import attnbench_here
+from kills import clocks
+from ray_cluster import wait_for
+from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
+from struck_runs import Driver, assert_as_undisturbed, command, finished, python_path, run_whole
+
+from attnbench.errors import UserInputError
+from attnbench.running.executors import slurm_queue
+from attnbench.running.executors.slurm_queue import minutes
+
+MISSING = missing_programs() or (
+    "needs attnbench[slurm]" if importlib.util.find_spec("submitit") is None else ""
+)
+real_slurm = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--executor", "slurn"], "unknown executor 'slurn' (did you mean 'slurm'?)"),
+        (["--executor", "slurm", "--inline"], "--inline is of this machine, --executor slurm runs"),
+        (["--partition", "gpu"], "--partition is of a Slurm cluster; add --executor slurm"),
+        (["--executor", "ray", "--time", "60"], "--time is of a Slurm cluster; add --executor slurm"),
+        (["--dry-run"], "--dry-run is of a Slurm cluster; add --executor slurm"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(here, words, said):
+    """One line each, exit code 2, before the suite is read."""
+    done = attnbench_here("run", "no-such-suite", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+def test_without_slurm_or_submitit_it_says_what_is_missing(monkeypatch, tmp_path):
+    """Before anything is submitted or run."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserInputError, match=r"sbatch, .* are not on this machine's PATH; .* login node"):
+        slurm_queue.require_slurm()
+    monkeypatch.setattr(slurm_queue.shutil, "which", lambda name: name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserInputError, match=r"pip install 'attnbench\[slurm\]'"):
+        slurm_queue.require_slurm()
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("90", 90),
+        ("1:30", 2),
+        ("2:30:00", 150),
+        ("0:00:01", 1),
+        ("1-12", 2160),
+        ("1-0:30", 1470),
+        ("1-0:0:1", 1441),
+    ],
+)
+def test_time_limits_are_read_as_sbatch_reads_them(time, expected):
+    """One number is minutes, two are minutes and seconds, after days come hours."""
+    assert minutes(time) == expected
+
+
+@pytest.mark.parametrize("time", ["", "1h", "0", "-1", "1:2:3:4", "0:00"])
+def test_what_is_no_time_limit_is_refused(time):
+    """Not a day later, by the cluster."""
+    with pytest.raises(UserInputError, match="--time is"):
+        minutes(time)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A controller and two nodes of one CPU each."""
+    with slurm_cluster(2) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The suite as the process executor runs it."""
+    return run_whole(tmp_path_factory.mktemp("whole"))
+
+
+def start(cluster: SlurmCluster, whole: Path, runs: Path, *words: str) -> Driver:
+    environment = os.environ | cluster.environment | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
+    return Driver(whole, runs, ["--executor", "slurm", *words], environment)
+
+
+def processes(cluster: SlurmCluster, word: str) -> list[int]:
+    """Return the cluster's processes whose command has a word in it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            said = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            environment = (path.parent / "environ").read_bytes()
+        except OSError:
+            continue
+        if (
+            word in said
+            and f"SLURM_CONF={cluster.folder}".encode() in environment
+            and b"SLURM_JOB_ID=" in environment
+        ):
+            found.append(int(path.parent.name))
+    return found
+
+
+def kill_case(cluster, driver) -> None:
+    os.kill(processes(cluster, "attnbench.stages.case")[0], signal.SIGKILL)
+
+
+def kill_task(cluster, driver) -> None:
+    os.kill(processes(cluster, "submitit.core._submit")[0], signal.SIGKILL)
+
+
+def kill_node(cluster, driver) -> None:
+    busy = cluster.ask("squeue", "-h", "-t", "R", "-o", "%N").split()[0]
+    cluster.kill_node(busy)
+    wait_for(
+        lambda: "down" in cluster.ask("sinfo", "-h", "-N", "-n", busy, "-o", "%t"), 120, "the node's loss"
+    )
+    cluster.start_node(busy)
+
+
+def preempt(cluster, driver) -> None:
+    cluster.ask("sbatch", "-p", "urgent", "-N", "2", "-o", "/dev/null", "--wrap", "sleep 2")
+
+
+def announce_the_limit(cluster, driver) -> None:
+    running = cluster.ask("squeue", "-h", "-t", "R", "--array", "-o", "%i").split()
+    cluster.ask("scancel", "--signal=USR2", *running)
+
+
+def cancel(cluster, driver) -> None:
+    cluster.ask("scancel", cluster.ask("squeue", "-h", "-t", "R", "--array", "-o", "%i").split()[0])
+
+
+def restart_the_controller(cluster, driver) -> None:
+    cluster.processes["slurmctld"].kill()
+    cluster.processes["slurmctld"].wait()
+    cluster.start_controller()
+
+
+def kill_driver(cluster, driver) -> None:
+    driver.process.kill()
+    driver.process.wait()
+
+
+@real_slurm
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("strike", "codes", "said"),
+    [
+        (kill_case, {1}, "the case's process was killed by SIGKILL"),
+        (kill_task, {0}, "try 2 of 4 goes on from its checkpoint"),
+        (kill_node, {0}, ""),
+        (preempt, {0}, ""),
+        (announce_the_limit, {0}, ""),
+        (cancel, {1}, "it was cancelled in Slurm"),
+        (restart_the_controller, {0}, ""),
+        (kill_driver, {-signal.SIGKILL}, ""),
+    ],
+)
+def test_what_is_struck_loses_nothing(cluster, whole, tmp_path, strike, codes, said):
+    """The same command again ends with every case ok; what was finished or saved is not computed twice."""
+    runs = tmp_path / "runs"
+    driver = start(cluster, whole, runs)
+    driver.wait_for_checkpoint()
+    before, trained = finished(runs), clocks(runs)
+    assert any(trained.values())
+    strike(cluster, driver)
+    code, log = driver.wait()
+    assert code in codes, log
+    assert said in log
+    code, log = start(cluster, whole, runs).wait()
+    assert code == 0, log
+    now = finished(runs)
+    assert {path: now[path] for path in before} == before
+    again = clocks(runs)
+    assert {key: again[key][: len(saved)] for key, saved in trained.items()} == trained
+    assert_as_undisturbed(runs, whole)
+
+
+@real_slurm
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_signal_saves_what_runs_and_takes_back_what_waits(cluster, whole, tmp_path):
+    """One task at a time: SIGTERM to the driver ends both, the second before it began; nothing is left."""
+    runs = tmp_path / "runs"
+    driver = start(cluster, whole, runs, "--slurm", "nodelist=n1", "-o", "train.steps=4000")
+    driver.wait_for_checkpoint()
+    told = subprocess.run(
+        command(["status", whole / "struck.yaml", "--runs", runs]),
+        env=os.environ | {"PYTHONPATH": python_path(), "COLUMNS": "200"},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "1 running, 1 queued" in told
+    assert "PENDING" in told
+    driver.process.terminate()
+    code, log = driver.wait()
+    assert code == 128 + signal.SIGTERM, log
+    assert "stopped by SIGTERM at training step" in log
+    assert "not begun" in log
+    wait_for(lambda: not cluster.ask("squeue", "-h").strip(), 60, "an empty queue")
+
+
+@real_slurm
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--partition", "gpu"], "Slurm has no partition 'gpu'; choose one of main, urgent with --partition"),
+        (["--threads", "3"], "a case needs 3 CPUs on one node, and the nodes of the cluster have 1 CPUs"),
+        (["--slurm", "mem=1T"], "Slurm would not take these cases"),
+        (["--slurm", "array=3"], "array, output, error and signal are attnbench's"),
+        (["--slurm", "no-such-option=3"], "Slurm would not take these cases"),
+        (["--time", "soon"], "--time is 'soon'; write minutes"),
+    ],
+)
+def test_what_the_cluster_does_not_have_is_found_before_anything_is_submitted(
+    cluster, whole, tmp_path, words, said
+):
+    """Exit code 2, one line, and nothing in the queue."""
+    driver = start(cluster, whole, tmp_path / "runs", *words)
+    code, log = driver.wait()
+    assert code == 2, log
+    assert said in " ".join(log.split())
+    assert cluster.ask("squeue", "-h").strip() == ""
