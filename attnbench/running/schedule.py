@@ -58,6 +58,11 @@ def run_cases(
     return [schedule.results[number] for number in range(len(cases))], len(schedule.computed)
 
 
+def longest_first(numbers: Iterable[int], times: Mapping[int, float]) -> list[int]:
+    """Return cases in the order they are begun: the longest last would leave the others waiting for it."""
+    return sorted(numbers, key=lambda number: -times[number])
+
+
 @dataclass(frozen=True, kw_only=True)
 class _UnderWay:
     number: int
@@ -100,8 +105,9 @@ class _Schedule:
             else:
                 self.pending.append(number)
         self.executor.check([self._order(self.cases[number]) for number in self.pending])
-        if self.executor.at_once > 1:  # the longest last would leave the others waiting for it
-            self.pending.sort(key=lambda number: -self.times_s.get(self.cases[number].id, 0.0))
+        if self.executor.at_once > 1:
+            times_s = {number: self.times_s.get(self.cases[number].id, 0.0) for number in self.pending}
+            self.pending = longest_first(self.pending, times_s)
         while self.pending or self.under_way:
             if not self.signals:
                 self._start_what_can_start()
