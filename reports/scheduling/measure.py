@@ -2,8 +2,8 @@
 
     python reports/scheduling/measure.py    # two minutes of one core; writes results.json and makespan.svg
 
-Discrete events: a free GPU takes the case with the longest estimate left, as `running/schedule.py` hands them out.
-Nodes of eight GPUs fail; their cases go on from the last checkpoint on the GPU that is free next, before others.
+Discrete events: a free GPU takes the case with the longest estimate left, as `running/schedule.py` orders
+them. Nodes of eight GPUs fail; their cases go on from the last checkpoint on the GPU that is free next.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("svg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
-from attnbench.running.plan import stage_time_s  # noqa: E402
-from attnbench.running.schedule import longest_first  # noqa: E402
-from attnbench.storage.store import stages_of  # noqa: E402
-from attnbench.suite.loading import load_suite  # noqa: E402
+from attnbench.running.plan import stage_time_s
+from attnbench.running.schedule import longest_first
+from attnbench.storage.store import stages_of
+from attnbench.suite.loading import load_suite
 
 HERE = Path(__file__).resolve().parent
 GPUS = (8, 64, 256, 1000)
@@ -136,15 +136,22 @@ def main() -> None:
     draw_chart(rows)
     print(f"a case: {min(base):.1f} to {max(base):.1f} h by the plan, at {RATE:g} multiply-adds a second")
     print(
-        "| cases | GPUs | failures per node and hour | failures | makespan, h | over the bound | at most | times known |"
+        "| cases | GPUs | failures per node-hour | failures | makespan, h | ratio | most | times known |"
     )
     print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
-        known_ratio = row["ratio_if_times_were_known"]
-        print(
-            f"| {row['cases']:,} | {row['gpus']:,} | {row['failures_per_node_hour']:g} | {row['failures']:.1f} "
-            f"| {row['makespan_h']:.1f} | {row['ratio_median']:.3f} | {row['ratio_max']:.3f} | {'' if known_ratio is None else format(known_ratio, '.3f')} |"
-        )
+        known = row["ratio_if_times_were_known"]
+        cells = [
+            f"{row['cases']:,}",
+            f"{row['gpus']:,}",
+            f"{row['failures_per_node_hour']:g}",
+            f"{row['failures']:.1f}",
+            f"{row['makespan_h']:.1f}",
+            f"{row['ratio_median']:.3f}",
+            f"{row['ratio_max']:.3f}",
+            "" if known is None else f"{known:.3f}",
+        ]
+        print(f"| {' | '.join(cells)} |")
 
 
 def draw_chart(rows: Sequence[dict[str, float]]) -> None:
