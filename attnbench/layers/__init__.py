@@ -14,6 +14,7 @@ from attnbench.layers.linear_core import (
     linear_attention,
     matmul_order,
 )
+from attnbench.layers.neighbour_shift import neighbour_shift
 from attnbench.layers.neighbourhood import computed_blocks, near, neighbours
 from attnbench.layers.power_focus import power_focus
 from attnbench.layers.precision import compute_dtype, without_autocast
@@ -53,6 +54,7 @@ __all__ = [
     "matmul_order",
     "merge_heads",
     "near",
+    "neighbour_shift",
     "neighbours",
     "on_grid",
     "pool_tokens",
