@@ -24,15 +24,9 @@ def test_each_channel_names_the_neighbour_it_came_from():
 
 def test_a_width_of_which_a_neighbour_lends_nothing_is_refused():
     """The reason names the shares that fit, or the way without neighbours."""
-    reasons = [
-        BACKEND.supports(
-            AttentionSite(dim=dim, num_heads=1, grid=(3, 3)),
-            BACKEND.options(),
-            torch.float32,
-            torch.device("cpu"),
-        )
-        for dim in (16, 12, 6)
-    ]
+    sites = [AttentionSite(dim=dim, num_heads=1, grid=(3, 3)) for dim in (16, 12, 6)]
+    options, device = BACKEND.options(), torch.device("cpu")
+    reasons = [BACKEND.supports(site, options, torch.float32, device) for site in sites]
     assert reasons[0] is None
     assert "set lent_share to 8 to 12, or null" in reasons[1]
     assert "set lent_share to null" in reasons[2]

@@ -12,7 +12,7 @@ CASES = {"pvt-v2": {}, "pvt-v2-by-3": {"pool_size": 3, "qkv_bias": False}}
 
 
 def pooled(module, tokens, grid):
-    """GELU(LayerNorm(Conv_1x1(mean))) of cells; cell i of P from row floor(i h / P) to ceil((i + 1) h / P)."""
+    """GELU(LayerNorm(Conv_1x1(mean))) of cells; cell i of P from row floor(i h / P) to ceil((i+1) h / P)."""
     (height, width), size, norm = grid, module.options.pool_size, module.norm
     conv = module.mix.weight[:, :, 0, 0]
     cells = []
