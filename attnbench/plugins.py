@@ -58,6 +58,8 @@ BUILTIN_PLUGINS = (
     "attnbench.backends.linfusion",
     "attnbench.backends.feature_fixation",
     "attnbench.backends.pvt_v2",
+    "attnbench.backends.inline",
+    "attnbench.backends.mhla",
     "attnbench.metrics.efficientnet_lite0",
     "attnbench.metrics.classifier",
     "attnbench.metrics.inception_tf",
