@@ -42,10 +42,10 @@ class MHLAAttention(nn.Module):
     Per head, q and k after ReLU + 1e-6; m [M, M] is learned, the same for all heads, clipped to [0, 1], and
     begins as nearness of blocks. Blocks are of ceil(height / blocks) x ceil(width / blocks) tokens, those at
     the end cut short by the grid. LePE(v) is added. [B, N, C] -> [B, N, C]; z, the division in at least fp32.
-    Source: MHLA arXiv:2601.07832, sec. 3-5 read; released code (DAGroup-PKU/MHLA, mhla_dit) read. The module
-    here differs from that: coefficients are clipped where they are used, not by the optimizer, which the code leaves
-    out; z_i is eq. 4's, where the code mixes q_b . z_b of the blocks' own queries; and x is not normalised a
-    second time behind the transformer block's LayerNorm, of which the paper says nothing.
+    Source: MHLA arXiv:2601.07832, sec. 3-5 read; released code (DAGroup-PKU/MHLA, mhla_dit) read. Different
+    from that code: coefficients are clipped (sec. 4.2; there not at all), where they are used and not at
+    every update, so that one below 0 has no gradient; z_i is eq. 4's, where the code mixes q_b . z_b of the
+    blocks' own queries; x is not normalised once more behind the transformer block's LayerNorm.
     """
 
     def __init__(self, site: attnbench.AttentionSite, options: MHLAOptions) -> None:
