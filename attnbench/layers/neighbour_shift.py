@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (-1, -1), (1, 1), (-1, 1), (1, -1))
 """Rows and columns from a token to the neighbour that lends it a group of channels, in the groups' order."""
+ALL_AROUND = (0, 0, 1, 1, 1, 1)  # one token at every border, as F.pad counts: from the last axis
 
 
 def neighbour_shift(x: torch.Tensor, grid: tuple[int, int], lent: int) -> torch.Tensor:
@@ -17,19 +18,20 @@ def neighbour_shift(x: torch.Tensor, grid: tuple[int, int], lent: int) -> torch.
     Source: released code of arXiv:2210.08164 (OpenNLPLab/Linear_VideoTransformer, SpatialShift).
     """
     image = x.unflatten(1, grid)  # [B, height, width, C]
-    *groups, rest = image.split([lent] * len(DIRECTIONS) + [x.shape[-1] - lent * len(DIRECTIONS)], dim=-1)
-    pieces = [_from(group, *way) for group, way in zip(groups, DIRECTIONS, strict=True)]
-    return torch.cat([*pieces, rest], dim=-1).flatten(1, 2)
+    borrowed = image[..., : lent * len(DIRECTIONS)]
+    padded = F.pad(borrowed, ALL_AROUND)
+    inside = F.pad(torch.ones_like(image[:1, ..., :1]), ALL_AROUND)
+    pieces = []
+    for group, (rows, columns) in enumerate(DIRECTIONS):
+        channels = slice(group * lent, (group + 1) * lent)
+        piece = _seen_from(padded, rows, columns)[..., channels]
+        if rows and columns:
+            piece = piece + borrowed[..., channels] * (1 - _seen_from(inside, rows, columns))
+        pieces.append(piece)
+    return torch.cat([*pieces, image[..., lent * len(DIRECTIONS) :]], dim=-1).flatten(1, 2)
 
 
-def _from(group: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Return the channels of the token that lies `rows` below and `columns` to the right of each."""
-    height, width = group.shape[1:3]
-    # what is cut off at one end is padded at the other; F.pad counts from the last axis
-    edges = (0, 0, max(-columns, 0), max(columns, 0), max(-rows, 0), max(rows, 0))
-    top, left = max(rows, 0), max(columns, 0)
-    lent = group[:, top : height + min(rows, 0), left : width + min(columns, 0)]
-    if rows == 0 or columns == 0:
-        return F.pad(lent, edges)
-    missing = 1 - F.pad(torch.ones_like(lent[:1, ..., :1]), edges)
-    return F.pad(lent, edges) + group * missing
+def _seen_from(padded: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Return what lies `rows` below and `columns` to the right of each token."""
+    height, width = padded.shape[1] - 2, padded.shape[2] - 2
+    return padded[:, 1 + rows : 1 + rows + height, 1 + columns : 1 + columns + width]
