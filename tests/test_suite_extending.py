@@ -247,7 +247,7 @@ def test_a_misspelt_extends_is_an_unknown_key(write) -> None:
 
 CONTENTS = {
     "cifar10": "6 8fb578ac93e8057f",
-    "digits_all": "22 28648fdf3b8e7c56",
+    "digits_all": "28 5fa86236f24f4a63",
     "imagenet_256": "18 96b7e8326714a09c",
     "photos": "6 80627cfeb723735f",
     "quick": "6 4723bd3cb9a815b1",

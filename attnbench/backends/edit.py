@@ -17,12 +17,13 @@ NormOrder = Literal["norm_first", "activation_first"]
 
 
 class EDiTOptions(attnbench.BackendOptions):
-    """Options of `edit`. Where the paper's text could not be read, the default is marked as ours."""
+    """Options of `edit`. What could be read nowhere is marked as ours."""
 
     rho: float = Field(default=0.5, gt=0.0, le=1.0)
     """Width between the two query convolutions, as a share of the model's width."""
     norm_order: NormOrder = "norm_first"
-    """GroupNorm before or after LeakyReLU; summaries of the paper disagree."""
+    """GroupNorm before LeakyReLU, as the paper's formula is quoted and as in LinFusion's released code, on
+    which EDiT builds; one summary of the paper has it the other way round."""
     norm_groups: PositiveInt = 8
     """Groups of the GroupNorm (ours); must divide rho times the width."""
     negative_slope: float = 0.01
@@ -41,8 +42,10 @@ class EDiTAttention(nn.Module):
     [B, N, C] -> [B, N, C]. f = Conv_1x1(LeakyReLU(GroupNorm(Conv_3x3(x)))) narrows to rho C and back;
     DW is a depthwise 3x3 convolution of stride 2 with zero padding, one for K and one for V: M =
     ceil(height/2) ceil(width/2) keys. The sum over keys and the division in fp32 for half types.
-    Source: EDiT arXiv:2503.16726, the formula from summaries of the paper, which has no released code;
-    separate compressors and rho = 1/2 inferred from the GFLOPs in arXiv:2601.13683.
+    Source: EDiT arXiv:2503.16726. Its text could not be had beyond the introduction, and there is no released
+    code: the formula is the one that reading notes quote, ReLU(Linear(X + Conv(LeakyReLU(GN(Conv(X)))))) and
+    Conv(Linear(X)), 3x3 then 1x1, stride 2; separate compressors and rho = 1/2 are inferred from the GFLOPs
+    in arXiv:2601.13683.
     """
 
     def __init__(self, site: attnbench.AttentionSite, options: EDiTOptions) -> None:
@@ -142,7 +145,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
         name="edit",
         summary="linear compressed attention as in EDiT",
         family="linear",
-        source="EDiT arXiv:2503.16726, sec. 3; formula from summaries of the paper",
+        source="EDiT arXiv:2503.16726, sec. 3; formula as reading notes quote it",
         options=EDiTOptions,
         build=EDiTAttention,
         macs=macs,

@@ -24,7 +24,7 @@ class LinearOptions(attnbench.BackendOptions):
     """Options of `linear`."""
 
     qk_norm: bool = False
-    """RMSNorm of queries and keys over the full width (off in Sana's image models)."""
+    """RMSNorm of queries and keys over the full width: off in Sana's image models, on in Sana 1.5."""
     qk_norm_eps: float = Field(default=1e-5, gt=0.0)
     """eps of that RMSNorm (1e-5 in Sana's released code); only with `qk_norm: true`."""
     eps: float = Field(default=1e-8, gt=0.0)
@@ -51,7 +51,9 @@ class LinearAttention(nn.Module):
     """o_i = ReLU(q_i) (sum_j ReLU(k_j)^T v_j) / (ReLU(q_i) . sum_j ReLU(k_j) + eps), per head.
 
     [B, N, C] -> [B, N, C]. Projections q, k, v without bias, output with bias; the sum over keys
-    and the division in fp32. Source: Sana arXiv:2410.10629, sec. 2.2 (LiteLA); arXiv:2601.13683 eq. 4.
+    and the division in fp32. With `qk_norm: true` the attention of Sana 1.5.
+    Source: Sana arXiv:2410.10629, sec. 2.2 (LiteLA); arXiv:2601.13683 eq. 4; for Sana 1.5 (arXiv:2501.18427)
+    the released code (NVlabs/Sana, sana_blocks.py; sana1-5_config turns qk_norm on).
     """
 
     def __init__(self, site: attnbench.AttentionSite, options: LinearOptions) -> None:
@@ -84,9 +86,9 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
     """Yield `linear`."""
     yield attnbench.AttentionBackend(
         name="linear",
-        summary="ReLU linear attention as in Sana",
+        summary="ReLU linear attention as in Sana; with qk_norm as in Sana 1.5",
         family="linear",
-        source="Sana arXiv:2410.10629; arXiv:2601.13683 eq. 4",
+        source="Sana arXiv:2410.10629; Sana 1.5 arXiv:2501.18427; arXiv:2601.13683 eq. 4",
         options=LinearOptions,
         symmetry="permutation",
         build=LinearAttention,

@@ -46,10 +46,12 @@ class LiTAttention(nn.Module):
     """o_i = ReLU(q_i) (sum_j ReLU(k_j)^T v_j) / (ReLU(q_i) . sum_j ReLU(k_j) + eps) + DWC_5x5(v)_i, per head.
 
     [B, N, C] -> [B, N, C]; the sum over keys and the division in fp32 for half types.
-    Source: LiT arXiv:2501.12976, the formula from summaries of the paper, which has no released code. The
-    bias of q, k, v is that of the first author's later code (LINA), where filters shared by the heads stand
-    in a line that is commented out: what runs there has one filter for each of the C channels, on the
-    attention's input. eps is ours: LINA adds 1e-6 to ReLU(q), to ReLU(k) and to q . mean_j k_j.
+    Source: LiT arXiv:2501.12976. Neither its text beyond the introduction nor its released code
+    (techmonsterwang/LiT) could be had: formula, 5x5 filters and head counts (2 at S/2, 4 at XL/2) are from
+    reading notes and summaries, which agree. The bias of q, k, v is that of the first author's later code
+    (LINA), where filters shared by the heads stand in a line that is commented out: what runs there has one
+    filter for each of the C channels, on the attention's input. eps is ours: LINA adds 1e-6 to ReLU(q), to
+    ReLU(k) and to q . mean_j k_j.
     """
 
     def __init__(self, site: attnbench.AttentionSite, options: LiTOptions) -> None:
@@ -82,7 +84,7 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
         name="lit",
         summary="ReLU linear attention plus a depthwise convolution as in LiT",
         family="linear",
-        source="LiT arXiv:2501.12976, sec. 3; formula from summaries of the paper",
+        source="LiT arXiv:2501.12976, sec. 3; formula from reading notes of the paper",
         options=LiTOptions,
         symmetry="translation",
         build=LiTAttention,

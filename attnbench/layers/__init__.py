@@ -14,9 +14,11 @@ from attnbench.layers.linear_core import (
     linear_attention,
     matmul_order,
 )
+from attnbench.layers.neighbour_shift import neighbour_shift
 from attnbench.layers.neighbourhood import computed_blocks, near, neighbours
 from attnbench.layers.power_focus import power_focus
 from attnbench.layers.precision import compute_dtype, without_autocast
+from attnbench.layers.predicted_conv import predicted_convolution
 from attnbench.layers.projection import QKVProjection, merge_heads, split_heads
 from attnbench.layers.routed import routed_projection
 from attnbench.layers.routing import (
@@ -29,6 +31,7 @@ from attnbench.layers.routing import (
     select,
     unit_gate,
 )
+from attnbench.layers.token_blocks import block_sides, from_blocks, nearness, to_blocks
 
 __all__ = [
     "Association",
@@ -38,11 +41,13 @@ __all__ = [
     "ReparameterisedConv",
     "RouterTraining",
     "agent_softmax",
+    "block_sides",
     "compute_dtype",
     "computed_blocks",
     "contraction",
     "contraction_macs",
     "elu_plus_one",
+    "from_blocks",
     "fuse_reparameterised",
     "gated_linear_attention",
     "gated_linear_macs",
@@ -53,10 +58,13 @@ __all__ = [
     "matmul_order",
     "merge_heads",
     "near",
+    "nearness",
+    "neighbour_shift",
     "neighbours",
     "on_grid",
     "pool_tokens",
     "power_focus",
+    "predicted_convolution",
     "probability",
     "rotate_pairs",
     "routed_difference",
@@ -65,6 +73,7 @@ __all__ = [
     "router_logits",
     "select",
     "split_heads",
+    "to_blocks",
     "unit_gate",
     "without_autocast",
 ]

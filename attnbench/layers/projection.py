@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
@@ -18,6 +19,14 @@ class QKVProjection(nn.Module):
         """Return views of one [B, N, 3C] tensor; make them contiguous only where it pays."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         return q, k, v
+
+    def part(self, x: torch.Tensor, first: int, end: int) -> torch.Tensor:
+        """Apply parts `first` to `end - 1` of query (0), key (1), value (2): [B, N, C] -> [B, N, parts x C].
+
+        For attentions that project other tokens to queries than to keys: they start from the same matrix.
+        """
+        rows, bias = slice(first * x.shape[-1], end * x.shape[-1]), self.qkv.bias
+        return F.linear(x, self.qkv.weight[rows], None if bias is None else bias[rows])
 
 
 def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -34,6 +34,8 @@ FAMILIES = (
     "dydi-lit",
     "dydi-lit-matched",
     "tiny",
+    # what is in no table
+    "linear-dit",
 )
 
 
