@@ -14,7 +14,14 @@ from attnbench.layers.linear_core import (
     linear_attention,
     matmul_order,
 )
-from attnbench.layers.neighbourhood import computed_blocks, near, neighbours
+from attnbench.layers.neighbourhood import (
+    computed_blocks,
+    disc_neighbours,
+    disc_size,
+    in_disc,
+    near,
+    neighbours,
+)
 from attnbench.layers.power_focus import power_focus
 from attnbench.layers.precision import compute_dtype, without_autocast
 from attnbench.layers.projection import QKVProjection, merge_heads, split_heads
@@ -42,11 +49,14 @@ __all__ = [
     "computed_blocks",
     "contraction",
     "contraction_macs",
+    "disc_neighbours",
+    "disc_size",
     "elu_plus_one",
     "fuse_reparameterised",
     "gated_linear_attention",
     "gated_linear_macs",
     "grid_rotation",
+    "in_disc",
     "key_mass",
     "largest",
     "linear_attention",

@@ -1,4 +1,4 @@
-"""Where neighbourhood attention looks: the k x k window of every token, shifted inwards at borders."""
+"""Where local attention looks: a k x k window, shifted inwards at borders, or a disc that borders cut."""
 
 from __future__ import annotations
 
@@ -40,3 +40,40 @@ def computed_blocks(grid: tuple[int, int], kernel_size: int, side: int) -> int:
     keys = neighbours(grid, kernel_size, torch.device("cpu"))  # [N, k^2]
     query_block = torch.arange(len(keys), device="cpu")[:, None] // side
     return len(torch.unique(query_block * len(keys) + keys // side))
+
+
+def in_disc(grid: tuple[int, int], radius: int, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Say whether a key (row-major index) lies nearer to a query than `radius`; the two broadcast."""
+    width = grid[1]
+    return (query // width - key // width) ** 2 + (query % width - key % width) ** 2 < radius**2
+
+
+def disc_neighbours(grid: tuple[int, int], radius: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the keys nearer than `radius` of every token, row-major: index int64 and inside bool, [N, K].
+
+    K is the most that a token has (`disc_size`); one near a border has fewer, and names itself where
+    `inside` is false. On the default device.
+    """
+    (height, width), reach = grid, radius - 1
+    rows, columns = (torch.arange(size, device="cpu") for size in grid)
+    offsets = torch.arange(-reach, reach + 1, device="cpu")
+    dy, dx = torch.meshgrid(offsets, offsets, indexing="ij")
+    near = dy**2 + dx**2 < radius**2
+    y = rows[:, None, None] + dy[near]  # [height, 1, offsets]
+    x = columns[None, :, None] + dx[near]  # [1, width, offsets]
+    inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).flatten(0, 1)  # [N, offsets]
+    token = torch.arange(height * width, device="cpu")[:, None]
+    index = torch.where(inside, (y * width + x).flatten(0, 1), token)
+    first = inside.byte().sort(dim=1, descending=True, stable=True).indices[:, : disc_size(grid, radius)]
+    device = torch.get_default_device()
+    return index.gather(1, first).to(device), inside.gather(1, first).to(device)
+
+
+def disc_size(grid: tuple[int, int], radius: int) -> int:
+    """Count the tokens nearer than `radius` to the grid's middle, where borders cut least.
+
+    >>> disc_size((16, 16), 4), disc_size((3, 3), 9)
+    (45, 9)
+    """
+    middle = [[at - size // 2 for at in range(size)] for size in grid]
+    return sum(y * y + x * x < radius**2 for y in middle[0] for x in middle[1])
