@@ -56,6 +56,7 @@ BUILTIN_PLUGINS = (
     "attnbench.backends.mlla",
     "attnbench.backends.window",
     "attnbench.backends.clear",
+    "attnbench.backends.moba",
     "attnbench.metrics.efficientnet_lite0",
     "attnbench.metrics.classifier",
     "attnbench.metrics.inception_tf",

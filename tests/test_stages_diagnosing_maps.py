@@ -219,6 +219,7 @@ def test_every_backend_has_a_map():
         "mediators": {"schedule": ((500, 4), (1000, 1))},
         "linformer": {"rank": 4},
         "window": {"kernel_size": 3},
+        "moba": {"tile_size": 2, "top_k": 2},
         "pixart-sigma": {"stride": 1},
     }
     over_tokens = set()

@@ -36,6 +36,7 @@ from attnbench.layers.routing import (
     select,
     unit_gate,
 )
+from attnbench.layers.tiles import Tiling, affinities, choose, largest_tiles, tile_grid, why_not_that_many
 
 __all__ = [
     "Association",
@@ -44,7 +45,10 @@ __all__ = [
     "QKVProjection",
     "ReparameterisedConv",
     "RouterTraining",
+    "Tiling",
+    "affinities",
     "agent_softmax",
+    "choose",
     "compute_dtype",
     "computed_blocks",
     "contraction",
@@ -59,6 +63,7 @@ __all__ = [
     "in_disc",
     "key_mass",
     "largest",
+    "largest_tiles",
     "linear_attention",
     "matmul_order",
     "merge_heads",
@@ -75,6 +80,8 @@ __all__ = [
     "router_logits",
     "select",
     "split_heads",
+    "tile_grid",
     "unit_gate",
+    "why_not_that_many",
     "without_autocast",
 ]
