@@ -220,6 +220,9 @@ def test_every_backend_has_a_map():
         "linformer": {"rank": 4},
         "window": {"kernel_size": 3},
         "moba": {"tile_size": 2, "top_k": 2},
+        "vsa": {"tile_size": 2, "top_k": 2},
+        "sla": {"tile_size": 2},
+        "sliding-tile": {"tile_size": 1},
         "pixart-sigma": {"stride": 1},
     }
     over_tokens = set()

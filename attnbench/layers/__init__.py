@@ -24,7 +24,7 @@ from attnbench.layers.neighbourhood import (
 )
 from attnbench.layers.power_focus import power_focus
 from attnbench.layers.precision import compute_dtype, without_autocast
-from attnbench.layers.projection import QKVProjection, merge_heads, split_heads
+from attnbench.layers.projection import QKVProjection, ZeroLinear, merge_heads, split_heads
 from attnbench.layers.routed import routed_projection
 from attnbench.layers.routing import (
     RouterTraining,
@@ -36,7 +36,15 @@ from attnbench.layers.routing import (
     select,
     unit_gate,
 )
-from attnbench.layers.tiles import Tiling, affinities, choose, largest_tiles, tile_grid, why_not_that_many
+from attnbench.layers.tiles import (
+    Tiling,
+    affinities,
+    choose,
+    largest_tiles,
+    ranked_tiles,
+    tile_grid,
+    why_not_that_many,
+)
 
 __all__ = [
     "Association",
@@ -46,6 +54,7 @@ __all__ = [
     "ReparameterisedConv",
     "RouterTraining",
     "Tiling",
+    "ZeroLinear",
     "affinities",
     "agent_softmax",
     "choose",
@@ -73,6 +82,7 @@ __all__ = [
     "pool_tokens",
     "power_focus",
     "probability",
+    "ranked_tiles",
     "rotate_pairs",
     "routed_difference",
     "routed_focus",

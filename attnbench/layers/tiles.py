@@ -121,8 +121,12 @@ def largest_tiles(scores: torch.Tensor, count: int) -> torch.Tensor:
 
     Of equal scores the first tile is taken, whatever the batch; no gradient passes.
     """
-    order = scores.detach().sort(dim=-1, descending=True, stable=True).indices
-    return order[..., :count].sort(dim=-1).values
+    return ranked_tiles(scores)[..., :count].sort(dim=-1).values
+
+
+def ranked_tiles(scores: torch.Tensor) -> torch.Tensor:
+    """Return the tiles from the largest score to the smallest, of equal ones the first first: [..., T]."""
+    return scores.detach().sort(dim=-1, descending=True, stable=True).indices
 
 
 @functools.cache
