@@ -6,8 +6,6 @@ column of them stick out: their places outside are zeros, which no mean counts a
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -129,7 +127,6 @@ def ranked_tiles(scores: torch.Tensor) -> torch.Tensor:
     return scores.detach().sort(dim=-1, descending=True, stable=True).indices
 
 
-@functools.cache
 def why_not_that_many(chosen: int, grid: tuple[int, int], size: int, option: str) -> str | None:
     """Return None where a grid has so many tiles, else what to choose instead."""
     tiles = tile_grid(grid, size)
@@ -137,6 +134,6 @@ def why_not_that_many(chosen: int, grid: tuple[int, int], size: int, option: str
     if chosen <= total:
         return None
     return (
-        f"{option}={chosen} exceeds the {total} tiles of {size} x {size} tokens on grid {grid}; choose "
-        f"{f'1 to {total}' if total > 1 else '1'}, or a smaller tile_size"
+        f"{option}={chosen} exceeds the number of tiles of {size} x {size} tokens on grid {grid}, {total}; "
+        f"choose {f'1 to {total}' if total > 1 else '1'}, or a smaller tile_size"
     )
