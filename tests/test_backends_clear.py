@@ -37,12 +37,17 @@ def test_averaged_tokens_match_the_reference(implementation):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("options", [{"radius": 3}, {"radius": 2, "down_factor": 2}])
-def test_mask_gives_what_gather_gives(options):
-    """The two implementations differ by rounding only."""
-    x = torch.randn(2, 24, 12, dtype=torch.float64)
-    gather, mask = (same_weights(options | {"implementation": kind}) for kind in ("gather", "mask"))
-    torch.testing.assert_close(run(gather, x), run(mask, x), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("radius", [2, 5, 8])
+@pytest.mark.parametrize("grid", [(4, 6), (13, 18)])
+def test_tiles_and_mask_give_what_gather_gives(radius, grid):
+    """The implementations differ by rounding only, where tiles stick out of the grid, too."""
+    x = torch.randn(1, grid[0] * grid[1], 12, dtype=torch.float64)
+    kinds = ("gather", "tiles", "mask")
+    gather, *others = (
+        run(same_weights({"radius": radius, "implementation": kind}, grid), x, grid) for kind in kinds
+    )
+    for other in others:
+        torch.testing.assert_close(gather, other, rtol=1e-12, atol=1e-12)
 
 
 def test_a_circle_around_the_whole_grid_is_softmax_attention():
@@ -65,21 +70,26 @@ def test_circles_hold_the_tokens_nearer_than_the_radius(grid, radius):
     assert index.shape[1] == inside.sum(1).max() == disc_size(grid, radius)
 
 
-@pytest.mark.parametrize("implementation", ["gather", "mask"])
-@pytest.mark.parametrize("down_factor", [1, 2])
-def test_closed_form_is_what_executes(implementation, down_factor):
+@pytest.mark.parametrize(
+    ("implementation", "down_factor"), [("gather", 1), ("tiles", 1), ("mask", 1), ("gather", 2), ("mask", 2)]
+)
+@pytest.mark.parametrize("grid", [(6, 8), (22, 30)])
+def test_closed_form_is_what_executes(implementation, down_factor, grid):
     """Each implementation's multiply-adds, by both counters."""
-    options = {"radius": 3, "implementation": implementation, "down_factor": down_factor}
-    counts = module_counts("clear", options, (6, 8))
+    options = {"radius": 6, "implementation": implementation, "down_factor": down_factor}
+    counts = module_counts("clear", options, grid)
     assert len(set(counts)) == 1, counts
 
 
-def test_cells_that_do_not_fit_say_which_do():
+@pytest.mark.parametrize(
+    ("grid", "options", "reason"),
+    [
+        ((6, 12), {"down_factor": 4}, "one of [2, 3, 6], or 1"),
+        ((7, 9), {"down_factor": 4}, "choose 1, which is without"),
+        ((6, 12), {"down_factor": 2, "implementation": "tiles"}, "choose gather or mask"),
+    ],
+)
+def test_cells_that_do_not_fit_say_what_does(grid, options, reason):
     """A reason with what is allowed, and the grid's own divisors."""
-    options = BACKEND.options(down_factor=4)
-    said = {}
-    for grid in [(6, 12), (7, 9)]:
-        site = AttentionSite(dim=12, num_heads=3, grid=grid)
-        said[grid] = BACKEND.supports(site, options, torch.float32, torch.device("cpu"))
-    assert "one of [2, 3, 6], or 1" in said[6, 12]
-    assert "choose 1" in said[7, 9]
+    site = AttentionSite(dim=12, num_heads=3, grid=grid)
+    assert reason in BACKEND.supports(site, BACKEND.options(**options), torch.float32, torch.device("cpu"))

@@ -11,8 +11,19 @@ from pydantic import Field
 from torch import nn
 
 import attnbench
-from attnbench.layers import QKVProjection, disc_neighbours, disc_size, in_disc, merge_heads, split_heads
+from attnbench.layers import (
+    QKVProjection,
+    Tiling,
+    disc_neighbours,
+    disc_size,
+    disc_tiles,
+    in_disc,
+    merge_heads,
+    split_heads,
+    tile_grid,
+)
 
+TILE = 4  # side of the tiles of `tiles`
 Cells = tuple[torch.Tensor, torch.Tensor]
 """Keys and values averaged over cells of the grid, each [B, H, M, D]."""
 
@@ -26,9 +37,10 @@ class ClearOptions(attnbench.BackendOptions):
     down_factor: int = Field(default=1, ge=1)
     """From 2 on, every query sees all tokens, too, averaged over cells of so many by so many with learned
     weights (released variants: 4), which is N^2 work again; 1: none."""
-    implementation: Literal["gather", "mask"] = "gather"
-    """`gather`: copies the keys and values of each token's circle, N K work and memory; `mask`: torch's fused
-    softmax attention under a mask, N^2 work."""
+    implementation: Literal["gather", "tiles", "mask"] = "gather"
+    """`gather`: copies the keys and values of each token's circle, N K work and memory; `tiles`: copies the
+    4 x 4 tiles that a tile's circles reach and masks the rest of them, more work but less memory and time;
+    `mask`: torch's fused softmax attention under a mask, N^2 work."""
     qkv_bias: bool = True
     """Bias of the query, key, value projection."""
 
@@ -60,12 +72,25 @@ class ClearAttention(nn.Module):
             index, inside = disc_neighbours(site.grid, options.radius)
             self.register_buffer("index", index, persistent=False)  # [N, K]
             self.register_buffer("inside", inside, persistent=False)
+        if options.implementation == "tiles":
+            self.tiling = Tiling(site.grid, TILE)
+            tiling = self.tiling
+            near, pairs = disc_tiles(site.grid, options.radius, tiling.places(), tiling.tiles, TILE)
+            self.register_buffer("index", near, persistent=False)  # [T, K]
+            self.register_buffer("inside", pairs, persistent=False)  # [T, S, K S]
 
     def forward(self, x: torch.Tensor, context: attnbench.AttentionContext) -> torch.Tensor:
         q, k, v = (split_heads(z, self.num_heads) for z in self.qkv(x))  # [B, H, N, D]
         cells = None if self.cell_weight is None else (self._cells(k), self._cells(v))  # [B, H, M, D]
-        attend = self._gathered if self.options.implementation == "gather" else self._masked
-        return self.out(merge_heads(attend(q, k, v, cells)))
+        match self.options.implementation:
+            case "gather":
+                o = self._gathered(q, k, v, cells)
+            case "tiles":
+                q, k, v = (self.tiling.cut(z) for z in (q, k, v))  # [B, H, T, S, D]
+                o = self.tiling.join(self.tiling.attend(q, k, v, self.index, self.inside))
+            case "mask":
+                o = self._masked(q, k, v, cells)
+        return self.out(merge_heads(o))
 
     def _cells(self, z: torch.Tensor) -> torch.Tensor:
         """Sum tokens over the cells of the grid with the learned weights: [B, H, N, D] -> [B, H, M, D]."""
@@ -112,8 +137,12 @@ class ClearAttention(nn.Module):
 def supports(
     site: attnbench.AttentionSite, options: ClearOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """Refuse cells that do not divide the grid."""
+    """Refuse cells that do not divide the grid, and an implementation that has none."""
     side = options.down_factor
+    if side > 1 and options.implementation == "tiles":
+        return (
+            f"down_factor={side} is not for implementation: tiles; choose gather or mask, or down_factor: 1"
+        )
     if any(size % side for size in site.grid):
         both = [s for s in range(2, min(site.grid) + 1) if not any(size % s for size in site.grid)]
         return (
@@ -127,13 +156,21 @@ def macs(site: attnbench.AttentionSite, options: ClearOptions) -> attnbench.MacC
     """4 N C^2 for the projections; 2 C for each query-key pair that the implementation computes.
 
     Pairs: N K for `gather`, K the tokens of a whole circle (`disc_size`; at borders some of them are masked),
-    N^2 for `mask`; N M more with M averaged tokens.
+    T S K S for `tiles`, K the tiles that a tile's circles reach, N^2 for `mask`; N M more with M averaged
+    tokens.
     """
     n, c = site.num_tokens, site.dim
-    keys = disc_size(site.grid, options.radius) if options.implementation == "gather" else n
+    match options.implementation:
+        case "gather":
+            pairs = n * disc_size(site.grid, options.radius)
+        case "tiles":
+            rows, columns = tiles = tile_grid(site.grid, TILE)
+            pairs = rows * columns * disc_size(tiles, options.radius, TILE) * TILE**4
+        case "mask":
+            pairs = n * n
     if options.down_factor > 1:
-        keys += n // options.down_factor**2
-    return attnbench.MacCount(linear=4 * n * c * c, attention=2 * n * keys * c)
+        pairs += n * (n // options.down_factor**2)
+    return attnbench.MacCount(linear=4 * n * c * c, attention=2 * pairs * c)
 
 
 @attnbench.hookimpl

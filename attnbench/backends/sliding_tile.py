@@ -27,7 +27,7 @@ class SlidingTileOptions(attnbench.BackendOptions):
     def _has_a_middle(cls, value: int) -> int:
         if value % 2 == 0:
             raise ValueError(
-                f"must be odd, to have a middle tile, got {value}; choose {value - 1} or {value + 1}"
+                f"must be odd, for a middle tile, got {value}; choose {value - 1} or {value + 1}"
             )
         return value
 

@@ -40,6 +40,11 @@ class Tiling(nn.Module):
         """T, tiles that stick out included."""
         return self.tiles[0] * self.tiles[1]
 
+    def places(self) -> torch.Tensor:
+        """Return the token of every place, -1 outside the grid: int64 [T, S] on the CPU."""
+        number = torch.arange(1, self.grid[0] * self.grid[1] + 1, device="cpu")
+        return self.cut(number.view(1, 1, -1, 1))[0, 0, :, :, 0] - 1
+
     def cut(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, N, D] -> [B, H, T, S, D]."""
         (height, width), (rows, columns) = self.grid, self.tiles
@@ -64,17 +69,26 @@ class Tiling(nn.Module):
         total = tiles.sum(3, dtype=torch.promote_types(tiles.dtype, torch.float32))
         return total / (tiles.shape[3] if self.counts is None else self.counts)
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        chosen: torch.Tensor,
+        pairs: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Softmax attention of every tile's queries on the tokens of its chosen tiles.
 
-        q, k, v [B, H, T, S, D]; `chosen` [B, H, T, K], or [T, K] for all images and heads -> [B, H, T, S, D].
+        q, k, v [B, H, T, S, D]; `chosen` [B, H, T, K], or [T, K] for all images and heads; `pairs`
+        [T, S, K S] says which of their tokens a query sees, where it is not all -> [B, H, T, S, D].
         Keys and values of chosen tiles are copied, K of each for one of the input; the scores are S x K S a
         tile, in a fused kernel where there is one.
         """
         k_near, v_near = (choose(z, chosen) for z in (k, v))  # [B, H, T, K, S, D]
-        mask = None
-        if self.valid is not None:
+        mask = pairs
+        if mask is None and self.valid is not None:
             mask = self.valid[chosen].flatten(-2).unsqueeze(-2)  # [(B, H,) T, 1, K S]
+        if mask is not None:
             mask = mask.expand(*q.shape[:2], *mask.shape[-3:]).flatten(1, 2)
         o = F.scaled_dot_product_attention(
             q.flatten(1, 2), k_near.flatten(3, 4).flatten(1, 2), v_near.flatten(3, 4).flatten(1, 2), mask

@@ -8,6 +8,7 @@ from references.pieces import output, per_head, project
 
 CASES = {
     "clear": {},
+    "clear-tiles": {"radius": 3, "implementation": "tiles"},
     "clear-mask": {"radius": 3, "implementation": "mask", "qkv_bias": False},
 }
 
