@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attnbench.layers import Tiling, choose, largest_tiles, ranked_tiles
+from attnbench.layers import Tiling, choose, grouped_attention, largest_tiles, ranked_tiles
+from attnbench.layers.grouped_tiles import group_by_tile
 from attnbench.layers.tiles import affinities
 
 
@@ -93,3 +94,42 @@ def test_the_whole_map_is_never_made():
         chosen = largest_tiles(affinities(*(tiling.mean(z) for z in tiles[:2])), 2)
         tiling.attend(*tiles, chosen)
     assert max(largest) < 1024**2 / 10
+
+
+def picked(kind, tiles=6, queries=63, keep=3):
+    """Tiles of each query, [2, 2, N, K]: at random, or the same for all, which fills groups least evenly."""
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.rand(2, 2, queries, tiles, generator=generator)
+    if kind == "alike":
+        scores = scores[:, :, :1].expand_as(scores)
+    return largest_tiles(scores, keep)
+
+
+@pytest.mark.parametrize("kind", ["random", "alike"])
+@pytest.mark.parametrize("rows", [1, 5, 8])
+def test_groups_hold_every_pair_once_beside_its_tile(kind, rows):
+    """Whatever was chosen: a place for each pair, none shared, in a group of the pair's tile."""
+    chosen = picked(kind)
+    groups = group_by_tile(chosen, 6, rows)
+    assert groups.pair.shape[2] == groups.tile.shape[2] * rows
+    for b, h in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        place = groups.place[b, h]
+        assert len(place.unique()) == 63 * 3
+        assert groups.pair[b, h][place].tolist() == list(range(63 * 3))
+        assert torch.equal(groups.tile[b, h][place // rows], chosen[b, h].flatten())
+
+
+@pytest.mark.parametrize("kind", ["random", "alike"])
+def test_grouped_attention_is_that_of_copied_tiles(kind):
+    """Outputs and gradients against copies of each query's tiles, on a grid with places outside."""
+    tiling, chosen = Tiling((7, 9), 4), picked(kind)
+    q, k, v = (tokens((7, 9), seed=seed).requires_grad_() for seed in range(3))
+    k_near, v_near = (choose(tiling.cut(z), chosen).flatten(3, 4) for z in (k, v))  # [B, H, N, K S, D]
+    mask = tiling.valid[chosen].flatten(3).unsqueeze(-2)
+    expected = F.scaled_dot_product_attention(q.unsqueeze(-2), k_near, v_near, mask).squeeze(-2)
+    found = grouped_attention(q, tiling.cut(k), tiling.cut(v), chosen, tiling.valid)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)

@@ -13,7 +13,8 @@ from attnbench.layers import (
     QKVProjection,
     Tiling,
     affinities,
-    choose,
+    grouped_attention,
+    grouped_macs,
     largest_tiles,
     merge_heads,
     split_heads,
@@ -42,8 +43,8 @@ class MobaAttention(nn.Module):
     tile lies in a query's future, and its own tile is attended to in full. That tile has score infinity,
     as in the released code, and so counts as one of the k. The choice is a step function: gradients
     reach q, k and v through the attention alone, as in the paper. [B, N, C] -> [B, N, C]; scores in
-    at least fp32, ties to the first tile; the softmax in the input's dtype. The keys and values of each
-    query's tiles are copied: N K S rows for N (the released kernels sort queries by block instead).
+    at least fp32, ties to the first tile; the softmax in the input's dtype. As in the released kernels,
+    queries are sorted by tile, so that no query copies its K S keys (`layers.grouped_attention`).
     Left out: layers of full attention between (give `attention` by layer).
     Source: MoBA arXiv:2502.13189, eq. 2-6 and Table 1, read; its released moba_naive.py read.
     """
@@ -66,12 +67,7 @@ class MobaAttention(nn.Module):
         k, v = self.tiling.cut(k), self.tiling.cut(v)  # [B, H, T, S, D]
         chosen = self._route(q.detach(), k.detach())  # [B, H, N, K]
         context.record("chosen_tiles", chosen)
-        k, v = (choose(z, chosen).flatten(3, 4) for z in (k, v))  # [B, H, N, K S, D]
-        scores = (q * q.shape[-1] ** -0.5).unsqueeze(-2) @ k.transpose(-2, -1)  # [B, H, N, 1, K S]
-        if self.tiling.valid is not None:
-            outside = ~self.tiling.valid[chosen].flatten(-2).unsqueeze(-2)
-            scores = scores.masked_fill(outside, -torch.inf)
-        return self.out(merge_heads((scores.softmax(-1) @ v).squeeze(-2)))
+        return self.out(merge_heads(grouped_attention(q, k, v, chosen, self.tiling.valid)))
 
     def _route(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """Return the tiles each query attends to: q [B, H, N, D], k [B, H, T, S, D] -> [B, H, N, K]."""
@@ -89,13 +85,15 @@ def supports(
 
 
 def macs(site: attnbench.AttentionSite, options: MobaOptions) -> attnbench.MacCount:
-    """4 N C^2 for the projections, N T C for the scores of tiles, 2 N K S C for the attention.
+    """4 N C^2 for the projections, N T C for the scores of tiles, `grouped_macs` for the attention.
 
-    T tiles of S places: the scores are quadratic in N, but S times fewer than those of full attention.
+    T tiles of S places: the scores are quadratic in N, but S times fewer than those of full attention. The
+    attention is 2 N K S C and what its groups of pairs leave over, a seventh more at the defaults.
     """
-    n, c, size = site.num_tokens, site.dim, options.tile_size
-    rows, columns = tile_grid(site.grid, size)
-    attention = n * rows * columns * c + 2 * n * options.top_k * size**2 * c
+    n, c = site.num_tokens, site.dim
+    rows, columns = tile_grid(site.grid, options.tile_size)
+    tiles = rows * columns
+    attention = n * tiles * c + grouped_macs(n, options.top_k, tiles, options.tile_size**2, c)
     return attnbench.MacCount(linear=4 * n * c * c, attention=attention)
 
 

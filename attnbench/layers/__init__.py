@@ -6,6 +6,7 @@ from attnbench.layers.depthwise import DepthwiseConv, ReparameterisedConv, fuse_
 from attnbench.layers.feature_maps import elu_plus_one
 from attnbench.layers.gated_linear import gated_linear_attention, gated_linear_macs
 from attnbench.layers.grid_rotary import grid_rotation, rotate_pairs
+from attnbench.layers.grouped_tiles import grouped_attention, grouped_macs
 from attnbench.layers.linear_core import (
     Association,
     contraction,
@@ -71,6 +72,8 @@ __all__ = [
     "gated_linear_attention",
     "gated_linear_macs",
     "grid_rotation",
+    "grouped_attention",
+    "grouped_macs",
     "in_disc",
     "key_mass",
     "largest",
