@@ -84,16 +84,14 @@ class Tiling(nn.Module):
         Keys and values of chosen tiles are copied, K of each for one of the input; the scores are S x K S a
         tile, in a fused kernel where there is one.
         """
-        k_near, v_near = (choose(z, chosen) for z in (k, v))  # [B, H, T, K, S, D]
+        k_near, v_near = (choose(z, chosen).flatten(3, 4) for z in (k, v))  # [B, H, T, K S, D]
         mask = pairs
         if mask is None and self.valid is not None:
             mask = self.valid[chosen].flatten(-2).unsqueeze(-2)  # [(B, H,) T, 1, K S]
-        if mask is not None:
-            mask = mask.expand(*q.shape[:2], *mask.shape[-3:]).flatten(1, 2)
-        o = F.scaled_dot_product_attention(
-            q.flatten(1, 2), k_near.flatten(3, 4).flatten(1, 2), v_near.flatten(3, 4).flatten(1, 2), mask
-        )
-        return o.unflatten(1, q.shape[1:3])
+            mask = mask.flatten(0, 1) if mask.ndim > 3 else mask  # images and heads as one axis: no copies
+        q, k_near, v_near = (z.flatten(0, 1) for z in (q, k_near, v_near))
+        o = F.scaled_dot_product_attention(q, k_near, v_near, mask)  # [B H, T, S, D]
+        return o.unflatten(0, k.shape[:2])
 
 
 def tile_grid(grid: tuple[int, int], size: int) -> tuple[int, int]:
