@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import nn
 
 from attnbench.layers.precision import without_autocast
@@ -52,16 +51,14 @@ class Tiling(nn.Module):
         below, right = rows * self.size - height, columns * self.size - width
         if below or right:
             x = F.pad(x, (0, 0, 0, right, 0, below))
-        return rearrange(
-            x, "b h (r i) (c j) d -> b h (r c) (i j) d", r=rows, c=columns, i=self.size, j=self.size
-        )
+        x = x.unflatten(3, (columns, self.size)).unflatten(2, (rows, self.size))  # [B, H, r, i, c, j, D]
+        return x.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
     def join(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, T, S, D] -> [B, H, N, D], without the places outside."""
-        (height, width), (rows, columns) = self.grid, self.tiles
-        x = rearrange(
-            x, "b h (r c) (i j) d -> b h (r i) (c j) d", r=rows, c=columns, i=self.size, j=self.size
-        )
+        height, width = self.grid
+        x = x.unflatten(3, (self.size, self.size)).unflatten(2, self.tiles)  # [B, H, r, c, i, j, D]
+        x = x.transpose(3, 4).flatten(4, 5).flatten(2, 3)
         return x[:, :, :height, :width].flatten(2, 3)
 
     def mean(self, tiles: torch.Tensor) -> torch.Tensor:
