@@ -219,6 +219,10 @@ def test_every_backend_has_a_map():
         "mediators": {"schedule": ((500, 4), (1000, 1))},
         "linformer": {"rank": 4},
         "window": {"kernel_size": 3},
+        "moba": {"tile_size": 2, "top_k": 2},
+        "vsa": {"tile_size": 2, "top_k": 2},
+        "sla": {"tile_size": 2},
+        "sliding-tile": {"tile_size": 1},
         "pixart-sigma": {"stride": 1},
     }
     over_tokens = set()

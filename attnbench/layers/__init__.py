@@ -6,6 +6,7 @@ from attnbench.layers.depthwise import DepthwiseConv, ReparameterisedConv, fuse_
 from attnbench.layers.feature_maps import elu_plus_one
 from attnbench.layers.gated_linear import gated_linear_attention, gated_linear_macs
 from attnbench.layers.grid_rotary import grid_rotation, rotate_pairs
+from attnbench.layers.grouped_tiles import grouped_attention, grouped_macs
 from attnbench.layers.linear_core import (
     Association,
     contraction,
@@ -15,11 +16,19 @@ from attnbench.layers.linear_core import (
     matmul_order,
 )
 from attnbench.layers.neighbour_shift import neighbour_shift
-from attnbench.layers.neighbourhood import computed_blocks, near, neighbours
+from attnbench.layers.neighbourhood import (
+    computed_blocks,
+    disc_neighbours,
+    disc_size,
+    disc_tiles,
+    in_disc,
+    near,
+    neighbours,
+)
 from attnbench.layers.power_focus import power_focus
 from attnbench.layers.precision import compute_dtype, without_autocast
 from attnbench.layers.predicted_conv import predicted_convolution
-from attnbench.layers.projection import QKVProjection, merge_heads, split_heads
+from attnbench.layers.projection import QKVProjection, ZeroLinear, merge_heads, split_heads
 from attnbench.layers.routed import routed_projection
 from attnbench.layers.routing import (
     RouterTraining,
@@ -31,6 +40,15 @@ from attnbench.layers.routing import (
     select,
     unit_gate,
 )
+from attnbench.layers.tiles import (
+    Tiling,
+    affinities,
+    choose,
+    largest_tiles,
+    ranked_tiles,
+    tile_grid,
+    why_not_that_many,
+)
 from attnbench.layers.token_blocks import block_sides, from_blocks, nearness, to_blocks
 
 __all__ = [
@@ -40,20 +58,31 @@ __all__ = [
     "QKVProjection",
     "ReparameterisedConv",
     "RouterTraining",
+    "Tiling",
+    "ZeroLinear",
+    "affinities",
     "agent_softmax",
     "block_sides",
+    "choose",
     "compute_dtype",
     "computed_blocks",
     "contraction",
     "contraction_macs",
+    "disc_neighbours",
+    "disc_size",
+    "disc_tiles",
     "elu_plus_one",
     "from_blocks",
     "fuse_reparameterised",
     "gated_linear_attention",
     "gated_linear_macs",
     "grid_rotation",
+    "grouped_attention",
+    "grouped_macs",
+    "in_disc",
     "key_mass",
     "largest",
+    "largest_tiles",
     "linear_attention",
     "matmul_order",
     "merge_heads",
@@ -66,6 +95,7 @@ __all__ = [
     "power_focus",
     "predicted_convolution",
     "probability",
+    "ranked_tiles",
     "rotate_pairs",
     "routed_difference",
     "routed_focus",
@@ -73,7 +103,9 @@ __all__ = [
     "router_logits",
     "select",
     "split_heads",
+    "tile_grid",
     "to_blocks",
     "unit_gate",
+    "why_not_that_many",
     "without_autocast",
 ]

@@ -29,6 +29,17 @@ class QKVProjection(nn.Module):
         return F.linear(x, self.qkv.weight[rows], None if bias is None else bias[rows])
 
 
+class ZeroLinear(nn.Linear):
+    """A Linear layer that starts as zero: what it projects joins a trained model without a jolt."""
+
+    keeps_own_init = True
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
     """[B, N, C] -> [B, H, N, D]; a view."""
     return rearrange(x, "b n (h d) -> b h n d", h=num_heads)

@@ -60,3 +60,13 @@ def phi(row, gamma):
         return u * 0
     power = torch.where(u > 0, u.clamp_min(1e-300) ** gamma, 0.0)
     return power / power.norm() * u.norm()
+
+
+def tiles_of(grid, size):
+    """The tokens of every size x size tile, row by row; those at the far borders may have fewer."""
+    height, width = grid
+    return [
+        [i * width + j for i in range(a, min(a + size, height)) for j in range(b, min(b + size, width))]
+        for a in range(0, height, size)
+        for b in range(0, width, size)
+    ]
