@@ -55,6 +55,7 @@ BUILTIN_PLUGINS = (
     "attnbench.backends.rala",
     "attnbench.backends.mlla",
     "attnbench.backends.window",
+    "attnbench.backends.gated_softmax",
     "attnbench.metrics.efficientnet_lite0",
     "attnbench.metrics.classifier",
     "attnbench.metrics.inception_tf",
