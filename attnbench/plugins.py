@@ -56,6 +56,7 @@ BUILTIN_PLUGINS = (
     "attnbench.backends.mlla",
     "attnbench.backends.window",
     "attnbench.backends.gated_softmax",
+    "attnbench.backends.gated_deltanet",
     "attnbench.metrics.efficientnet_lite0",
     "attnbench.metrics.classifier",
     "attnbench.metrics.inception_tf",

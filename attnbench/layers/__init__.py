@@ -4,6 +4,7 @@ from attnbench.layers.agent_bias import PositionBias
 from attnbench.layers.agent_tokens import agent_softmax, pool_tokens
 from attnbench.layers.depthwise import DepthwiseConv, ReparameterisedConv, fuse_reparameterised, on_grid
 from attnbench.layers.feature_maps import elu_plus_one
+from attnbench.layers.gated_delta import gated_delta_macs, gated_delta_rule
 from attnbench.layers.gated_linear import gated_linear_attention, gated_linear_macs
 from attnbench.layers.grid_rotary import grid_rotation, rotate_pairs
 from attnbench.layers.linear_core import (
@@ -18,6 +19,13 @@ from attnbench.layers.neighbourhood import computed_blocks, near, neighbours
 from attnbench.layers.power_focus import power_focus
 from attnbench.layers.precision import compute_dtype, without_autocast
 from attnbench.layers.projection import QKVProjection, merge_heads, split_heads
+from attnbench.layers.recurrent_parts import (
+    ChunkSize,
+    GatedNorm,
+    LearnedDecay,
+    mean_of_scans,
+    unit_length,
+)
 from attnbench.layers.routed import routed_projection
 from attnbench.layers.routing import (
     RouterTraining,
@@ -32,7 +40,10 @@ from attnbench.layers.routing import (
 
 __all__ = [
     "Association",
+    "ChunkSize",
     "DepthwiseConv",
+    "GatedNorm",
+    "LearnedDecay",
     "PositionBias",
     "QKVProjection",
     "ReparameterisedConv",
@@ -44,6 +55,8 @@ __all__ = [
     "contraction_macs",
     "elu_plus_one",
     "fuse_reparameterised",
+    "gated_delta_macs",
+    "gated_delta_rule",
     "gated_linear_attention",
     "gated_linear_macs",
     "grid_rotation",
@@ -51,6 +64,7 @@ __all__ = [
     "largest",
     "linear_attention",
     "matmul_order",
+    "mean_of_scans",
     "merge_heads",
     "near",
     "neighbours",
@@ -66,5 +80,6 @@ __all__ = [
     "select",
     "split_heads",
     "unit_gate",
+    "unit_length",
     "without_autocast",
 ]
