@@ -57,6 +57,7 @@ BUILTIN_PLUGINS = (
     "attnbench.backends.window",
     "attnbench.backends.gated_softmax",
     "attnbench.backends.gated_deltanet",
+    "attnbench.backends.kda",
     "attnbench.metrics.efficientnet_lite0",
     "attnbench.metrics.classifier",
     "attnbench.metrics.inception_tf",

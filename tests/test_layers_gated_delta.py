@@ -99,6 +99,13 @@ def test_total_forgetting_has_finite_gradients():
     assert not grads[3][:, :, 7].any()
 
 
+def test_one_factor_a_head_is_the_same_factor_in_every_channel():
+    """Gated DeltaNet's decay is Kimi Delta Attention's with equal channels."""
+    q, k, v, g, b = draw(40, 4, width=1)
+    by_channel = gated_delta_rule(q, k, v, g.expand(-1, -1, -1, KEY_DIM), b, chunk_size=16)
+    torch.testing.assert_close(gated_delta_rule(q, k, v, g, b, chunk_size=16), by_channel)
+
+
 def test_a_full_step_is_read_back():
     """With b = 1 and no decay the state gives back for a key what was written for it last."""
     _, k, v, g, b = draw(24, 2)
