@@ -58,6 +58,7 @@ BUILTIN_PLUGINS = (
     "attnbench.backends.gated_softmax",
     "attnbench.backends.gated_deltanet",
     "attnbench.backends.kda",
+    "attnbench.backends.log_linear",
     "attnbench.metrics.efficientnet_lite0",
     "attnbench.metrics.classifier",
     "attnbench.metrics.inception_tf",

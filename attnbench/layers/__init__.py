@@ -15,6 +15,7 @@ from attnbench.layers.linear_core import (
     linear_attention,
     matmul_order,
 )
+from attnbench.layers.log_linear import log_linear_attention, log_linear_macs, num_levels
 from attnbench.layers.neighbourhood import computed_blocks, near, neighbours
 from attnbench.layers.power_focus import power_focus
 from attnbench.layers.precision import compute_dtype, without_autocast
@@ -63,11 +64,14 @@ __all__ = [
     "key_mass",
     "largest",
     "linear_attention",
+    "log_linear_attention",
+    "log_linear_macs",
     "matmul_order",
     "mean_of_scans",
     "merge_heads",
     "near",
     "neighbours",
+    "num_levels",
     "on_grid",
     "pool_tokens",
     "power_focus",

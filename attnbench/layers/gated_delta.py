@@ -46,11 +46,11 @@ def gated_delta_rule(
         raise UserInputError(f"chunk_size must be a power of two (16, 32, 64, ...), got {chunk_size}")
     dtype = torch.promote_types(v.dtype, torch.float32)
     with without_autocast(v):
-        q, k, v_exact, log_decay, beta = (z.to(dtype) for z in (q, k, v, log_decay, beta))
+        q, k, exact, log_decay, beta = (z.to(dtype) for z in (q, k, v, log_decay, beta))
         if form == "recurrent":
-            out = _recurrent(q, k, v_exact, log_decay, beta)
+            out = _recurrent(q, k, exact, log_decay, beta)
         else:
-            out = _chunked(q, k, v_exact, log_decay, beta, chunk_size)
+            out = _chunked(q, k, exact, log_decay, beta, chunk_size)
     return out.to(v.dtype)
 
 

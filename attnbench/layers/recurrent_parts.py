@@ -47,17 +47,25 @@ class LearnedDecay(nn.Module):
 
 
 class GatedNorm(nn.Module):
-    """RMSNorm(o) weight * activation(g) on [..., D] in at least fp32. Source: fla's FusedRMSNormGated."""
+    """RMSNorm(o) * activation(g) on [..., D], with gate_first RMSNorm(o * activation(g)); in at least fp32.
 
-    def __init__(self, dim: int, activation: Literal["silu", "sigmoid"], eps: float = 1e-5) -> None:
+    Source: flash-linear-attention's FusedRMSNormGated; gate_first is Mamba-2's, RMSNormGated there.
+    """
+
+    def __init__(
+        self, dim: int, activation: Literal["silu", "sigmoid"], eps: float = 1e-5, *, gate_first: bool = False
+    ) -> None:
         super().__init__()
         self.eps, self.activation = eps, {"silu": F.silu, "sigmoid": F.sigmoid}[activation]
+        self.gate_first = gate_first
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, o: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         dtype = torch.promote_types(o.dtype, torch.float32)
-        normed = F.rms_norm(o.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps)
-        return (normed * self.activation(g.to(dtype))).to(o.dtype)
+        gate, weight = self.activation(g.to(dtype)), self.weight.to(dtype)
+        if self.gate_first:
+            return F.rms_norm(o.to(dtype) * gate, weight.shape, weight, self.eps).to(o.dtype)
+        return (F.rms_norm(o.to(dtype), weight.shape, weight, self.eps) * gate).to(o.dtype)
 
 
 def unit_length(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
