@@ -21,6 +21,7 @@ from attnbench.layers import (
     log_linear_macs,
     merge_heads,
     num_levels,
+    softplus,
     split_heads,
 )
 
@@ -81,7 +82,7 @@ class LogLinearAttention(nn.Module):
         mixed = F.silu(self.conv(self.qkv.qkv(x), context.grid))  # one convolution for all three
         q, k, v = (split_heads(z, self.num_heads) for z in mixed.chunk(3, -1))  # [B, H, N, D]
         (log_decay,), (step,) = self.decay(self.step(x))  # [B, H, N, 1]
-        levels = F.softplus(self.level_scale.flatten().to(step) * self.level(x).to(step))  # [B, N, H L]
+        levels = softplus(self.level_scale.flatten().to(step) * self.level(x).to(step))  # [B, N, H L]
         weights = rearrange(levels, "b n (h l) -> b h n l", h=self.num_heads)
         context.record("level_weight", weights)
         o = log_linear_attention(q, k, step * v, log_decay, weights, chunk_size=self.options.chunk_size)

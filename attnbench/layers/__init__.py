@@ -25,6 +25,7 @@ from attnbench.layers.recurrent_parts import (
     GatedNorm,
     LearnedDecay,
     mean_of_scans,
+    softplus,
     unit_length,
 )
 from attnbench.layers.routed import routed_projection
@@ -82,6 +83,7 @@ __all__ = [
     "routed_projection",
     "router_logits",
     "select",
+    "softplus",
     "split_heads",
     "unit_gate",
     "unit_length",

@@ -42,7 +42,7 @@ class LearnedDecay(nn.Module):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         scans, heads = self.log_rate.shape
         shifted = logits.to(dtype) + self.bias.to(dtype).flatten()
-        step = rearrange(F.softplus(shifted), "b n (s h w) -> s b h n w", s=scans, h=heads)
+        step = rearrange(softplus(shifted), "b n (s h w) -> s b h n w", s=scans, h=heads)
         return -self.log_rate.to(dtype).exp()[:, None, :, None, None] * step, step
 
 
@@ -66,6 +66,14 @@ class GatedNorm(nn.Module):
         if self.gate_first:
             return F.rms_norm(o.to(dtype) * gate, weight.shape, weight, self.eps).to(o.dtype)
         return (F.rms_norm(o.to(dtype), weight.shape, weight, self.eps) * gate).to(o.dtype)
+
+
+def softplus(x: torch.Tensor) -> torch.Tensor:
+    """log(1 + e^x), exact at any x.
+
+    Not F.softplus: torch.compile takes the gradient of that to be contiguous where it is not (torch 2.13).
+    """
+    return torch.logaddexp(x, x.new_zeros(()))
 
 
 def unit_length(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
