@@ -4,6 +4,7 @@ from attnbench.layers.agent_bias import PositionBias
 from attnbench.layers.agent_tokens import agent_softmax, pool_tokens
 from attnbench.layers.depthwise import DepthwiseConv, ReparameterisedConv, fuse_reparameterised, on_grid
 from attnbench.layers.feature_maps import elu_plus_one
+from attnbench.layers.gated_delta import gated_delta_macs, gated_delta_rule
 from attnbench.layers.gated_linear import gated_linear_attention, gated_linear_macs
 from attnbench.layers.grid_rotary import grid_rotation, rotate_pairs
 from attnbench.layers.grouped_tiles import grouped_attention, grouped_macs
@@ -15,6 +16,7 @@ from attnbench.layers.linear_core import (
     linear_attention,
     matmul_order,
 )
+from attnbench.layers.log_linear import log_linear_attention, log_linear_macs, num_levels
 from attnbench.layers.neighbour_shift import neighbour_shift
 from attnbench.layers.neighbourhood import (
     computed_blocks,
@@ -29,6 +31,14 @@ from attnbench.layers.power_focus import power_focus
 from attnbench.layers.precision import compute_dtype, without_autocast
 from attnbench.layers.predicted_conv import predicted_convolution
 from attnbench.layers.projection import QKVProjection, ZeroLinear, merge_heads, split_heads
+from attnbench.layers.recurrent_parts import (
+    ChunkSize,
+    GatedNorm,
+    LearnedDecay,
+    mean_of_scans,
+    softplus,
+    unit_length,
+)
 from attnbench.layers.routed import routed_projection
 from attnbench.layers.routing import (
     RouterTraining,
@@ -53,7 +63,10 @@ from attnbench.layers.token_blocks import block_sides, from_blocks, nearness, to
 
 __all__ = [
     "Association",
+    "ChunkSize",
     "DepthwiseConv",
+    "GatedNorm",
+    "LearnedDecay",
     "PositionBias",
     "QKVProjection",
     "ReparameterisedConv",
@@ -74,6 +87,8 @@ __all__ = [
     "elu_plus_one",
     "from_blocks",
     "fuse_reparameterised",
+    "gated_delta_macs",
+    "gated_delta_rule",
     "gated_linear_attention",
     "gated_linear_macs",
     "grid_rotation",
@@ -84,12 +99,16 @@ __all__ = [
     "largest",
     "largest_tiles",
     "linear_attention",
+    "log_linear_attention",
+    "log_linear_macs",
     "matmul_order",
+    "mean_of_scans",
     "merge_heads",
     "near",
     "nearness",
     "neighbour_shift",
     "neighbours",
+    "num_levels",
     "on_grid",
     "pool_tokens",
     "power_focus",
@@ -102,10 +121,12 @@ __all__ = [
     "routed_projection",
     "router_logits",
     "select",
+    "softplus",
     "split_heads",
     "tile_grid",
     "to_blocks",
     "unit_gate",
+    "unit_length",
     "why_not_that_many",
     "without_autocast",
 ]

@@ -54,6 +54,13 @@ class GatedDeltaNetOptions(DeltaNetOptions):
     """Value width over key width."""
 
 
+class KdaOptions(DeltaNetOptions):
+    """Options of `fla-kda`."""
+
+    expand_v: int = Field(default=1, ge=1)
+    """Value width over dim."""
+
+
 class RetNetOptions(ScanOptions):
     """Options of `fla-retnet`."""
 
@@ -209,6 +216,20 @@ def gated_deltanet(
     return arguments | {"conv_size": options.conv_size}, shape
 
 
+def kda(site: attnbench.AttentionSite, options: KdaOptions) -> tuple[dict[str, Any], Shape]:
+    """S_t = (I - b_t k_t^T k_t) diag(a_t) S_(t-1) + b_t k_t^T v_t with one decay a key channel."""
+    c, heads, narrow = site.dim, site.num_heads, options.expand_v * site.head_dim
+    value = options.expand_v * c
+    gates = (
+        narrow * (c + c) + narrow * (c + value) + c * heads
+    )  # two factors each of a and the output gate; b
+    shape = Shape(heads=heads, key=site.head_dim, value=narrow, products=3,
+                  projections=2 * c * c + 2 * c * value + gates,
+                  taps=(2 * c + value) * options.conv_size)  # fmt: skip
+    arguments = {"num_heads": heads, "head_dim": site.head_dim, "expand_v": float(options.expand_v)}
+    return arguments | {"conv_size": options.conv_size}, shape
+
+
 def mamba2(site: attnbench.AttentionSite, options: Mamba2Options) -> tuple[dict[str, Any], Shape]:
     """h_t = exp(A dt_t) h_(t-1) + dt_t B_t^T x_t, y_t = C_t h_t + D x_t: state width in place of keys."""
     c, heads, state = site.dim, site.num_heads, options.state_size
@@ -301,6 +322,8 @@ BACKENDS: tuple[tuple[str, str, str, type[ScanOptions], Adapter], ...] = (
      Adapter(layer="Mamba2", plan=mamba2)),
     ("fla-gated-deltanet", "gated delta rule", "arXiv:2412.06464", GatedDeltaNetOptions,
      Adapter(layer="GatedDeltaNet", plan=gated_deltanet)),
+    ("fla-kda", "Kimi Delta Attention", "arXiv:2510.26692", KdaOptions,
+     Adapter(layer="KimiDeltaAttention", plan=kda)),
     ("fla-deltanet", "delta rule", "arXiv:2406.06484", DeltaNetOptions,
      Adapter(layer="DeltaNet", plan=deltanet)),
     ("fla-retnet", "multi-scale retention", "arXiv:2307.08621", RetNetOptions,
@@ -310,7 +333,7 @@ BACKENDS: tuple[tuple[str, str, str, type[ScanOptions], Adapter], ...] = (
 
 @attnbench.hookimpl
 def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
-    """Yield the five adapters."""
+    """Yield the six adapters."""
     for name, summary, paper, options, adapter in BACKENDS:
         yield attnbench.AttentionBackend(
             name=name,
@@ -321,4 +344,5 @@ def attnbench_backends() -> Iterator[attnbench.AttentionBackend]:
             macs=adapter.macs,
             supports=adapter.supports,
             complexity="linear",
+            family="sequential",
         )

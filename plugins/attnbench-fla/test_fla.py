@@ -19,7 +19,7 @@ from attnbench.profiling.counters import count_with_fvcore, count_with_torch
 from attnbench.torchvision_ops import define_missing_ops
 
 BACKENDS = {backend.name: backend for backend in attnbench_fla.attnbench_backends()}
-NAMES = ["fla-gla", "fla-mamba2", "fla-gated-deltanet", "fla-deltanet", "fla-retnet"]
+NAMES = ["fla-gla", "fla-mamba2", "fla-gated-deltanet", "fla-kda", "fla-deltanet", "fla-retnet"]
 HAS_FLA = all(importlib.util.find_spec(name) for name in ("fla", "triton", "transformers"))
 INTERPRETED = HAS_FLA and os.environ.get("TRITON_INTERPRET") == "1"
 needs_fla = pytest.mark.skipif(
@@ -46,7 +46,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, missing: str = "nothing")
     monkeypatch.setattr(importlib, "import_module", lambda name: None if name == "fla.layers" else real(name))
 
 
-def test_the_plugin_lists_its_five_backends() -> None:
+def test_the_plugin_lists_its_six_backends() -> None:
     """Every adapter is there whether or not fla is installed."""
     assert list(BACKENDS) == NAMES
 
@@ -192,14 +192,17 @@ def retnet(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def delta(layer: Any, x: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
-    """S_t = a_t (S - b_t k_t^T k_t S) + b_t k_t^T v_t with unit q and k; rows before norm and gate."""
+    """S_t = (I - b_t k_t^T k_t) diag(a_t) S + b_t k_t^T v_t with unit q and k; rows before norm and gate.
+
+    The decay a is [N, 2, K], or [N, 2, 1] where all channels of a head share it.
+    """
     projections = (layer.q_proj, layer.k_proj, layer.v_proj)
     convolutions = (layer.q_conv1d, layer.k_conv1d, layer.v_conv1d)
     q, k, v = (heads(convolve(c, p(x)), 2) for p, c in zip(projections, convolutions, strict=True))
     q, k, b = unit(q), unit(k), layer.b_proj(x).sigmoid()
     state, rows = torch.zeros(2, q.shape[-1], v.shape[-1]), []
     for t in range(len(x)):
-        state = decay[t, :, None, None] * state
+        state = decay[t, :, :, None] * state
         error = v[t] - torch.einsum("hk,hkv->hv", k[t], state)
         state = state + k[t, :, :, None] * (b[t, :, None] * error)[:, None]
         rows.append(torch.einsum("hk,hkv->hv", q[t], state) / q.shape[-1] ** 0.5)
@@ -208,13 +211,20 @@ def delta(layer: Any, x: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
 
 def deltanet(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """The delta rule without decay."""
-    return layer.o_proj(rms(delta(layer, x, torch.ones(len(x), 2)), layer.o_norm).flatten(1))  # type: ignore[no-any-return]
+    return layer.o_proj(rms(delta(layer, x, torch.ones(len(x), 2, 1)), layer.o_norm).flatten(1))  # type: ignore[no-any-return]
 
 
 def gated_deltanet(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """The delta rule with decay exp(-exp(A) softplus(W_a x + dt))."""
     decay = torch.exp(-layer.A_log.exp() * F.softplus(layer.a_proj(x) + layer.dt_bias))
-    o = rms(delta(layer, x, decay), layer.o_norm) * F.silu(heads(layer.g_proj(x), 2))
+    o = rms(delta(layer, x, decay[..., None]), layer.o_norm) * F.silu(heads(layer.g_proj(x), 2))
+    return layer.o_proj(o.flatten(1))  # type: ignore[no-any-return]
+
+
+def kda(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """The delta rule with a decay exp(-exp(A) softplus(W_2 W_1 x + dt)) in every channel, sigmoid gate."""
+    decay = torch.exp(-layer.A_log.exp()[:, None] * heads(F.softplus(layer.f_proj(x) + layer.dt_bias), 2))
+    o = rms(delta(layer, x, decay), layer.o_norm) * torch.sigmoid(heads(layer.g_proj(x), 2))
     return layer.o_proj(o.flatten(1))  # type: ignore[no-any-return]
 
 
@@ -238,6 +248,7 @@ REFERENCES = {
     "fla-gla": gla,
     "fla-mamba2": mamba2,
     "fla-gated-deltanet": gated_deltanet,
+    "fla-kda": kda,
     "fla-deltanet": deltanet,
     "fla-retnet": retnet,
 }
