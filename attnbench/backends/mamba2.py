@@ -68,9 +68,9 @@ class Mamba2Attention(nn.Module):
     number; output W_o RMSNorm(y * SiLU(z)). Steps, scan and norm in at least fp32. There are expand times
     the recipe's heads, so that a head is as wide as the recipe's (64 at the published sizes, as in Mamba-2).
 
-    Both ways as Vim does it for Mamba: projections to z and x, the norm and W_o are shared, all that makes the
-    scan (b, c, steps, convolution, A, D) is each direction's own; the two outputs are added. Mamba-2 itself
-    is causal, and its paper has no vision model.
+    Both ways as Vim does it for Mamba: projections to z and x, the norm and W_o are shared, all that makes
+    the scan (b, c, steps, convolution, A, D) is each direction's own; the two outputs are added. Mamba-2
+    itself is causal, and its paper has no vision model.
 
     A Mamba model has no feed-forward network. Here the mixer, its expansion and its convolution stand in the
     attention's place and the skeleton keeps its feed-forward, so that the difference is that of the mixers;
@@ -107,8 +107,8 @@ class Mamba2Attention(nn.Module):
         z, x, bc, steps = projected.split(
             (self.inner, self.inner, passes * 2 * state, passes * self.heads), -1
         )
-        ways = zip(bc.chunk(passes, -1), steps.chunk(passes, -1), strict=True)
-        ways = [torch.cat((x, *way), -1) for way in ways]
+        own = zip(bc.chunk(passes, -1), steps.chunk(passes, -1), strict=True)
+        ways = [torch.cat((x, *way), -1) for way in own]  # [B, N, E + 2 S + H] each
         ways = [way.flip(1) if backward else way for backward, way in enumerate(ways)]
         convolved = self.conv(torch.cat([way[..., : -self.heads] for way in ways], -1))
         x, b, c = (

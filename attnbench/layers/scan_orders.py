@@ -16,9 +16,9 @@ CORNERS = ((False, False), (False, True), (True, False), (True, True))
 def scan_order(name: ScanName, grid: tuple[int, int], layer_idx: int) -> list[int]:
     """Return the N tokens (row-major numbers) in the order layer `layer_idx` visits them.
 
-    `raster`: row by row. `transposed`: row by row in even layers, column by column in odd ones. `zigma`: eight
-    schemes by turns, each without a jump: from each corner once row by row and once column by column, every
-    second line backwards. On an oblong grid the same rule with its own height and width.
+    `raster`: row by row. `transposed`: row by row in even layers, column by column in odd ones. `zigma`:
+    eight schemes by turns, each without a jump: from each corner once row by row and once column by column,
+    every second line backwards. On an oblong grid the same rule with its own height and width.
     Source: ZigMa arXiv:2403.13802, sec. 3 and `zigzag_path` of its released code; rows and columns by turns,
     DiG arXiv:2405.18428.
 
@@ -27,7 +27,7 @@ def scan_order(name: ScanName, grid: tuple[int, int], layer_idx: int) -> list[in
     """
     height, width = grid
     scheme = layer_idx % 8
-    columns = name == "transposed" and layer_idx % 2 == 1 or name == "zigma" and scheme % 2 == 1
+    columns = name != "raster" and layer_idx % 2 == 1
     upward, leftward = CORNERS[scheme // 2] if name == "zigma" else (False, False)
     lines, length = (width, height) if columns else (height, width)
     order = []

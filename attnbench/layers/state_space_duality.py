@@ -9,6 +9,9 @@ from attnbench.errors import UserInputError
 from attnbench.layers.gated_linear import Form, chunk_layout
 from attnbench.layers.precision import without_autocast
 
+BLOCK = 8
+"""Tokens in a block whose matrix is made head by head."""
+
 
 def state_space_duality(
     x: torch.Tensor,
@@ -26,11 +29,13 @@ def state_space_duality(
     tokens; `chunked` costs O(N C (S + H P) + N S H P) for chunks of C tokens and loops over chunks alone.
     Raises UserInputError when chunk_size is not a power of two.
 
-    Numerics of `chunked`: the duality's matrix holds exp(g_{s+1} + ... + g_t). The paper's listing takes
-    that sum as a running sum along each column; here blocks of 1, 2, 4, ... tokens are merged, and a sum
-    across their border is what the later block has added up so far plus what the earlier one still will:
-    log2(C) roundings, no difference of large sums, no positive exponent, no quotient. An exponent x so
-    rounded moves e^x by at most log2(C) eps |x| e^x / 2 < log2(C) eps / 5.
+    Numerics of `chunked`: the duality's matrix holds exp(g_{s+1} + ... + g_t), which the paper's listing
+    takes from running sums. Here no difference of sums, no positive exponent and no quotient occurs: blocks
+    of 1, 2, 4, ... tokens are merged, and the sum across their border is what the later block has added up
+    so far plus what the earlier one still will. In blocks of up to 8 tokens the matrix of each head is made;
+    across longer ones, the scores c b^T of all heads together meet values decayed up to the border, and
+    what comes out decays from there. An exponent x is rounded in at most log2(C) additions, which moves e^x
+    by log2(C) eps |x| e^x / 2 < log2(C) eps / 5 at most.
     Source: Mamba-2 arXiv:2405.21060, sec. 6 and listing 1; ssd_minimal.py of the released code read.
     """
     if chunk_size < 1 or chunk_size & (chunk_size - 1):
@@ -47,23 +52,24 @@ def state_space_duality_macs(
 ) -> int:
     """Multiply-adds of the matmuls of one sequence, as executed, padded tokens included.
 
-    Per chunk of C tokens: C x C scores once for all heads, times the values head by head and, if there is
+    Per chunk of C tokens: the scores c b^T within blocks of 8 tokens and across the borders of longer
+    ones, (C + 8) / 2 for each token, made once for all heads, and with them as many values; if there is
     more than one chunk, the state written and read. The factors between are elementwise.
 
     >>> [state_space_duality_macs(1024, 4, 32, 16, form, 64) for form in ("recurrent", "chunked")]
-    [4194304, 13631488]
+    [4194304, 9502720]
     """
     width = num_heads * head_dim
     if form == "recurrent":
         return 2 * num_tokens * state_dim * width
     chunks, size = chunk_layout(num_tokens, chunk_size)
-    within = size * size * (state_dim + width)
+    within = size * (size + min(size, BLOCK)) // 2 * (state_dim + width)
     across = 2 * size * state_dim * width if chunks > 1 else 0
     return chunks * (within + across)
 
 
 def states_before(written: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
-    """State at the start of every chunk: [R, T, ...] from what each chunk writes and its decay, S = 0 first."""
+    """State at the start of every chunk [R, T, ...], from what each chunk writes and its decay."""
     state = torch.zeros_like(written[:, 0])
     states = [state]
     for new, factor in zip(written.unbind(1)[:-1], decay.unbind(1)[:-1], strict=True):
@@ -92,31 +98,65 @@ def _chunked(
     x = x.flatten(2)
     if missing:  # tokens that write nothing and forget nothing, after the last one
         x, log_decay, b, c = (F.pad(z, (0, 0, 0, missing)) for z in (x, log_decay, b, c))
-    x, log_decay, b, c = (z.reshape(-1, size, z.shape[-1]) for z in (x, log_decay, b, c))  # [R, C, D]
-    exponents, before, after = _exponents(log_decay.transpose(1, 2))  # [R, H, C, C] and twice [R, H, C]
-    by_head = x.unflatten(-1, (heads, width))  # [R, C, H, P]
-    scores = (c @ b.transpose(1, 2))[:, None] * exponents.exp()
-    out = (scores @ by_head.transpose(1, 2)).transpose(1, 2)
+    m = min(size, BLOCK)
+    out, before, after = _blocks(x, log_decay, b, c, m)  # [R, m, H P], [R, m, H]
+    while m < size:
+        x_early, b_early = (z.reshape(-1, 2, m, z.shape[-1])[:, 0] for z in (x, b))
+        c_late = c.reshape(-1, 2, m, c.shape[-1])[:, 1]
+        early_before, late_before = before.unflatten(0, (-1, 2)).unbind(1)
+        early_after, late_after = after.unflatten(0, (-1, 2)).unbind(1)
+        across = (c_late @ b_early.transpose(1, 2)) @ _scaled(x_early, early_after)
+        _add_scaled(out.unflatten(0, (-1, 2))[:, 1], across, late_before)
+        out = out.view(-1, 2 * m, heads * width)
+        before = torch.cat((early_before, late_before + early_before[:, -1:]), 1)
+        after = torch.cat((early_after + late_before[:, -1:], late_after), 1)
+        m *= 2
     if chunks > 1:
-        kept = (by_head * after.exp().transpose(1, 2)[..., None]).flatten(2)  # decayed up to the chunk's end
-        written = (b.transpose(1, 2) @ kept).unflatten(-1, (heads, width)).unflatten(0, (batch, chunks))
-        whole = before[..., -1].exp().view(batch, chunks, 1, heads, 1)
-        states = states_before(written, whole).flatten(0, 1).flatten(2)  # [R, S, H P]
-        read = (c @ states).unflatten(-1, (heads, width))
-        out = torch.addcmul(out, read, before.exp().transpose(1, 2)[..., None])
-    return out.reshape(batch, chunks * size, heads, width)[:, :tokens]
+        x, b, c = (z.reshape(-1, size, z.shape[-1]) for z in (x, b, c))
+        written = (b.transpose(1, 2) @ _scaled(x, after)).unflatten(0, (batch, chunks))
+        whole = before[:, -1:].exp().repeat_interleave(width, -1).unflatten(0, (batch, chunks))
+        _add_scaled(out, c @ states_before(written, whole).flatten(0, 1), before)
+    return out.view(batch, chunks * size, heads, width)[:, :tokens]
+
+
+def _scaled(x: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+    """Multiply x [R, m, H P] by exp of an exponent <= 0 per head [R, m, H]."""
+    heads = exponent.shape[-1]
+    return (x.unflatten(-1, (heads, -1)) * exponent.exp()[..., None]).flatten(2)
+
+
+def _add_scaled(out: torch.Tensor, x: torch.Tensor, exponent: torch.Tensor) -> None:
+    """Add `_scaled(x, exponent)` to `out` in place: nothing keeps `out` for the backward pass."""
+    heads = exponent.shape[-1]
+    out.unflatten(-1, (heads, -1)).addcmul_(x.unflatten(-1, (heads, -1)), exponent.exp()[..., None])
+
+
+def _blocks(
+    x: torch.Tensor, log_decay: torch.Tensor, b: torch.Tensor, c: torch.Tensor, m: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute blocks of m tokens by themselves, through the duality's matrix of each head.
+
+    x [B, N, H P], log_decay [B, N, H]; returns [B N / m, m, H P] and the sums of log decays before (itself
+    included) and after each token [B N / m, m, H].
+    """
+    heads = log_decay.shape[-1]
+    x, log_decay, b, c = (z.reshape(-1, m, z.shape[-1]) for z in (x, log_decay, b, c))
+    exponents, before, after = _exponents(log_decay.transpose(1, 2))
+    scores = (c @ b.transpose(1, 2))[:, None] * exponents.exp()  # [R, H, m, m]
+    out = scores @ x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return out.transpose(1, 2).reshape(-1, m, x.shape[-1]), before.transpose(1, 2), after.transpose(1, 2)
 
 
 def _exponents(log_decay: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sums of log decays [..., C]: from s to t [..., C, C] (-inf for s > t), before and after each token.
+    """Sums of log decays [R, H, C]: from s to t [R, H, C, C] (-inf for s > t), before and after a token.
 
-    Entry (t, s) is g_{s+1} + ... + g_t; `before` is g_1 + ... + g_t, `after` g_{t+1} + ... + g_C. The loop keeps
-    the three for blocks of m tokens.
+    Entry (t, s) is g_{s+1} + ... + g_t; `before` is g_1 + ... + g_t, `after` g_{t+1} + ... + g_C. The loop
+    keeps the three for blocks of m tokens.
     """
     size = log_decay.shape[-1]
-    before = log_decay.unsqueeze(-1)  # [..., blocks, m]
+    before = log_decay.unsqueeze(-1)  # [R, H, blocks, m]
     after = torch.zeros_like(before)
-    sums = torch.zeros_like(before).unsqueeze(-1)  # [..., blocks, m, m]
+    sums = torch.zeros_like(before).unsqueeze(-1)  # [R, H, blocks, m, m]
     m = 1
     while m < size:
         early, late = before.unflatten(-2, (-1, 2)).unbind(-2)

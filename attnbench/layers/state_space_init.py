@@ -23,7 +23,7 @@ def step_bias(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 class CausalConv(nn.Module):
-    """A depthwise convolution over tokens [B, N, C] that sees the token and the k - 1 before it, then SiLU."""
+    """A depthwise convolution over a token and the k - 1 before it, then SiLU."""
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()

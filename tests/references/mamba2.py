@@ -1,4 +1,4 @@
-"""Mamba-2's mixer both ways, one token and one head at a time."""
+"""Mamba-2's mixer both ways, one token at a time."""
 
 from __future__ import annotations
 
@@ -28,17 +28,14 @@ def scan(module, tokens, steps, direction):
     own = slice(direction * channels, (direction + 1) * channels)
     convolved = causal_conv(module.conv.conv.weight[own], module.conv.conv.bias[own], tokens)
     values, b, c = convolved.split((inner, state_dim, state_dim), -1)
-    columns = []
-    for h in range(heads):
-        a = -torch.exp(module.log_a[direction, h])
-        x = values[:, h * inner // heads : (h + 1) * inner // heads]
-        state, rows = torch.zeros(state_dim, x.shape[1], dtype=x.dtype), []
-        for t in range(len(x)):
-            delta = softplus(steps[t, h] + module.step_bias[direction, h])
-            state = torch.exp(delta * a) * state + delta * torch.outer(b[t], x[t])
-            rows.append(c[t] @ state + module.skip[direction, h] * x[t])
-        columns.append(torch.stack(rows))
-    return torch.cat(columns, -1)
+    a, skip = -torch.exp(module.log_a[direction]), module.skip[direction]
+    delta = softplus(steps + module.step_bias[direction])
+    state, rows = torch.zeros(heads, state_dim, inner // heads, dtype=values.dtype), []
+    for t, x in enumerate(values.unflatten(-1, (heads, -1))):  # x [H, P]
+        new = torch.einsum("h,s,hp->hsp", delta[t], b[t], x)
+        state = torch.exp(delta[t] * a)[:, None, None] * state + new
+        rows.append((c[t] @ state + skip[:, None] * x).flatten())
+    return torch.stack(rows)
 
 
 def mixer(module, tokens):

@@ -63,7 +63,7 @@ def phi(row, gamma):
 
 
 def visits(name, grid, layer_idx):
-    """Tokens in the order a sequential model's layer visits them; ZigMa's as a walk that turns at each wall."""
+    """Tokens as a sequential model's layer visits them; ZigMa's as a walk that turns at each wall."""
     height, width = grid
     if name == "raster" or (name == "transposed" and layer_idx % 2 == 0):
         return list(range(height * width))
