@@ -55,6 +55,7 @@ BUILTIN_PLUGINS = (
     "attnbench.backends.rala",
     "attnbench.backends.mlla",
     "attnbench.backends.window",
+    "attnbench.backends.mamba",
     "attnbench.backends.mamba2",
     "attnbench.metrics.efficientnet_lite0",
     "attnbench.metrics.classifier",
