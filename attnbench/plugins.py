@@ -57,6 +57,8 @@ BUILTIN_PLUGINS = (
     "attnbench.backends.window",
     "attnbench.backends.mamba",
     "attnbench.backends.mamba2",
+    "attnbench.backends.gated_conv",
+    "attnbench.backends.diffussm",
     "attnbench.metrics.efficientnet_lite0",
     "attnbench.metrics.classifier",
     "attnbench.metrics.inception_tf",

@@ -130,9 +130,11 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        terms, borders = ctx.saved_tensors[:5], ctx.saved_tensors[5]
+        u, steps, a, b, c, borders = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody differentiates twice: leave that to autograd
+            terms = (u, steps, a, b, c)
             wanted = [z for z in terms if z.requires_grad]
-            found = iter(torch.autograd.grad(plain(*terms, ctx.size), wanted, grad, create_graph=True))
+            out = plain(u, steps, a, b, c, ctx.size)
+            found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
             return (*(next(found) if z.requires_grad else None for z in terms), None)
-        return (*backward(*terms, ctx.size, borders, grad), None)
+        return (*backward(u, steps, a, b, c, ctx.size, borders, grad), None)
