@@ -94,7 +94,7 @@ def supports(
 
 
 def macs(site: attnbench.AttentionSite, options: DiffuSSMOptions) -> attnbench.MacCount:
-    """N C^2 (2 + 2 M + 3 expand) for the dense layers, and the state-space models' matmuls, M N tokens each."""
+    """N C^2 (2 + 2 M + 3 expand) for the dense layers, and the matmuls of both ways over M N tokens."""
     n, c, m = site.num_tokens, site.dim, options.hourglass
     return attnbench.MacCount(
         linear=n * c * c * (2 + 2 * m + 3 * options.expand),

@@ -33,12 +33,12 @@ def widths(site: attnbench.AttentionSite, options: GatedConvOptions) -> tuple[in
 
 
 class GatedConvAttention(nn.Module):
-    """W_2 (GELU(g) * [i, conv(c)]) with [g, i, c] = W_1 x, conv depthwise on the grid; [B, N, C] -> [B, N, C].
+    """W_2 (GELU(g) * [i, conv(c)]) with [g, i, c] = W_1 x, conv depthwise on the grid.
 
-    The token mixer of MambaOut's Gated CNN block, without the block's LayerNorm and residual, which are the
-    skeleton's. MambaOut has no feed-forward network beside it; here the skeleton keeps its own, so that the
-    difference is that of the mixers. Kept of the released initialisation: all weights normal with 0.02, cut
-    off at +-2, biases zero.
+    [B, N, C] -> [B, N, C]. The token mixer of MambaOut's Gated CNN block, without the block's LayerNorm and
+    residual, which are the skeleton's. MambaOut has no feed-forward network beside it; here the skeleton
+    keeps its own, so that the difference is that of the mixers. Kept of the released initialisation: all
+    weights normal with 0.02, cut off at +-2, biases zero.
     Source: MambaOut arXiv:2405.07992; models/mambaout.py of its released code read.
     """
 
@@ -70,8 +70,8 @@ def supports(
     if not 1 <= convolved <= hidden:
         return (
             f"conv_ratio {options.conv_ratio:g} x dim {site.dim} = {convolved} convolved channels, of "
-            f"{hidden} hidden ones (expansion {options.expansion:g}) at least 1 and at most all can be; choose "
-            "a conv_ratio up to expansion"
+            f"{hidden} hidden ones (expansion {options.expansion:g}) at least 1 and at most all can be; "
+            "choose a conv_ratio up to expansion"
         )
     return None
 
