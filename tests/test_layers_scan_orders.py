@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from references.pieces import visits
@@ -26,7 +28,7 @@ def test_zigzags_never_jump(grid):
         order = scan_order("zigma", grid, layer_idx)
         assert sorted(order) == list(range(grid[0] * grid[1]))
         places = [divmod(token, grid[1]) for token in order]
-        steps = [abs(y - v) + abs(x - u) for (y, x), (v, u) in zip(places, places[1:], strict=False)]
+        steps = [abs(y - v) + abs(x - u) for (y, x), (v, u) in itertools.pairwise(places)]
         assert set(steps) == {1}
 
 

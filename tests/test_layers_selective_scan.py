@@ -1,4 +1,4 @@
-"""The selective scan: chunks against the float64 recurrence, its own backward pass, portions, memory, cost."""
+"""The selective scan against the float64 recurrence: chunks, its own backward pass, memory, cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GROUPS, CHANNELS, STATES = 2, 3, 4
 
 
 def draw(tokens, seed, scale=1.0):
-    """x, steps, a, b, c in fp32 values kept as float64; steps up to `scale`, so decays down to e^(-4 scale)."""
+    """x, steps, a, b, c in fp32 values kept as float64; steps up to `scale`, decays down to e^(-4 scale)."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, GROUPS, tokens, CHANNELS, generator=generator)
     steps = scale * torch.rand(2, GROUPS, tokens, CHANNELS, generator=generator) ** 4
@@ -58,12 +58,12 @@ def scan(*inputs, **options):
 def test_fp32_is_the_recurrence_at_any_decay(tokens, chunk, scale, seed, form):
     """Outputs and gradients in fp32 keep to the rounding of their sums, from no decay to e^-120 a token.
 
-    With absolute values in place of all factors the recurrence gives the sum of their sizes; a step's gradient
-    has two parts of unlike sign, from what it writes and what it lets decay. A term passes through at most N
-    decays, each with its own rounding, 3 N additions (over tokens before, tokens after, and for a over all)
-    and S + E + 8 more operations. A decay's exponent z is rounded twice and a chunk's sum C times, which moves
-    e^z by (C + 2) eps |z| e^z / 2 at most, and |z| e^z < 0.74 e^(z / 2): the sums with half of a, of which
-    the gradient of a step has but half the factor a.
+    With absolute values in place of all factors the recurrence gives the sum of their sizes; a step's
+    gradient has two parts of unlike sign, from what it writes and what it lets decay. A term passes through
+    at most N decays, each with its own rounding, 3 N additions (over tokens before, tokens after, and for a
+    over all) and S + E + 8 more operations. A decay's exponent z is rounded twice and a chunk's sum C times,
+    which moves e^z by (C + 2) eps |z| e^z / 2 at most, and |z| e^z < 0.74 e^(z / 2): the sums with half of a,
+    of which the gradient of a step has but half the factor a.
     """
     inputs = draw(tokens, seed, scale)
     weight = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(seed + 1)).double()

@@ -53,10 +53,11 @@ def with_gradients(function, inputs, weight):
 def test_fp32_is_the_recurrence_at_any_decay(tokens, chunk, mix, seed, form):
     """Outputs and gradients in fp32 keep to the rounding of their sums, whatever mix of decays (0 to -30).
 
-    With absolute values in place of all factors the recurrence gives the sum of their sizes, of which summing
-    n terms in any order errs by n eps at most: 2 N + S + H P additions, the gradient of a decay adding up over
-    tokens twice, and N + 4 log2(C) products. An exponent x, rounded in at most log2(C) = 6 additions, moves
-    e^x by 6 eps |x| e^x / 2 at most, and |x| e^x < 0.74 e^(x / 2): the sums with half the log decay.
+    With absolute values in place of all factors the recurrence gives the sum of their sizes, of which
+    summing n terms in any order errs by n eps at most: 2 N + S + H P additions, the gradient of a decay
+    adding up over tokens twice, and N + 4 log2(C) products. An exponent x, rounded in at most log2(C) = 6
+    additions, moves e^x by 6 eps |x| e^x / 2 at most, and |x| e^x < 0.74 e^(x / 2): the sums with half the
+    log decay.
     """
     inputs = draw(tokens, seed, mix)
     weight = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(seed + 1)).double()
