@@ -88,14 +88,14 @@ def visits(name, grid, layer_idx):
 
 
 def causal_conv(weight, bias, tokens):
-    """A depthwise convolution of [N, C] over each token and those before it, weight [C, 1, k], then SiLU."""
-    size = weight.shape[-1]
+    """A depthwise convolution of [N, C] over a token and those before it, then SiLU; weight [C, 1, k, 1]."""
+    size = weight.shape[2]
     rows = []
     for t in range(len(tokens)):
         total = bias
         for i in range(size):
             if t - i >= 0:
-                total = total + weight[:, 0, size - 1 - i] * tokens[t - i]
+                total = total + weight[:, 0, size - 1 - i, 0] * tokens[t - i]
         rows.append(total * torch.sigmoid(total))
     return torch.stack(rows)
 
