@@ -70,3 +70,47 @@ def tiles_of(grid, size):
         for a in range(0, height, size)
         for b in range(0, width, size)
     ]
+def visits(name, grid, layer_idx):
+    """Tokens as a sequential model's layer visits them; ZigMa's as a walk that turns at each wall."""
+    height, width = grid
+    if name == "raster" or (name == "transposed" and layer_idx % 2 == 0):
+        return list(range(height * width))
+    if name == "transposed":
+        return [y * width + x for x in range(width) for y in range(height)]
+    corner, by_column = divmod(layer_idx % 8, 2)
+    y, x = (height - 1) * (corner // 2), (width - 1) * (corner % 2)
+    dy, dx = (1 if y == 0 else -1), (1 if x == 0 else -1)
+    path = [y * width + x]
+    while len(path) < height * width:
+        if by_column:
+            if 0 <= y + dy < height:
+                y += dy
+            else:
+                x, dy = x + dx, -dy
+        elif 0 <= x + dx < width:
+            x += dx
+        else:
+            y, dx = y + dy, -dx
+        path.append(y * width + x)
+    return path
+
+
+def causal_conv(weight, bias, tokens):
+    """A depthwise convolution of [N, C] over a token and those before it, then SiLU; weight [C, 1, k, 1]."""
+    size = weight.shape[2]
+    rows = []
+    for t in range(len(tokens)):
+        total = bias
+        for i in range(size):
+            if t - i >= 0:
+                total = total + weight[:, 0, size - 1 - i, 0] * tokens[t - i]
+        rows.append(total * torch.sigmoid(total))
+    return torch.stack(rows)
+
+
+def softplus(z):
+    return torch.log1p(torch.exp(z))
+
+
+def silu(z):
+    return z * torch.sigmoid(z)
