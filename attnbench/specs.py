@@ -300,11 +300,38 @@ DataSpec = Annotated[
 ]
 
 
+class GrowthSpec(Spec):
+    """How a deeper model starts from a shallower one's weights (growth of depth, Sana 1.5)."""
+
+    strategy: Literal["preserve", "cyclic", "expand"] = "preserve"
+    """`preserve`: the source's blocks, then fresh ones. `cyclic`: the source's blocks again and again, in
+    their order. `expand`: after each of the source's blocks its copies."""
+    keep: PositiveInt | None = None
+    """Take the first so many blocks of the source; null: all. With fewer than all, the model does not compute
+    at first what the source does (Sana 1.5 keeps 18 of 20)."""
+    identity: bool = True
+    """New blocks let the stream through unchanged at first, so that the model computes exactly what its
+    source does. False: copies work at once; not for `preserve`, whose fresh blocks begin as DiT's do."""
+
+    @model_validator(mode="after")
+    def _fresh_blocks_are_identities(self) -> GrowthSpec:
+        if self.strategy == "preserve" and not self.identity:
+            raise about(
+                "identity",
+                "is true for strategy preserve, whose fresh blocks have DiT's zero gates; leave it out, or "
+                "choose strategy: cyclic or expand",
+            )
+        return self
+
+
 class TrainSpec(Spec):
     """How every case is trained; AdamW with betas (0.9, 0.999)."""
 
     init_from: Path | None = Field(default=None, strict=False)
     """Start from these weights: a folder of `attnbench export`, `import` or `transfer`; null: random."""
+    growth: GrowthSpec | None = None
+    """The model is deeper than that of init_from: how its blocks start from the fewer there; null: it is of
+    the same depth."""
 
     objective: Literal["ddpm", "flow"] = "ddpm"
     """`ddpm`: epsilon (and learned range variance), as in DiT; `flow`: rectified flow velocity."""
@@ -357,6 +384,18 @@ class TrainSpec(Spec):
     """Steps between measurements of the denoising loss on held-out images; there is one at the end, too."""
     held_out_images: int = Field(default=256, ge=0)
     """At most so many held-out images, fewer where they would cost more than 1 % of the training; 0: off."""
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is null and newer than stored results, so that their keys and cases stay."""
+        settings: dict[str, Any] = written(self)
+        return {name: value for name, value in settings.items() if name != "growth" or value is not None}
+
+    @model_validator(mode="after")
+    def _growth_has_a_source(self) -> TrainSpec:
+        if self.growth is not None and self.init_from is None:
+            raise about("growth", "needs weights to grow from: name their folder in train.init_from")
+        return self
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainSpec:

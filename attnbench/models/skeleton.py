@@ -25,6 +25,7 @@ from timm.layers import PatchEmbed  # noqa: E402 - timm imports torchvision, who
 
 Sink = Callable[[str, torch.Tensor], None]
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+GATES = (2, 5)  # which of the six parts of a block's modulation multiply what it adds to the stream
 
 
 class Block(nn.Module):
