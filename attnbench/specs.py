@@ -122,6 +122,13 @@ class FfnSpec(Spec):
         return int(self.ratio * dim) if self.hidden is None else self.hidden
 
 
+class DecoupledSpec(Spec):
+    """A model in two parts (DDT): the last blocks decode under what the first ones have encoded."""
+
+    decoder_depth: PositiveInt
+    """How many of the model's blocks are the decoder; each of its tokens has a modulation of its own."""
+
+
 class ModelConfig(Spec):
     """One diffusion transformer, fully resolved (a recipe plus the suite's overrides)."""
 
@@ -156,6 +163,8 @@ class ModelConfig(Spec):
     """One attention for all blocks, or a list of `depth` of them."""
     stream_conv: bool = False
     """A depthwise 3x3 convolution on the whole stream after each block, the identity at first (DiG)."""
+    decoupled: DecoupledSpec | None = None
+    """Encoder and decoder, as in DDT; null: one stack of blocks, as in DiT."""
     size: str = ""
     """S, B or L where the paper names a size."""
     published: dict[Table, float | None] = {}
@@ -173,7 +182,19 @@ class ModelConfig(Spec):
             raise about(
                 "attention", f"lists one entry per block: got {len(self.attention)} for depth {self.depth}"
             )
+        if self.decoupled is not None and self.decoupled.decoder_depth >= self.depth:
+            raise about(
+                "decoupled",
+                f"leaves no encoder: decoder_depth {self.decoupled.decoder_depth} of depth {self.depth}; "
+                "choose fewer",
+            )
         return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is null and newer than stored results, so that their keys and cases stay."""
+        settings: dict[str, Any] = written(self)
+        return {name: value for name, value in settings.items() if name != "decoupled" or value is not None}
 
     @field_validator("origin")
     @classmethod
@@ -194,6 +215,11 @@ class ModelConfig(Spec):
         for spec in attention if isinstance(attention, list) else [attention]:
             del spec["label"]
         return model
+
+    @property
+    def encoder_depth(self) -> int:
+        """How many blocks come before the decoder's: all of them, where the model is not decoupled."""
+        return self.depth - (0 if self.decoupled is None else self.decoupled.decoder_depth)
 
     def attention_names(self) -> set[str]:
         """Return the names of all backends in use."""

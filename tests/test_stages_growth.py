@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from exchange_cases import call, digits_case, inputs, model_config, random_export, workspace_of
@@ -9,6 +11,7 @@ from exchange_cases import call, digits_case, inputs, model_config, random_expor
 from attnbench.errors import SuiteError, UserInputError
 from attnbench.exchange import read_exported, transferred, write_exported
 from attnbench.exchange.loading import build_unfused
+from attnbench.report.aspects import settings_of
 from attnbench.specs import Case, GrowthSpec, TrainSpec
 from attnbench.stages import train
 from attnbench.stages.training.block_origins import origins_of_blocks
@@ -217,3 +220,15 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert "expand" in capsys.readouterr().err
     assert call(monkeypatch, "transfer", tmp_path / "given", "--depth", 1, "--to", tmp_path / "no") == 2
     assert "does not exceed" in capsys.readouterr().err
+
+
+def test_reports_tell_how_rows_grew(tmp_path):
+    """A row that grew and one that did not differ in one setting, whose text both have."""
+    (case,) = load_suite(suite(tmp_path)).cases
+    plain = case.model_copy(update={"train": case.train.model_copy(update={"growth": None})})
+    texts = [
+        dict(settings_of(SimpleNamespace(case=c.model_dump(mode="json"))))["train.growth"]
+        for c in (case, plain)
+    ]
+    assert "cyclic" in texts[0]
+    assert texts[1] == "null"

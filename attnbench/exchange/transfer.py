@@ -22,7 +22,7 @@ from attnbench.layers import QKVProjection
 from attnbench.models.options import with_all_options
 from attnbench.plugins import registry
 from attnbench.specs import GrowthSpec, ModelConfig
-from attnbench.stages.training.block_origins import origins_of_blocks, promises_the_same
+from attnbench.stages.training.block_origins import block_origins, promises_the_same
 from attnbench.stages.training.checkpoint import ModelInput
 from attnbench.stages.training.growth import grown, require_preserved
 
@@ -130,10 +130,11 @@ def transferred(
     weights: Mapping[str, torch.Tensor] = exported.weights
     deeper, blocks = source.model, list[int | None](range(config.depth))
     if growth is not None:
-        blocks = [o.block for o in origins_of_blocks(source.model.depth, config.depth, growth)]
-        weights = grown(weights, source.model, config, growth)
         deeper = source.model.model_copy(update={"depth": config.depth})
     _check_shells(deeper, config)
+    if growth is not None:
+        blocks = [origin.block for origin in block_origins(source.model, config, growth)]
+        weights = grown(weights, source.model, config, growth)
     same = _same_attention(source.model, config, blocks)
     channels, height, width = source.input.shape
     shape = (channels, side or height, side or width)
@@ -186,7 +187,7 @@ def _content(model: ModelConfig, block: int) -> tuple[str, dict[str, Any]]:
 
 def _check_shells(source: ModelConfig, target: ModelConfig) -> None:
     """Raise UserInputError listing the sizes of the shell in which two models differ."""
-    names = ("depth", "dim", "patch_size", "in_channels", "input", "learned_variance")
+    names = ("depth", "dim", "patch_size", "in_channels", "input", "learned_variance", "decoupled")
     told = [
         f"{name} {getattr(source, name)} there and {getattr(target, name)} in {target.name}"
         for name in names

@@ -33,6 +33,7 @@ FAMILIES = (
     "ablations",
     "dydi-lit",
     "dydi-lit-matched",
+    "ddt",
     "tiny",
 )
 

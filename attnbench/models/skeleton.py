@@ -29,7 +29,10 @@ GATES = (2, 5)  # which of the six parts of a block's modulation multiply what i
 
 
 class Block(nn.Module):
-    """x += g1 attention(LN(x)(1+a1)+s1); x += g2 ffn(LN(x)(1+a2)+s2), the six from SiLU(c) (AdaLN-Zero)."""
+    """x += g1 attention(LN(x)(1+a1)+s1); x += g2 ffn(LN(x)(1+a2)+s2), the six from SiLU(c) (AdaLN-Zero).
+
+    c is the context's conditioning [B, C], or `condition` [B, N, C], each token's own, where that is given.
+    """
 
     def __init__(self, config: ModelConfig, attention: nn.Module) -> None:
         super().__init__()
@@ -40,10 +43,11 @@ class Block(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
         self.stream_conv = IdentityConv(config.dim) if config.stream_conv else None
 
-    def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        s1, a1, g1, s2, a2, g2 = (
-            self.modulation(context.conditioning).unsqueeze(1).chunk(6, dim=-1)
-        )  # [B, 1, C]
+    def forward(
+        self, x: torch.Tensor, context: AttentionContext, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        parts = by_token(self.modulation(context.conditioning if condition is None else condition))
+        s1, a1, g1, s2, a2, g2 = parts.chunk(6, dim=-1)  # [B, 1 or N, C]
         mixed = self.attn(modulate(self.norm1(x), s1, a1), context)
         if not isinstance(mixed, torch.Tensor) or mixed.shape != x.shape:
             got = tuple(mixed.shape) if isinstance(mixed, torch.Tensor) else type(mixed).__name__
@@ -68,7 +72,10 @@ class IdentityConv(DepthwiseConv):
 
 
 class FinalLayer(nn.Module):
-    """LayerNorm, AdaLN shift and scale, Linear to patches: [B, N, C] -> [B, N, p p out_channels]."""
+    """LayerNorm, AdaLN shift and scale, Linear to patches: [B, N, C] -> [B, N, p p out_channels].
+
+    Called with c [B, C], or [B, N, C] for a condition of each token's own.
+    """
 
     def __init__(self, dim: int, patch_values: int) -> None:
         super().__init__()
@@ -77,7 +84,7 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(dim, patch_values)
 
     def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        shift, scale = self.modulation(c).unsqueeze(1).chunk(2, dim=-1)
+        shift, scale = by_token(self.modulation(c)).chunk(2, dim=-1)
         return self.linear(modulate(self.norm(x), shift, scale))
 
 
@@ -89,6 +96,13 @@ class DiffusionTransformer(nn.Module):
     scalar)` auxiliary losses, `mean_over_processes(mean)` makes the mean of a part of the batch that of the
     whole; all cost nothing when absent.
     Source: DiT arXiv:2212.09748; shell of all systems in arXiv:2601.13683 (inferred from its GFLOPs).
+
+    Decoupled, the first blocks encode: z = (their tokens) + (embedding of t) is each token's condition in the
+    last blocks and the output, which start from an embedding of x of their own; labels reach them through z.
+    Attentions there have the context of the others. Source: DDT arXiv:2504.05741; read: its released code
+    (MCG-NJU/DDT, decoupled_improved_dit.py) and pages about the paper. Ours: everything else is as without
+    it, AdaLN-Zero and the position embedding in both parts; not there are the alignment of the encoder with
+    DINOv2 and encoders shared by steps of a sampler.
     """
 
     def __init__(
@@ -101,6 +115,9 @@ class DiffusionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(None, side, config.in_channels, config.dim, strict_img_size=False)
         self.time_embed = TimestepEmbedding(config.dim)
         self.label_embed = LabelEmbedding(num_classes, config.dim, config.class_dropout)
+        self.decoder_embed = None
+        if config.decoupled is not None:
+            self.decoder_embed = PatchEmbed(None, side, config.in_channels, config.dim, strict_img_size=False)
         self.blocks = nn.ModuleList(Block(config, module) for module in attention)
         self.final = FinalLayer(config.dim, side * side * self.out_channels)
         position = position_embedding(config, grid)
@@ -119,10 +136,14 @@ class DiffusionTransformer(nn.Module):
         loss_sink: Sink | None = None,
         mean_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        # a convolution's tokens lie channel by channel, and every sum and LayerNorm after it would copy them
-        tokens = self.patch_embed(x).contiguous() + self.position  # [B, N, C]
-        c = self.time_embed(t) + self.label_embed(y)  # [B, C]
+        tokens = self._tokens(self.patch_embed, x)
+        time = self.time_embed(t)
+        c = time + self.label_embed(y)  # [B, C]
+        condition = None
         for layer_idx, block in enumerate(self.blocks):
+            if self.decoder_embed is not None and layer_idx == self.config.encoder_depth:
+                condition = tokens + time.unsqueeze(1)  # [B, N, C]
+                tokens = self._tokens(self.decoder_embed, x)
             context = AttentionContext(
                 grid=self.grid,
                 timestep=t,
@@ -132,8 +153,12 @@ class DiffusionTransformer(nn.Module):
                 loss_sink=loss_sink,
                 mean_over_processes=mean_over_processes,
             )
-            tokens = block(tokens, context)
-        return self._to_image(self.final(tokens, c))
+            tokens = block(tokens, context) if condition is None else block(tokens, context, condition)
+        return self._to_image(self.final(tokens, c if condition is None else condition))
+
+    def _tokens(self, embed: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        # a convolution's tokens lie channel by channel, and every sum and LayerNorm after it would copy them
+        return embed(x).contiguous() + self.position  # [B, N, C]
 
     def _to_image(self, patches: torch.Tensor) -> torch.Tensor:
         side = self.config.patch_size
@@ -145,6 +170,11 @@ class DiffusionTransformer(nn.Module):
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Adaptive layer norm's affine part: x (1 + scale) + shift."""
     return torch.addcmul(shift, x, 1 + scale)
+
+
+def by_token(modulation: torch.Tensor) -> torch.Tensor:
+    """Return a modulation [B, C] of all tokens as [B, 1, C], and one of each token, [B, N, C], as it is."""
+    return modulation.unsqueeze(1) if modulation.ndim == 2 else modulation
 
 
 def position_embedding(config: ModelConfig, grid: tuple[int, int]) -> torch.Tensor:
@@ -232,16 +262,24 @@ def initialise(model: DiffusionTransformer, seed: int) -> None:
             elif ".attn" not in name and isinstance(module, nn.Conv2d):
                 module.reset_parameters()
     with seeded(seed, "embeddings"):
-        nn.init.xavier_uniform_(model.patch_embed.proj.weight.view(model.config.dim, -1))
-        nn.init.zeros_(model.patch_embed.proj.bias)
+        _start_as_linear(model.patch_embed, model.config.dim)
         nn.init.normal_(model.label_embed.table.weight, std=0.02)
         nn.init.normal_(model.time_embed.expand.weight, std=0.02)
         nn.init.normal_(model.time_embed.out.weight, std=0.02)
+        if model.decoder_embed is not None:  # last, so that the others start as without it
+            _start_as_linear(model.decoder_embed, model.config.dim)
     blocks = cast("list[Block]", list(model.blocks))
     modulations = [model.final.modulation, *(block.modulation for block in blocks)]
     for layer in [model.final.linear, *(cast("nn.Linear", m[-1]) for m in modulations)]:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
+
+
+def _start_as_linear(embed: nn.Module, dim: int) -> None:
+    """Initialise a patch embedding as the linear layer on patches that it is."""
+    layer = cast("nn.Conv2d", embed.proj)
+    nn.init.xavier_uniform_(layer.weight.view(dim, -1))
+    nn.init.zeros_(cast("nn.Parameter", layer.bias))
 
 
 def fuse_for_inference(model: nn.Module) -> nn.Module:

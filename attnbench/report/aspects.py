@@ -41,6 +41,8 @@ _CHANGE_NO_RESULT = {
 }
 _ONLY_ROUNDING = ("train.grad_accumulation", "train.compile", "sample.compile")
 _ANOTHER_DRAW = ("sample.noise",)  # as other seeds are: of the same distribution
+_AS_A_WHOLE = ("train.growth", "model.decoupled")
+"""Settings that are null or several: as one text, since what only one row has tells no two apart."""
 _NO_PART_OF_A_MODEL = ("name", "summary", "source", "size", "published", "origin", "attention")
 
 
@@ -63,6 +65,7 @@ def settings_of(result: Result) -> Iterator[tuple[str, str]]:
             settings = {**settings, "init_from": result.case["initial"]}  # what is in it, wherever it lies
         if section == "model":
             settings = {key: value for key, value in settings.items() if key not in _NO_PART_OF_A_MODEL}
+            settings = {"decoupled": None} | settings
         if spec := _SPECS.get(section):
             fields = spec.model_fields.items()
             settings = {key: f.default for key, f in fields if not f.is_required()} | settings
@@ -72,7 +75,7 @@ def settings_of(result: Result) -> Iterator[tuple[str, str]]:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and name not in _AS_A_WHOLE:
         for key, inner in value.items():
             yield from _leaves(inner, f"{name}.{key}")
     else:

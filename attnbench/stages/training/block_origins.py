@@ -40,6 +40,16 @@ def origins_of_blocks(source: int, target: int, growth: GrowthSpec) -> list[Orig
     ]
 
 
+def block_origins(source: ModelConfig, target: ModelConfig, growth: GrowthSpec) -> list[Origin]:
+    """Return the origin of each block of `target`; of decoupled models the encoder grows, the decoder moves.
+
+    Raises UserInputError for depths that do not go together.
+    """
+    first = origins_of_blocks(source.encoder_depth, target.encoder_depth, growth)
+    decoder = range(source.encoder_depth, source.depth)
+    return [*first, *(Origin(block=block, is_new=False) for block in decoder)]
+
+
 def why_not_so_deep(source: int, target: int, growth: GrowthSpec) -> str | None:
     """Return why a model of `target` blocks cannot grow out of `source`, and the way out; None if it can."""
     kept = growth.keep or source
@@ -63,10 +73,12 @@ def why_not_grown(source: ModelConfig, target: ModelConfig, growth: GrowthSpec) 
 
     Both with all options of their attentions written out. None where it can.
     """
-    reason = why_not_so_deep(source.depth, target.depth, growth)
+    if source.decoupled != target.decoupled:
+        return "decoupled differs between the two; only encoders grow, under a decoder of the same depth"
+    reason = why_not_so_deep(source.encoder_depth, target.encoder_depth, growth)
     if reason is not None:
         return reason
-    for place, origin in enumerate(origins_of_blocks(source.depth, target.depth, growth)):
+    for place, origin in enumerate(block_origins(source, target, growth)):
         if origin.block is None:
             continue
         theirs, ours = source.attention_at(origin.block), target.attention_at(place)
@@ -81,4 +93,4 @@ def why_not_grown(source: ModelConfig, target: ModelConfig, growth: GrowthSpec) 
 
 def promises_the_same(source: ModelConfig, growth: GrowthSpec) -> bool:
     """Return whether a grown model of the same parts computes at first what its source does."""
-    return growth.identity and growth.keep in (None, source.depth)
+    return growth.identity and growth.keep in (None, source.encoder_depth)

@@ -18,7 +18,7 @@ from torch import nn
 from attnbench.errors import UserInputError
 from attnbench.models.skeleton import GATES, build_model
 from attnbench.specs import GrowthSpec, ModelConfig
-from attnbench.stages.training.block_origins import origins_of_blocks
+from attnbench.stages.training.block_origins import block_origins
 
 SAME = 2.0**-14  # of the largest output: a thousand roundings of fp32
 
@@ -32,7 +32,7 @@ def grown(
     built. Raises UserInputError for depths that do not go together.
     """
     found = {name: tensor for name, tensor in weights.items() if not name.startswith("blocks.")}
-    for place, origin in enumerate(origins_of_blocks(source.depth, target.depth, growth)):
+    for place, origin in enumerate(block_origins(source, target, growth)):
         prefix = f"blocks.{origin.block}."
         block = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
         if origin.is_new and growth.identity:

@@ -82,19 +82,19 @@ class _Recomputed:
         self._norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
         self._again = False
 
-    def __call__(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, context: AttentionContext, *more: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
-            return self._forward(x, context)
-        return checkpoint(self._run, x, context, use_reentrant=False, context_fn=self._contexts)
+            return self._forward(x, context, *more)
+        return checkpoint(self._run, x, context, *more, use_reentrant=False, context_fn=self._contexts)
 
-    def _run(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def _run(self, x: torch.Tensor, context: AttentionContext, *more: torch.Tensor) -> torch.Tensor:
         if self._again:
             context = dataclasses.replace(
                 context,
                 recorder=None if context.recorder is None else _ignore,
                 loss_sink=None if context.loss_sink is None else _ignore,
             )
-        return self._forward(x, context)
+        return self._forward(x, context, *more)
 
     def _contexts(self) -> tuple[Any, Any]:
         return contextlib.nullcontext(), self._second_time()
