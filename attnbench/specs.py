@@ -106,16 +106,80 @@ class AttentionSpec(Spec):
 Attention = Annotated[AttentionSpec, BeforeValidator(_name_only)]
 
 
+class MoeSpec(Spec):
+    """A mixture of experts, each an MLP. The defaults are those of DiffMoE's released configurations."""
+
+    routing: Literal["diffmoe", "token-choice"] = "diffmoe"
+    """`diffmoe`: experts take the tokens of a whole batch that want them most; outside training a predictor
+    says how many of each image. `token-choice`: every token takes `capacity` experts."""
+    num_experts: int = Field(default=8, ge=2)
+    """Experts of a block."""
+    capacity: float = Field(default=1.0, gt=0)
+    """Experts that a token takes: on average for diffmoe, a whole number for token-choice. At 1 the experts
+    take as many multiply-adds as one MLP."""
+    every_block: bool = False
+    """Experts in every block; false: in the second, the fourth and so on, an MLP in the others."""
+    predictor_weight: float = Field(default=1.0, ge=0)
+    """Weight of the predictor's loss in diffmoe; it trains the predictor alone."""
+    threshold_decay: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the moving average that the predictor's thresholds are."""
+    balance_weight: float = Field(default=0.01, ge=0)
+    """Weight of the load-balance loss of token-choice; 0 is off."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> MoeSpec:
+        if self.capacity > self.num_experts:
+            raise about("capacity", f"exceeds num_experts {self.num_experts}, got {self.capacity:g}")
+        if self.routing == "token-choice" and self.capacity != int(self.capacity):
+            raise about(
+                "capacity",
+                f"of token-choice is a whole number of experts, got {self.capacity:g}; choose "
+                f"{max(1, int(self.capacity))}, or routing: diffmoe",
+            )
+        other = {"diffmoe": ("balance_weight",), "token-choice": ("predictor_weight", "threshold_decay")}
+        for name in other[self.routing]:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise about(name, f"does nothing with routing {self.routing}; leave it out")
+        return self
+
+
 class FfnSpec(Spec):
     """The feed-forward network of a block."""
 
-    kind: Literal["mlp", "glumbconv", "swiglu"] = "mlp"
+    kind: Literal["mlp", "glumbconv", "swiglu", "moe"] = "mlp"
     """`mlp`: Linear, tanh-GELU, Linear (DiT). `glumbconv`: Sana's Mix-FFN with a depthwise 3x3.
-    `swiglu`: SiLU(gate) * value, three matrices without bias (DiG)."""
+    `swiglu`: SiLU(gate) * value, three matrices without bias (DiG). `moe`: a mixture of MLPs (DiffMoE)."""
     ratio: float = Field(default=4.0, gt=0)
     """Hidden width over dim."""
     hidden: PositiveInt | None = None
     """Hidden width itself; null: ratio x dim, rounded down."""
+    moe: MoeSpec | None = None
+    """Of kind moe: its experts; ratio and hidden are those of one expert."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _experts_by_default(cls, settings: Any) -> Any:
+        if isinstance(settings, dict) and settings.get("kind") == "moe" and settings.get("moe") is None:
+            return {**settings, "moe": {}}
+        return settings
+
+    @model_validator(mode="after")
+    def _experts_of_a_mixture(self) -> FfnSpec:
+        if self.moe is not None and self.kind != "moe":
+            raise about("moe", f"does nothing with kind {self.kind}; leave it out, or set kind: moe")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is null and newer than stored results, so that their keys and cases stay."""
+        settings: dict[str, Any] = written(self)
+        return {name: value for name, value in settings.items() if name != "moe" or value is not None}
+
+    def kind_at(self, layer_idx: int) -> str:
+        """Return the kind of network in block `layer_idx`: between blocks with experts there are MLPs."""
+        if self.moe is not None and not self.moe.every_block and layer_idx % 2 == 0:
+            return "mlp"
+        return self.kind
 
     def hidden_width(self, dim: int) -> int:
         """Hidden width of the network in a model of width `dim`."""

@@ -79,7 +79,7 @@ def block_macs(config: ModelConfig, input_size: int, layer_idx: int) -> BlockMac
     )
     return BlockMacs(
         attention=backend.macs(site, options),
-        feed_forward=ffn_macs(config.ffn, c, n),
+        feed_forward=ffn_macs(config.ffn, c, n, layer_idx),
         modulation=MacCount(linear=conditions * 6 * c * c, norm=2 * 2 * n * c),
         stream_conv=MacCount(linear=9 * n * c if config.stream_conv else 0),
     )

@@ -34,6 +34,7 @@ FAMILIES = (
     "dydi-lit",
     "dydi-lit-matched",
     "ddt",
+    "diffmoe",
     "tiny",
 )
 

@@ -15,6 +15,7 @@ from attnbench.contract import AttentionContext, AttentionSite
 from attnbench.errors import PluginOutputError, UnsupportedError, UserInputError
 from attnbench.layers.depthwise import DepthwiseConv, fuse_reparameterised
 from attnbench.models.embeddings import LabelEmbedding, TimestepEmbedding, sincos_position_embedding
+from attnbench.models.experts import MixtureOfExperts
 from attnbench.models.ffn import build_ffn
 from attnbench.models.options import resolve_attention
 from attnbench.specs import ModelConfig
@@ -34,12 +35,12 @@ class Block(nn.Module):
     c is the context's conditioning [B, C], or `condition` [B, N, C], each token's own, where that is given.
     """
 
-    def __init__(self, config: ModelConfig, attention: nn.Module) -> None:
+    def __init__(self, config: ModelConfig, attention: nn.Module, layer_idx: int = 0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
         self.attn = attention
         self.norm2 = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
-        self.ffn = build_ffn(config.ffn, config.dim)
+        self.ffn = build_ffn(config.ffn, config.dim, layer_idx)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
         self.stream_conv = IdentityConv(config.dim) if config.stream_conv else None
 
@@ -56,7 +57,9 @@ class Block(nn.Module):
                 f"expected [B, N, C] = {tuple(x.shape)}; fix the backend's module"
             )
         x = x + g1 * mixed
-        x = x + g2 * self.ffn(modulate(self.norm2(x), s2, a2), context.grid)
+        shown = modulate(self.norm2(x), s2, a2)
+        routed = isinstance(self.ffn, MixtureOfExperts)
+        x = x + g2 * (self.ffn(shown, context) if routed else self.ffn(shown, context.grid))
         return x if self.stream_conv is None else self.stream_conv(x, context.grid)
 
 
@@ -94,7 +97,7 @@ class DiffusionTransformer(nn.Module):
     forward(x [B, C, H, W], t [B] in [0, 1000), y int64 [B]) -> [B, C or 2C, H, W]; `null_label` is
     the class of dropped labels. `recorder(name, tensor)` receives diagnostics, `loss_sink(name,
     scalar)` auxiliary losses, `mean_over_processes(mean)` makes the mean of a part of the batch that of the
-    whole; all cost nothing when absent.
+    whole, `gather_over_processes` puts the parts side by side; all cost nothing when absent.
     Source: DiT arXiv:2212.09748; shell of all systems in arXiv:2601.13683 (inferred from its GFLOPs).
 
     Decoupled, the first blocks encode: z = (their tokens) + (embedding of t) is each token's condition in the
@@ -118,7 +121,7 @@ class DiffusionTransformer(nn.Module):
         self.decoder_embed = None
         if config.decoupled is not None:
             self.decoder_embed = PatchEmbed(None, side, config.in_channels, config.dim, strict_img_size=False)
-        self.blocks = nn.ModuleList(Block(config, module) for module in attention)
+        self.blocks = nn.ModuleList(Block(config, module, n) for n, module in enumerate(attention))
         self.final = FinalLayer(config.dim, side * side * self.out_channels)
         position = position_embedding(config, grid)
         if config.position_embedding == "learned":
@@ -135,6 +138,7 @@ class DiffusionTransformer(nn.Module):
         recorder: Sink | None = None,
         loss_sink: Sink | None = None,
         mean_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        gather_over_processes: Callable[[torch.Tensor], tuple[torch.Tensor, int]] | None = None,
     ) -> torch.Tensor:
         tokens = self._tokens(self.patch_embed, x)
         time = self.time_embed(t)
@@ -152,6 +156,7 @@ class DiffusionTransformer(nn.Module):
                 recorder=recorder,
                 loss_sink=loss_sink,
                 mean_over_processes=mean_over_processes,
+                gather_over_processes=gather_over_processes,
             )
             tokens = block(tokens, context) if condition is None else block(tokens, context, condition)
         return self._to_image(self.final(tokens, c if condition is None else condition))
@@ -259,7 +264,7 @@ def initialise(model: DiffusionTransformer, seed: int) -> None:
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif ".attn" not in name and isinstance(module, nn.Conv2d):
+            elif ".attn" not in name and isinstance(module, nn.Conv2d | MixtureOfExperts):
                 module.reset_parameters()
     with seeded(seed, "embeddings"):
         _start_as_linear(model.patch_embed, model.config.dim)

@@ -41,7 +41,7 @@ _CHANGE_NO_RESULT = {
 }
 _ONLY_ROUNDING = ("train.grad_accumulation", "train.compile", "sample.compile")
 _ANOTHER_DRAW = ("sample.noise",)  # as other seeds are: of the same distribution
-_AS_A_WHOLE = ("train.growth", "model.decoupled")
+_AS_A_WHOLE = ("train.growth", "model.decoupled", "model.ffn.moe")
 """Settings that are null or several: as one text, since what only one row has tells no two apart."""
 _NO_PART_OF_A_MODEL = ("name", "summary", "source", "size", "published", "origin", "attention")
 
