@@ -73,6 +73,13 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _without_null(settings: Any, *names: str) -> Any:
+    """Leave these settings out of written ones where they are null; a copy may hold what is no settings."""
+    if not isinstance(settings, dict):
+        return settings
+    return {key: value for key, value in settings.items() if key not in names or value is not None}
+
+
 def _name_only(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -172,8 +179,7 @@ class FfnSpec(Spec):
     @model_serializer(mode="wrap")
     def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what is null and newer than stored results, so that their keys and cases stay."""
-        settings: dict[str, Any] = written(self)
-        return {name: value for name, value in settings.items() if name != "moe" or value is not None}
+        return _without_null(written(self), "moe")
 
     def kind_at(self, layer_idx: int) -> str:
         """Return the kind of network in block `layer_idx`: between blocks with experts there are MLPs."""
@@ -257,8 +263,7 @@ class ModelConfig(Spec):
     @model_serializer(mode="wrap")
     def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what is null and newer than stored results, so that their keys and cases stay."""
-        settings: dict[str, Any] = written(self)
-        return {name: value for name, value in settings.items() if name != "decoupled" or value is not None}
+        return _without_null(written(self), "decoupled")
 
     @field_validator("origin")
     @classmethod
@@ -478,8 +483,7 @@ class TrainSpec(Spec):
     @model_serializer(mode="wrap")
     def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what is null and newer than stored results, so that their keys and cases stay."""
-        settings: dict[str, Any] = written(self)
-        return {name: value for name, value in settings.items() if name != "growth" or value is not None}
+        return _without_null(written(self), "growth")
 
     @model_validator(mode="after")
     def _growth_has_a_source(self) -> TrainSpec:
