@@ -250,13 +250,26 @@ def moe_case(**settings):
     return case.model_copy(update={"model": case.model.model_copy(update={"ffn": ffn})})
 
 
-def test_two_processes_with_shards_train_what_one_trains(tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sharding": "fsdp2", "activation_checkpointing": True},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        pytest.param({"grad_accumulation": 2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_two_processes_train_what_one_trains(tmp_path, settings):
     """Gathered gates, weights in shards, and blocks computed again, which move no threshold twice."""
-    one = trained(tmp_path / "one", moe_case(), 1)
-    two = trained(tmp_path / "two", moe_case(sharding="fsdp2", activation_checkpointing=True), 2)
+    alone = {name: value for name, value in settings.items() if name == "grad_accumulation"}
+    one, two = (
+        trained(tmp_path / "one", moe_case(**alone), 1),
+        trained(tmp_path / "two", moe_case(**settings), 2),
+    )
     assert_same_but_for_rounding(one, two)
     name = "model/blocks.1.ffn.threshold"
-    assert 0.05 < one[0][name].min() < 1 - 0.95**6  # six steps from 0 towards a sigmoid
+    passes = 6 * settings.get("grad_accumulation", 1)  # from 0 towards a sigmoid
+    assert 0.05 < one[0][name].min() < 1 - 0.95**passes
     torch.testing.assert_close(two[0][name], one[0][name], rtol=1e-4, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from attnbench.errors import SuiteError, UserInputError
 from attnbench.exchange import read_exported, transferred, write_exported
 from attnbench.exchange.loading import build_unfused
 from attnbench.report.aspects import settings_of
-from attnbench.specs import Case, GrowthSpec, TrainSpec
+from attnbench.specs import Case, DecoupledSpec, FfnSpec, GrowthSpec, TrainSpec
 from attnbench.stages import train
 from attnbench.stages.training.block_origins import origins_of_blocks
 from attnbench.stages.training.checkpoint import load_averaged
@@ -223,12 +223,13 @@ def test_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_reports_tell_how_rows_grew(tmp_path):
-    """A row that grew and one that did not differ in one setting, whose text both have."""
+    """A row that grew, is decoupled or has experts, and one that is not, differ in settings both tell of."""
     (case,) = load_suite(suite(tmp_path)).cases
     plain = case.model_copy(update={"train": case.train.model_copy(update={"growth": None})})
-    texts = [
-        dict(settings_of(SimpleNamespace(case=c.model_dump(mode="json"))))["train.growth"]
-        for c in (case, plain)
-    ]
-    assert "cyclic" in texts[0]
-    assert texts[1] == "null"
+    other = {"decoupled": DecoupledSpec(decoder_depth=1), "ffn": FfnSpec(kind="moe")}
+    case = case.model_copy(update={"model": case.model.model_copy(update=other)})
+    grew, plain = (dict(settings_of(SimpleNamespace(case=c.model_dump(mode="json")))) for c in (case, plain))
+    told = {"train.growth.strategy": "cyclic", "model.decoupled.decoder_depth": "1"}
+    told["model.ffn.moe.num_experts"] = "8"
+    assert {name: grew[name] for name in told} == told
+    assert {name: plain[name] for name in told} == dict.fromkeys(told, "null")

@@ -24,6 +24,7 @@ class MeanOverProcesses(nn.Module):
         """Return the mean, or the value itself in a process that works alone."""
         return value if self.is_alone else mean_over_processes(value, self.group)
 
+    @torch.compiler.disable  # what follows has shapes that are data, and ends the graph in any case
     @torch.no_grad()
     def gather(self, value: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Return all processes' values, [processes, ...], and the place of this one's; no gradient flows."""
