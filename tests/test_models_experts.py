@@ -11,6 +11,8 @@ from exchange_cases import inputs, model_config, random_export
 from process_cases import assert_same_but_for_rounding, digits_case, trained
 
 from attnbench.contract import AttentionContext
+from attnbench.data import load_dataset
+from attnbench.diffusion.noise import fork_rng
 from attnbench.errors import SuiteError, UserInputError
 from attnbench.exchange import read_exported, transferred, write_exported
 from attnbench.exchange.loading import instantiate
@@ -23,7 +25,12 @@ from attnbench.profiling.memory_plan import plan_memory
 from attnbench.profiling.passes import build_pass
 from attnbench.profiling.protocol import Workload
 from attnbench.specs import FfnSpec, MoeSpec
+from attnbench.stages import train
+from attnbench.stages.latents.model_space import training_source
+from attnbench.stages.training.checkpoint import ModelInput
 from attnbench.stages.training.loss import recompute_blocks
+from attnbench.stages.training.trainer import Trainer
+from attnbench.storage.store import Workspace
 from attnbench.suite.loading import load_suite
 
 C, GRID, E, HIDDEN = 6, (2, 4), 4, 5
@@ -271,6 +278,21 @@ def test_two_processes_train_what_one_trains(tmp_path, settings):
     passes = 6 * settings.get("grad_accumulation", 1)  # from 0 towards a sigmoid
     assert 0.05 < one[0][name].min() < 1 - 0.95**passes
     torch.testing.assert_close(two[0][name], one[0][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path):
+    """Thresholds are part of a checkpoint, as weights and averages are."""
+    case = moe_case(objective="flow")
+    workspace = Workspace(root=tmp_path / "parts", device=torch.device("cpu"))
+    source = training_source(case, load_dataset(case.data), workspace)
+    with fork_rng(workspace.device):
+        shape = ModelInput(shape=source.shape, num_classes=10)
+        trainer = Trainer(case, workspace, train.initial_model(case, shape, workspace.device), source, False)
+        trainer.train_until(3)
+    (parts, losses), (whole, expected) = (trained(tmp_path / name, case, 1) for name in ("parts", "whole"))
+    assert losses == expected
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
 
 
 def tiny(**moe):
