@@ -216,6 +216,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert "4 blocks here, 2 there: expand" in capsys.readouterr().out
     config = read_exported(tmp_path / "deep").config
     assert (config.model.depth, config.transferred_from.growth) == (4, EXPAND)
+    assert "4 blocks grew out of fewer there (strategy expand)" in (tmp_path / "deep/README.md").read_text()
     assert call(monkeypatch, *words, "--growth", "expnd", "--to", tmp_path / "no") == 2
     assert "expand" in capsys.readouterr().err
     assert call(monkeypatch, "transfer", tmp_path / "given", "--depth", 1, "--to", tmp_path / "no") == 2
