@@ -72,6 +72,8 @@ class AttentionContext:
     `timestep` is [B] in [0, 1000); `conditioning` is [B, C]. Both sinks cost one `is None` test
     when nobody listens. `mean_over_processes` is the bench's: it takes a mean over this process's images
     and returns that over the images of all processes, differentiable; None where there is one process.
+    `gather_over_processes`, too: it returns what every process gave it, [processes, ...], without gradients,
+    and the place of this one's.
     """
 
     grid: tuple[int, int]
@@ -81,6 +83,7 @@ class AttentionContext:
     recorder: Callable[[str, torch.Tensor], None] | None = None
     loss_sink: Callable[[str, torch.Tensor], None] | None = None
     mean_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None
+    gather_over_processes: Callable[[torch.Tensor], tuple[torch.Tensor, int]] | None = None
 
     def record(self, name: str, tensor: torch.Tensor) -> None:
         """Hand a diagnostic (routing choices, factors, attention maps) to whoever listens."""

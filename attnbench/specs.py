@@ -73,6 +73,13 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _without_null(settings: Any, *names: str) -> Any:
+    """Leave these settings out of written ones where they are null; a copy may hold what is no settings."""
+    if not isinstance(settings, dict):
+        return settings
+    return {key: value for key, value in settings.items() if key not in names or value is not None}
+
+
 def _name_only(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -106,20 +113,90 @@ class AttentionSpec(Spec):
 Attention = Annotated[AttentionSpec, BeforeValidator(_name_only)]
 
 
+class MoeSpec(Spec):
+    """A mixture of experts, each an MLP. The defaults are those of DiffMoE's released configurations."""
+
+    routing: Literal["diffmoe", "token-choice"] = "diffmoe"
+    """`diffmoe`: experts take the tokens of a whole batch that want them most; outside training a predictor
+    says how many of each image. `token-choice`: every token takes `capacity` experts."""
+    num_experts: int = Field(default=8, ge=2)
+    """Experts of a block."""
+    capacity: float = Field(default=1.0, gt=0)
+    """Experts that a token takes: on average for diffmoe, a whole number for token-choice. At 1 the experts
+    take as many multiply-adds as one MLP."""
+    every_block: bool = False
+    """Experts in every block; false: in the second, the fourth and so on, an MLP in the others."""
+    predictor_weight: float = Field(default=1.0, ge=0)
+    """Weight of the predictor's loss in diffmoe; it trains the predictor alone."""
+    threshold_decay: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the moving average that the predictor's thresholds are."""
+    balance_weight: float = Field(default=0.01, ge=0)
+    """Weight of the load-balance loss of token-choice; 0 is off."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> MoeSpec:
+        if self.capacity > self.num_experts:
+            raise about("capacity", f"exceeds num_experts {self.num_experts}, got {self.capacity:g}")
+        if self.routing == "token-choice" and self.capacity != int(self.capacity):
+            raise about(
+                "capacity",
+                f"of token-choice is a whole number of experts, got {self.capacity:g}; choose "
+                f"{max(1, int(self.capacity))}, or routing: diffmoe",
+            )
+        other = {"diffmoe": ("balance_weight",), "token-choice": ("predictor_weight", "threshold_decay")}
+        for name in other[self.routing]:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise about(name, f"does nothing with routing {self.routing}; leave it out")
+        return self
+
+
 class FfnSpec(Spec):
     """The feed-forward network of a block."""
 
-    kind: Literal["mlp", "glumbconv", "swiglu"] = "mlp"
+    kind: Literal["mlp", "glumbconv", "swiglu", "moe"] = "mlp"
     """`mlp`: Linear, tanh-GELU, Linear (DiT). `glumbconv`: Sana's Mix-FFN with a depthwise 3x3.
-    `swiglu`: SiLU(gate) * value, three matrices without bias (DiG)."""
+    `swiglu`: SiLU(gate) * value, three matrices without bias (DiG). `moe`: a mixture of MLPs (DiffMoE)."""
     ratio: float = Field(default=4.0, gt=0)
     """Hidden width over dim."""
     hidden: PositiveInt | None = None
     """Hidden width itself; null: ratio x dim, rounded down."""
+    moe: MoeSpec | None = None
+    """Of kind moe: its experts; ratio and hidden are those of one expert."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _experts_by_default(cls, settings: Any) -> Any:
+        if isinstance(settings, dict) and settings.get("kind") == "moe" and settings.get("moe") is None:
+            return {**settings, "moe": {}}
+        return settings
+
+    @model_validator(mode="after")
+    def _experts_of_a_mixture(self) -> FfnSpec:
+        if self.moe is not None and self.kind != "moe":
+            raise about("moe", f"does nothing with kind {self.kind}; leave it out, or set kind: moe")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is null and newer than stored results, so that their keys and cases stay."""
+        return _without_null(written(self), "moe")
+
+    def kind_at(self, layer_idx: int) -> str:
+        """Return the kind of network in block `layer_idx`: between blocks with experts there are MLPs."""
+        if self.moe is not None and not self.moe.every_block and layer_idx % 2 == 0:
+            return "mlp"
+        return self.kind
 
     def hidden_width(self, dim: int) -> int:
         """Hidden width of the network in a model of width `dim`."""
         return int(self.ratio * dim) if self.hidden is None else self.hidden
+
+
+class DecoupledSpec(Spec):
+    """A model in two parts (DDT): the last blocks decode under what the first ones have encoded."""
+
+    decoder_depth: PositiveInt
+    """How many of the model's blocks are the decoder; each of its tokens has a modulation of its own."""
 
 
 class ModelConfig(Spec):
@@ -156,6 +233,8 @@ class ModelConfig(Spec):
     """One attention for all blocks, or a list of `depth` of them."""
     stream_conv: bool = False
     """A depthwise 3x3 convolution on the whole stream after each block, the identity at first (DiG)."""
+    decoupled: DecoupledSpec | None = None
+    """Encoder and decoder, as in DDT; null: one stack of blocks, as in DiT."""
     size: str = ""
     """S, B or L where the paper names a size."""
     published: dict[Table, float | None] = {}
@@ -173,7 +252,18 @@ class ModelConfig(Spec):
             raise about(
                 "attention", f"lists one entry per block: got {len(self.attention)} for depth {self.depth}"
             )
+        if self.decoupled is not None and self.decoupled.decoder_depth >= self.depth:
+            raise about(
+                "decoupled",
+                f"leaves no encoder: decoder_depth {self.decoupled.decoder_depth} of depth {self.depth}; "
+                "choose fewer",
+            )
         return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is null and newer than stored results, so that their keys and cases stay."""
+        return _without_null(written(self), "decoupled")
 
     @field_validator("origin")
     @classmethod
@@ -194,6 +284,11 @@ class ModelConfig(Spec):
         for spec in attention if isinstance(attention, list) else [attention]:
             del spec["label"]
         return model
+
+    @property
+    def encoder_depth(self) -> int:
+        """How many blocks come before the decoder's: all of them, where the model is not decoupled."""
+        return self.depth - (0 if self.decoupled is None else self.decoupled.decoder_depth)
 
     def attention_names(self) -> set[str]:
         """Return the names of all backends in use."""
@@ -300,11 +395,38 @@ DataSpec = Annotated[
 ]
 
 
+class GrowthSpec(Spec):
+    """How a deeper model starts from a shallower one's weights (growth of depth, Sana 1.5)."""
+
+    strategy: Literal["preserve", "cyclic", "expand"] = "preserve"
+    """`preserve`: the source's blocks, then fresh ones. `cyclic`: the source's blocks again and again, in
+    their order. `expand`: after each of the source's blocks its copies."""
+    keep: PositiveInt | None = None
+    """Take the first so many blocks of the source; null: all. With fewer than all, the model does not compute
+    at first what the source does (Sana 1.5 keeps 18 of 20)."""
+    identity: bool = True
+    """New blocks let the stream through unchanged at first, so that the model computes exactly what its
+    source does. False: copies work at once; not for `preserve`, whose fresh blocks begin as DiT's do."""
+
+    @model_validator(mode="after")
+    def _fresh_blocks_are_identities(self) -> GrowthSpec:
+        if self.strategy == "preserve" and not self.identity:
+            raise about(
+                "identity",
+                "is true for strategy preserve, whose fresh blocks have DiT's zero gates; leave it out, or "
+                "choose strategy: cyclic or expand",
+            )
+        return self
+
+
 class TrainSpec(Spec):
     """How every case is trained; AdamW with betas (0.9, 0.999)."""
 
     init_from: Path | None = Field(default=None, strict=False)
     """Start from these weights: a folder of `attnbench export`, `import` or `transfer`; null: random."""
+    growth: GrowthSpec | None = None
+    """The model is deeper than that of init_from: how its blocks start from the fewer there; null: it is of
+    the same depth."""
 
     objective: Literal["ddpm", "flow"] = "ddpm"
     """`ddpm`: epsilon (and learned range variance), as in DiT; `flow`: rectified flow velocity."""
@@ -357,6 +479,17 @@ class TrainSpec(Spec):
     """Steps between measurements of the denoising loss on held-out images; there is one at the end, too."""
     held_out_images: int = Field(default=256, ge=0)
     """At most so many held-out images, fewer where they would cost more than 1 % of the training; 0: off."""
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is null and newer than stored results, so that their keys and cases stay."""
+        return _without_null(written(self), "growth")
+
+    @model_validator(mode="after")
+    def _growth_has_a_source(self) -> TrainSpec:
+        if self.growth is not None and self.init_from is None:
+            raise about("growth", "needs weights to grow from: name their folder in train.init_from")
+        return self
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainSpec:

@@ -79,12 +79,23 @@ def transfer_model(
     image_size: Annotated[
         int | None, typer.Option(min=1, help="The target's image side in pixels; the source's.")
     ] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="The target's blocks, more than the source's: it grows.")
+    ] = None,
+    growth: Annotated[
+        str | None,
+        typer.Option(metavar="STRATEGY", help="How: preserve (the default), cyclic or expand."),
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Of the source's blocks only the first so many; all.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the weights that are not copied.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
     """Copy a model's weights into one with another attention.
 
-    Or into one for other classes or another image size. Only what the two share; what was left is listed.
+    Or into one for other classes or another image size, or a deeper one, whose new blocks change nothing at
+    first. Only what the two share; what was left is listed.
     """
     from attnbench.commands import exchange as exchange_command
 
@@ -96,6 +107,9 @@ def transfer_model(
         options=options,
         classes=classes,
         image_size=image_size,
+        depth=depth,
+        growth=growth,
+        keep=keep,
         seed=seed,
         force=force,
     )

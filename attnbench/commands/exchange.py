@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 
 from attnbench import console
-from attnbench.errors import UserInputError
+from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.exchange import (
     Exported,
     TransferReport,
@@ -29,7 +29,7 @@ from attnbench.exchange.transfer import grouped
 from attnbench.models.recipes import resolve
 from attnbench.models.resolution import input_size
 from attnbench.problems import json_object
-from attnbench.specs import HUB_NAME, HUB_PART, ModelConfig
+from attnbench.specs import HUB_NAME, HUB_PART, GrowthSpec, ModelConfig
 from attnbench.stages.latents.latent_space import on_hub
 from attnbench.stages.latents.model_space import codec_of
 from attnbench.stages.training.initial_weights import CONFIG
@@ -134,35 +134,58 @@ def transfer_weights(
     options: str | None,
     classes: int | None,
     image_size: int | None,
+    depth: int | None,
+    growth: str | None,
+    keep: int | None,
     seed: int,
     force: bool,
 ) -> None:
     """Write an exported folder of another model with the weights it shares with `source`; print the table."""
-    if model is None and attention is None and classes is None and image_size is None:
+    if all(said is None for said in (model, attention, classes, image_size, depth, growth)):
         raise UserInputError(
-            "name what changes: --attention NAME, --model RECIPE, --classes N or --image-size PIXELS"
+            "name what changes: --attention NAME, --model RECIPE, --classes N, --image-size PIXELS, --depth N"
         )
     exported = read_exported(source)
-    config = _target(exported, model, attention, options)
+    config = _target(exported, model, attention, options, depth)
     side = None if image_size is None else input_size(config, image_size)
-    target, report = transferred(exported, config, num_classes=classes, side=side, seed=seed)
+    how = _growth(depth, growth, keep)
+    target, report = transferred(exported, config, num_classes=classes, side=side, seed=seed, growth=how)
     write_exported(target, to, force=force)
     print_report(report, exported, target)
     heads = exported.config.model.num_heads, target.config.model.num_heads
     if heads[0] != heads[1]:
         typer.echo(f"note: q, k and v are cut into {heads[1]} heads here, {heads[0]} in the source")
+    if how is not None:
+        typer.echo(f"note: {config.depth} blocks here, {exported.config.model.depth} there: {how.strategy}")
     typer.echo(f"{to}: written; train it from there with -o train.init_from={to}")
 
 
-def _target(exported: Exported, model: str | None, attention: str | None, options: str | None) -> ModelConfig:
+def _growth(depth: int | None, strategy: str | None, keep: int | None) -> GrowthSpec | None:
+    """Return how the target grows, or None where nothing says that it does."""
+    if depth is None and strategy is None and keep is None:
+        return None
+    strategies = get_args(GrowthSpec.model_fields["strategy"].annotation)
+    if strategy is not None and strategy not in strategies:
+        raise UnknownNameError("strategy of growth", strategy, strategies)
+    return GrowthSpec.model_validate({"strategy": strategy or "preserve", "keep": keep})
+
+
+def _target(
+    exported: Exported, model: str | None, attention: str | None, options: str | None, depth: int | None
+) -> ModelConfig:
     if options is not None and attention is None:
         raise UserInputError("--options are those of --attention; name it, too")
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = {} if depth is None else {"depth": depth}
     if attention is not None:
         overrides["attention"] = {"name": attention, "options": json_object(options or "{}")}
     if model is not None:
         return resolve(model, overrides)
     own = exported.config.model.model_dump(mode="json")
+    if depth is not None and attention is None and isinstance(own["attention"], list):
+        raise UserInputError(
+            "the source has an attention of its own for each block; with --depth name one for all, "
+            "--attention NAME"
+        )
     return ModelConfig.model_validate({**own, **overrides, "published": {}})
 
 

@@ -50,7 +50,7 @@ def _history(config: ExportedConfig) -> str:
         return (
             f"**Not trained as it stands.** {origin.copied} tensors were copied from a {origin.recipe} with "
             f"{', '.join(origin.attention)} attention, {origin.missing} are as initialised: train it "
-            "(`train.init_from`)."
+            f"(`train.init_from`).{_growth(config)}"
         )
     if config.imported_from:
         return f"Imported from {config.imported_from}; not trained by attnbench."
@@ -61,6 +61,13 @@ def _history(config: ExportedConfig) -> str:
         f"Trained by attnbench {config.attnbench} on {config.data}, seed {config.seed}: {told}. These are "
         f"the averaged weights (case `{config.label}` of suite `{config.suite}`; all settings: config.json)."
     )
+
+
+def _growth(config: ExportedConfig) -> str:
+    origin = config.transferred_from
+    if origin is None or origin.growth is None:
+        return ""
+    return f" Its {config.model.depth} blocks grew out of fewer there (strategy {origin.growth.strategy})."
 
 
 def _how_to_load(config: ExportedConfig) -> str:

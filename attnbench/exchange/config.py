@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from attnbench.results import Record, environment
-from attnbench.specs import ModelConfig
+from attnbench.specs import GrowthSpec, ModelConfig
 from attnbench.stages.latents.latent_space import Factor
 from attnbench.stages.training.checkpoint import ModelInput
 from attnbench.stages.training.initial_weights import EXPORT_FORMAT
@@ -45,6 +45,8 @@ class TransferOrigin(Record):
     copied: int
     left: int
     missing: int
+    growth: GrowthSpec | None = None
+    """How a deeper model's blocks came from the source's fewer."""
 
 
 class ExportedConfig(Record):

@@ -155,6 +155,8 @@ def not_a_dit(config: ModelConfig) -> list[str]:
         reasons.append(f"its MLP is {config.ffn.hidden_width(config.dim)} wide, not 4 x {config.dim}")
     if config.position_embedding != "sincos":
         reasons.append(f"its position embedding is {config.position_embedding}, not sincos")
+    if config.decoupled is not None:
+        reasons.append("it is decoupled into encoder and decoder")
     if config.stream_conv:
         reasons.append("it has convolutions on the stream")
     return reasons

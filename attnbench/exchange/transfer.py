@@ -1,4 +1,4 @@
-"""Weights of one model into another that differs in attention: what is the same part is copied, by name.
+"""Weights of one model into another, of another attention or deeper: the same parts are copied, by name.
 
 Nothing is copied because shapes happen to agree: a tensor needs its name and its part.
 """
@@ -6,8 +6,9 @@ Nothing is copied because shapes happen to agree: a tensor needs its name and it
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +19,12 @@ from attnbench.exchange.exported import Exported
 from attnbench.exchange.loading import build_unfused
 from attnbench.exchange.trained import origins
 from attnbench.layers import QKVProjection
-from attnbench.specs import ModelConfig
+from attnbench.models.options import with_all_options
+from attnbench.plugins import registry
+from attnbench.specs import GrowthSpec, ModelConfig
+from attnbench.stages.training.block_origins import block_origins, promises_the_same
 from attnbench.stages.training.checkpoint import ModelInput
+from attnbench.stages.training.growth import grown, require_preserved
 
 ATTENTION, FFN = re.compile(r"(blocks\.\d+\.attn)\.(.+)"), re.compile(r"(blocks\.\d+\.ffn)\.(.+)")
 SHARED = ("qkv.qkv.weight", "qkv.qkv.bias", "out.weight", "out.bias")
@@ -34,15 +39,19 @@ class TransferReport:
     missing: tuple[str, ...]
 
 
-def transfer(source: Mapping[str, torch.Tensor], target: nn.Module) -> TransferReport:
+def transfer(
+    source: Mapping[str, torch.Tensor], target: nn.Module, same_attention: Collection[int] = ()
+) -> TransferReport:
     """Copy into `target`, in place, the tensors of a source state that stand for the same part there.
 
     Copied are the shell (embeddings, modulations, output), a feed-forward network of the same kind as a
-    whole, and the projections `qkv` and `out` of attentions built on `layers.QKVProjection`; each only at
-    equal name and shape. Both state dicts are of `DiffusionTransformer`s.
+    whole, attentions as a whole in the blocks `same_attention`, elsewhere the projections `qkv` and `out` of
+    those built on `layers.QKVProjection`; each only at equal name and shape. Both state dicts are of
+    `DiffusionTransformer`s.
     """
     state = target.state_dict()
-    reasons = {name: _why_left(name, source[name], source, state, target) for name in sorted(source)}
+    whole = {f"blocks.{block}.attn" for block in same_attention}
+    reasons = {name: _why_left(name, source[name], source, state, target, whole) for name in sorted(source)}
     copied = [name for name, reason in reasons.items() if reason is None]
     with torch.no_grad():
         for name in copied:
@@ -60,10 +69,11 @@ def _why_left(
     source: Mapping[str, torch.Tensor],
     state: Mapping[str, torch.Tensor],
     target: nn.Module,
+    whole: Collection[str],
 ) -> str | None:
     """Return why a source tensor has no place in the target, or None: then it is copied."""
     attention, ffn = ATTENTION.fullmatch(name), FFN.fullmatch(name)
-    if attention is not None:
+    if attention is not None and attention[1] not in whole:
         reason = _why_not_shared(attention[1], attention[2], target)
         if reason is not None:
             return reason
@@ -106,15 +116,26 @@ def transferred(
     num_classes: int | None = None,
     side: int | None = None,
     seed: int = 0,
+    growth: GrowthSpec | None = None,
 ) -> tuple[Exported, TransferReport]:
     """Build `config` and transfer the source's weights into it.
 
     It is built for `num_classes` classes and inputs of `side` x `side`, by default the source's. What is not
     copied is initialised from `seed`; that are the embeddings of all classes where their number is another.
-    Raises UserInputError when the two differ in a size of the shell.
+    With `growth` it is deeper than the source, whose tensors then count under their names in the target: a
+    copied block's count as copied, too. Raises UserInputError when the two differ in a size of the shell, and
+    where one that grew and differs in nothing else does not compute what its source does.
     """
     source = exported.config
-    _check_shells(source.model, config)
+    weights: Mapping[str, torch.Tensor] = exported.weights
+    deeper, blocks = source.model, list[int | None](range(config.depth))
+    if growth is not None:
+        deeper = source.model.model_copy(update={"depth": config.depth})
+    _check_shells(deeper, config)
+    if growth is not None:
+        blocks = [origin.block for origin in block_origins(source.model, config, growth)]
+        weights = grown(weights, source.model, config, growth)
+    same = _same_attention(source.model, config, blocks)
     channels, height, width = source.input.shape
     shape = (channels, side or height, side or width)
     classes = source.input.num_classes if num_classes is None else num_classes
@@ -129,7 +150,10 @@ def transferred(
         data=source.data,
     )
     model = build_unfused(described, seed)
-    report = transfer(exported.weights, model)
+    report = transfer(weights, model, same)
+    all_moved = not report.left and len(same) == sum(block is not None for block in blocks)
+    if growth is not None and promises_the_same(source.model, growth) and all_moved:
+        require_preserved(model, exported.weights, source.model, side=shape[1], num_classes=classes)
     origin = TransferOrigin(
         weights_sha256=source.weights_sha256,
         recipe=source.model.name,
@@ -137,14 +161,33 @@ def transferred(
         copied=len(report.copied),
         left=len(report.left),
         missing=len(report.missing),
+        growth=growth,
     )
     described = described.model_copy(update={"transferred_from": origin})
     return Exported(config=described, weights=model.state_dict()), report
 
 
+def _same_attention(source: ModelConfig, target: ModelConfig, blocks: list[int | None]) -> frozenset[int]:
+    """Return the target's blocks whose attention is that of the source's block they come from."""
+    theirs, ours = (with_all_options(each, registry()) for each in (source, target))
+    return frozenset(
+        place
+        for place, block in enumerate(blocks)
+        if block is not None
+        and block < source.depth
+        and _content(theirs, block) == _content(ours, place)
+        and (source.dim, source.num_heads) == (target.dim, target.num_heads)
+    )
+
+
+def _content(model: ModelConfig, block: int) -> tuple[str, dict[str, Any]]:
+    spec = model.attention_at(block)
+    return spec.name, spec.options
+
+
 def _check_shells(source: ModelConfig, target: ModelConfig) -> None:
     """Raise UserInputError listing the sizes of the shell in which two models differ."""
-    names = ("depth", "dim", "patch_size", "in_channels", "input", "learned_variance")
+    names = ("depth", "dim", "patch_size", "in_channels", "input", "learned_variance", "decoupled")
     told = [
         f"{name} {getattr(source, name)} there and {getattr(target, name)} in {target.name}"
         for name in names
@@ -153,7 +196,8 @@ def _check_shells(source: ModelConfig, target: ModelConfig) -> None:
     if told:
         raise UserInputError(
             f"the source and the target must share their shell, but they have {', '.join(told)}; choose a "
-            "recipe of the same sizes, or leave out --model to keep the source's"
+            "recipe of the same sizes, or leave out --model to keep the source's; for more blocks there is "
+            "--growth"
         )
 
 

@@ -1,4 +1,4 @@
-"""The feed-forward networks of a block: DiT's MLP, Sana's Mix-FFN and DiG's SwiGLU."""
+"""The feed-forward networks of a block: DiT's MLP, Sana's Mix-FFN, DiG's SwiGLU and mixtures of experts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from attnbench.contract import MacCount
 from attnbench.layers.depthwise import DepthwiseConv
+from attnbench.models.experts import build_experts, expert_macs
 from attnbench.specs import FfnSpec
 from attnbench.torchvision_ops import define_missing_ops
 
@@ -71,16 +72,22 @@ KINDS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-def build_ffn(spec: FfnSpec, dim: int) -> nn.Module:
-    """Build the feed-forward network a recipe names; called as ffn(x [B, N, C], grid)."""
-    return KINDS[spec.kind](dim, spec.hidden_width(dim))
+def build_ffn(spec: FfnSpec, dim: int, layer_idx: int = 0) -> nn.Module:
+    """Build the feed-forward network that a recipe names for a block; called as ffn(x [B, N, C], grid).
+
+    A mixture of experts is called as ffn(x [B, N, C], context).
+    """
+    kind = spec.kind_at(layer_idx)
+    return build_experts(spec, dim) if kind == "moe" else KINDS[kind](dim, spec.hidden_width(dim))
 
 
-def ffn_macs(spec: FfnSpec, dim: int, num_tokens: int) -> MacCount:
-    """Multiply-adds of the feed-forward network at batch 1."""
-    hidden = spec.hidden_width(dim)
-    if spec.kind == "mlp":
+def ffn_macs(spec: FfnSpec, dim: int, num_tokens: int, layer_idx: int = 0) -> MacCount:
+    """Multiply-adds of a block's feed-forward network at batch 1."""
+    hidden, kind = spec.hidden_width(dim), spec.kind_at(layer_idx)
+    if kind == "moe":
+        return expert_macs(spec, dim, num_tokens)
+    if kind == "mlp":
         return MacCount(linear=2 * num_tokens * dim * hidden)
-    if spec.kind == "swiglu":
+    if kind == "swiglu":
         return MacCount(linear=num_tokens * dim * 2 * hidden, unhooked=num_tokens * hidden * dim)
     return MacCount(linear=num_tokens * (dim * 2 * hidden + 9 * 2 * hidden + hidden * dim))

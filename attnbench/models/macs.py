@@ -31,7 +31,8 @@ class BlockMacs:
     """The attention module with its projections."""
     feed_forward: MacCount
     modulation: MacCount
-    """AdaLN's layer, and the two LayerNorms, which only the paper counts."""
+    """AdaLN's layer, once for an image or, in a decoder, for each token; and the two LayerNorms, which only
+    the paper counts."""
     stream_conv: MacCount
 
     @property
@@ -59,8 +60,9 @@ def macs_by_part(config: ModelConfig, input_size: int) -> ModelMacs:
         block = block_macs(config, input_size, layer_idx)
         attention += block.attention
         blocks += block.total
+    embeddings, conditions = (1, 1) if config.decoupled is None else (2, n)
     ends = MacCount(
-        linear=n * c * patch + FREQUENCY_DIM * c + c * c + 2 * c * c + n * c * out,
+        linear=embeddings * n * c * patch + FREQUENCY_DIM * c + c * c + conditions * 2 * c * c + n * c * out,
         norm=2 * n * c,
     )
     return ModelMacs(total=blocks + ends, blocks=blocks, attention=attention)
@@ -70,13 +72,14 @@ def block_macs(config: ModelConfig, input_size: int, layer_idx: int) -> BlockMac
     """Count one block as `closed_form_macs` does."""
     grid = token_grid(config, input_size)
     n, c = grid[0] * grid[1], config.dim
+    conditions = n if layer_idx >= config.encoder_depth else 1
     backend, options = resolve_attention(config.attention_at(layer_idx))
     site = AttentionSite(
         dim=c, num_heads=config.num_heads, grid=grid, layer_idx=layer_idx, depth=config.depth
     )
     return BlockMacs(
         attention=backend.macs(site, options),
-        feed_forward=ffn_macs(config.ffn, c, n),
-        modulation=MacCount(linear=6 * c * c, norm=2 * 2 * n * c),
+        feed_forward=ffn_macs(config.ffn, c, n, layer_idx),
+        modulation=MacCount(linear=conditions * 6 * c * c, norm=2 * 2 * n * c),
         stream_conv=MacCount(linear=9 * n * c if config.stream_conv else 0),
     )

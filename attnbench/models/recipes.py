@@ -33,6 +33,8 @@ FAMILIES = (
     "ablations",
     "dydi-lit",
     "dydi-lit-matched",
+    "ddt",
+    "diffmoe",
     "tiny",
     # what is in no table
     "linear-dit",

@@ -190,6 +190,7 @@ def _part_of_block(workload: Workload, model: DiffusionTransformer, inputs: _Inp
     layer_idx = config.depth // 2
     block = cast("Block", model.blocks[layer_idx])
     part: nn.Module = block.attn if workload.scope == "attention" else block
+    decodes = workload.scope == "block" and layer_idx >= config.encoder_depth
     called = torch.compile(part) if compiled else part
     tokens = torch.randn(workload.batch_size, model.grid[0] * model.grid[1], config.dim).to(inputs.device)
     context = AttentionContext(
@@ -199,10 +200,11 @@ def _part_of_block(workload: Workload, model: DiffusionTransformer, inputs: _Inp
         layer_idx=layer_idx,
         loss_sink=_ignore if workload.mode == "train" else None,
     )
+    condition = (torch.randn_like(tokens),) if decodes else ()
 
     def forward() -> torch.Tensor:
         with inputs.autocast(workload):
-            return cast("torch.Tensor", called(tokens, context))
+            return cast("torch.Tensor", called(tokens, context, *condition))
 
     if workload.mode == "forward":
         return Pass(module=part, run=torch.inference_mode()(forward))

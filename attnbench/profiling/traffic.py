@@ -85,7 +85,9 @@ def pass_traffic(workload: Workload) -> Traffic:
         context = AttentionContext(
             grid=model.grid, timestep=t, conditioning=torch.empty(num, config.dim), layer_idx=layer_idx
         )
-        return count_traffic(part, lambda: part(tokens, context), workload.precision)
+        decodes = workload.scope == "block" and layer_idx >= config.encoder_depth
+        condition = (torch.empty_like(tokens),) if decodes else ()
+        return count_traffic(part, lambda: part(tokens, context, *condition), workload.precision)
 
 
 def count_traffic(module: nn.Module, run: Callable[[], object], precision: str = "fp32") -> Traffic:

@@ -10,7 +10,17 @@ from typing import Any
 from attnbench.report.configurations import Configuration
 from attnbench.report.quantities import is_quality
 from attnbench.results import Result
-from attnbench.specs import OUTSIDE_KEY, EvaluateSpec, ProfileSpec, SampleSpec, Spec, TrainSpec
+from attnbench.specs import (
+    OUTSIDE_KEY,
+    DecoupledSpec,
+    EvaluateSpec,
+    GrowthSpec,
+    MoeSpec,
+    ProfileSpec,
+    SampleSpec,
+    Spec,
+    TrainSpec,
+)
 
 _SPECS: dict[str, type[Spec]] = {
     "train": TrainSpec,
@@ -41,6 +51,12 @@ _CHANGE_NO_RESULT = {
 }
 _ONLY_ROUNDING = ("train.grad_accumulation", "train.compile", "sample.compile")
 _ANOTHER_DRAW = ("sample.noise",)  # as other seeds are: of the same distribution
+_PARTS: dict[str, type[Spec]] = {
+    "train.growth": GrowthSpec,
+    "model.decoupled": DecoupledSpec,
+    "model.ffn.moe": MoeSpec,
+}
+"""Settings of several parts that may be null: then each part is, so that all rows tell of the same parts."""
 _NO_PART_OF_A_MODEL = ("name", "summary", "source", "size", "published", "origin", "attention")
 
 
@@ -63,6 +79,10 @@ def settings_of(result: Result) -> Iterator[tuple[str, str]]:
             settings = {**settings, "init_from": result.case["initial"]}  # what is in it, wherever it lies
         if section == "model":
             settings = {key: value for key, value in settings.items() if key not in _NO_PART_OF_A_MODEL}
+            ffn = settings.get("ffn")
+            settings = {"decoupled": None} | settings
+            if isinstance(ffn, dict):
+                settings["ffn"] = {"moe": None} | ffn
         if spec := _SPECS.get(section):
             fields = spec.model_fields.items()
             settings = {key: f.default for key, f in fields if not f.is_required()} | settings
@@ -72,6 +92,8 @@ def settings_of(result: Result) -> Iterator[tuple[str, str]]:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    if value is None and name in _PARTS:
+        value = dict.fromkeys(_PARTS[name].model_fields)
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _leaves(inner, f"{name}.{key}")

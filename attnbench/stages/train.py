@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,9 +17,11 @@ from attnbench.stages.compatibility import check_objective
 from attnbench.stages.distributed import World, together
 from attnbench.stages.latents.model_space import training_source
 from attnbench.stages.prepare import dataset_of
+from attnbench.stages.training.block_origins import promises_the_same
 from attnbench.stages.training.checkpoint import ModelInput, load_into, previous_path, save_averaged
+from attnbench.stages.training.growth import grown, require_preserved
 from attnbench.stages.training.held_out_loss import held_out_images
-from attnbench.stages.training.initial_weights import initial_weights
+from attnbench.stages.training.initial_weights import initial_weights, model_of
 from attnbench.stages.training.loss_curve import describe_training
 from attnbench.stages.training.sharding import put_together
 from attnbench.stages.training.trainer import Trainer
@@ -57,13 +60,7 @@ def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     with fork_rng(device):
         model = initial_model(case, model_input, device)
         if case.train.init_from is not None:
-            given = initial_weights(
-                case.train.init_from,
-                case.model,
-                side=model_input.shape[1],
-                num_classes=model_input.num_classes,
-            )
-            load_into(model, given, case.train.init_from)
+            start_from(case.train.init_from, model, case, model_input)
         trainer = Trainer(case, workspace, model, source, flip, held_out=held_out, world=world)
         trainer.resume()
         trainer.train_until(case.train.steps)
@@ -79,6 +76,22 @@ def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     output.measurements.append(trainer.held_out.measurement(trainer.progress.held_out_curve))
     output.curves["held_out_loss"] = trainer.progress.held_out_curve
     return output
+
+
+def start_from(folder: Path, model: nn.Module, case: Case, model_input: ModelInput) -> None:
+    """Load an exported folder's weights into the case's model, which may be deeper (train.growth).
+
+    Raises UserInputError, DataError or CheckpointError where they do not fit.
+    """
+    growth, side, num_classes = case.train.growth, model_input.shape[1], model_input.num_classes
+    given = initial_weights(folder, case.model, side=side, num_classes=num_classes, growth=growth)
+    if growth is None:
+        load_into(model, given, folder)
+        return
+    source = model_of(folder)
+    load_into(model, {**model.state_dict(), **grown(given, source, case.model, growth)}, folder)
+    if promises_the_same(source, growth):
+        require_preserved(model, given, source, side=side, num_classes=num_classes)
 
 
 def initial_model(case: Case, model_input: ModelInput, device: torch.device) -> nn.Module:

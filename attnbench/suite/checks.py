@@ -169,7 +169,8 @@ def _initial_problems(case: Case) -> Iterator[Problem]:
         side = input_size(case.model, case.data.image_size)
     except UserInputError:  # said already
         side = None
-    reason = why_not_from(folder, case.model, side=side, num_classes=_num_classes(case))
+    growth = case.train.growth
+    reason = why_not_from(folder, case.model, side=side, num_classes=_num_classes(case), growth=growth)
     if reason is not None:
         yield Problem(("train", "init_from"), reason)
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attnbench.errors import DataError, UserInputError, cannot_read
 from attnbench.models.resolution import LATENT_FACTOR
-from attnbench.specs import ModelConfig
+from attnbench.specs import GrowthSpec, ModelConfig
+from attnbench.stages.training.block_origins import why_not_grown
 
 if TYPE_CHECKING:
     import torch
@@ -30,31 +31,55 @@ def initial_fingerprint(folder: Path) -> str:
     return str(_config(folder)["weights_sha256"])
 
 
+def model_of(folder: Path) -> ModelConfig:
+    """Return the model in an exported folder; raises DataError where the folder is none, or is damaged."""
+    try:
+        return ModelConfig.model_validate_json(json.dumps(_config(folder)["model"]))
+    except (KeyError, ValueError) as error:
+        raise _no_whole_model(folder, error) from error
+
+
+def _no_whole_model(folder: Path, error: Exception) -> DataError:
+    return DataError(f"{folder} is no whole exported model ({error}); export it again")
+
+
 def why_not_from(
-    folder: Path, model: ModelConfig, *, side: int | None = None, num_classes: int | None = None
+    folder: Path,
+    model: ModelConfig,
+    *,
+    side: int | None = None,
+    num_classes: int | None = None,
+    growth: GrowthSpec | None = None,
 ) -> str | None:
     """Return why an exported folder's weights cannot start a model, and the way out; None where they can.
 
-    `side` of the model's input and `num_classes` are compared where they are known. Reads no weights. Raises
-    DataError for a damaged folder.
+    `side` of the model's input and `num_classes` are compared where they are known; with `growth` the model
+    is deeper than the folder's. Reads no weights. Raises DataError for a damaged folder.
     """
     from attnbench.models.options import with_all_options
     from attnbench.plugins import registry
 
-    config = _config(folder)
+    config, written = _config(folder), model_of(folder)
     try:
-        written = ModelConfig.model_validate_json(json.dumps(config["model"]))
         their_side, their_classes = int(config["input"]["shape"][1]), int(config["input"]["num_classes"])
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise DataError(f"{folder} is no whole exported model ({error}); export it again") from error
+        raise _no_whole_model(folder, error) from error
     # options left at their defaults may or may not be written
-    theirs, ours = (with_all_options(each, registry()).content() for each in (written, model))
-    other = [name for name in ours if ours[name] != theirs.get(name) and name not in TRAINING_ONLY]
+    full, wanted = (with_all_options(each, registry()) for each in (written, model))
+    grows: tuple[str, ...] = ()
+    if growth is not None:
+        reason = why_not_grown(full, wanted, growth)
+        if reason is not None:
+            return f"{folder}: {reason}"
+        grows = ("depth", "attention")  # compared block by block
+    theirs, ours = full.content(), wanted.content()
+    other = [n for n in ours if ours[n] != theirs.get(n) and n not in (*TRAINING_ONLY, *grows)]
     if other:
         told = ", ".join(f"{name} {theirs.get(name)!r} (here {ours[name]!r})" for name in other)
+        deeper = other == ["depth"] and written.depth < model.depth
         return (
             f"{folder} holds a model with {told}; choose that model, or make a folder for this one with "
-            "`attnbench transfer`"
+            f"`attnbench transfer`{', or let it grow with train.growth' if deeper else ''}"
         )
     told_sizes, options = [], []
     if num_classes not in (None, their_classes):
@@ -73,15 +98,20 @@ def why_not_from(
 
 
 def initial_weights(
-    folder: Path, model: ModelConfig, *, side: int | None = None, num_classes: int | None = None
+    folder: Path,
+    model: ModelConfig,
+    *,
+    side: int | None = None,
+    num_classes: int | None = None,
+    growth: GrowthSpec | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Return the weights of an exported folder for a model, by name, on the CPU.
+    """Return the weights of an exported folder that can start a model, by their names there, on the CPU.
 
     Raises DataError for a damaged folder, UserInputError where its model is another.
     """
     from safetensors.torch import load
 
-    reason = why_not_from(folder, model, side=side, num_classes=num_classes)
+    reason = why_not_from(folder, model, side=side, num_classes=num_classes, growth=growth)
     if reason is not None:
         raise UserInputError(f"train.init_from: {reason}")
     try:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attnbench.contract import AttentionContext
 from attnbench.diffusion.objective import Objective
+from attnbench.models.experts import DiffMoe
 from attnbench.specs import TrainSpec
 from attnbench.stages.training.batches import MicroBatch
 from attnbench.stages.training.over_processes import MeanOverProcesses
@@ -43,6 +44,7 @@ class TrainingLoss(nn.Module):
         if processes > 1:
             model.mean_over_processes = MeanOverProcesses()  # there `work_alone` finds it
             self.shared["mean_over_processes"] = model.mean_over_processes
+            self.shared["gather_over_processes"] = model.mean_over_processes.gather
         if settings.activation_checkpointing:
             recompute_blocks(model)
         self.autocast = torch.autocast(
@@ -75,26 +77,27 @@ def recompute_blocks(model: nn.Module) -> None:
 
 
 class _Recomputed:
-    """A block's forward under torch.utils.checkpoint that tells sinks and BatchNorm nothing twice."""
+    """A block's forward under torch.utils.checkpoint that tells sinks and moving averages nothing twice."""
 
     def __init__(self, block: nn.Module) -> None:
         self._forward = block.forward
         self._norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+        self._following = [module for module in block.modules() if isinstance(module, DiffMoe)]
         self._again = False
 
-    def __call__(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, context: AttentionContext, *more: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
-            return self._forward(x, context)
-        return checkpoint(self._run, x, context, use_reentrant=False, context_fn=self._contexts)
+            return self._forward(x, context, *more)
+        return checkpoint(self._run, x, context, *more, use_reentrant=False, context_fn=self._contexts)
 
-    def _run(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    def _run(self, x: torch.Tensor, context: AttentionContext, *more: torch.Tensor) -> torch.Tensor:
         if self._again:
             context = dataclasses.replace(
                 context,
                 recorder=None if context.recorder is None else _ignore,
                 loss_sink=None if context.loss_sink is None else _ignore,
             )
-        return self._forward(x, context)
+        return self._forward(x, context, *more)
 
     def _contexts(self) -> tuple[Any, Any]:
         return contextlib.nullcontext(), self._second_time()
@@ -103,12 +106,16 @@ class _Recomputed:
     def _second_time(self) -> Iterator[None]:
         before = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
         self._again = True
+        for module in self._following:
+            module.moves_statistics = False
         for norm in self._norms:  # running statistics move by nothing and count nothing
             norm.momentum, norm.num_batches_tracked = 0.0, None
         try:
             yield
         finally:
             self._again = False
+            for module in self._following:
+                module.moves_statistics = True
             for norm, (momentum, count) in zip(self._norms, before, strict=True):
                 norm.momentum, norm.num_batches_tracked = momentum, count
 

@@ -24,6 +24,17 @@ class MeanOverProcesses(nn.Module):
         """Return the mean, or the value itself in a process that works alone."""
         return value if self.is_alone else mean_over_processes(value, self.group)
 
+    @torch.compiler.disable  # what follows has shapes that are data, and ends the graph in any case
+    @torch.no_grad()
+    def gather(self, value: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Return all processes' values, [processes, ...], and the place of this one's; no gradient flows."""
+        if self.is_alone:
+            return value.unsqueeze(0), 0
+        own = value.contiguous()
+        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(everyone, own, group=self.group)
+        return torch.stack(everyone), dist.get_rank(self.group)
+
     def work_alone(self) -> None:
         """Wait for no other process from now on."""
         self.is_alone = True
