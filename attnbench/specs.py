@@ -309,11 +309,11 @@ class TeacherSpec(Spec):
     """
 
     model: Path | None = Field(default=None, strict=False)
-    """A folder of `attnbench export`, `import` or `transfer`, or a finished case of a run as RUN:CASE (the run's
-    folder, a label or id)."""
+    """A folder of `attnbench export`, `import` or `transfer`, or a finished case of a run as RUN:CASE (the
+    run's folder, a label or id)."""
     case: dict[str, Any] | None = Field(default=None, min_length=1)
     """In place of model: a case of this suite by its place in the matrix, as in {model.attention: softmax,
-    train.steps: 250}; of the axes not named, the student's own place, without a teacher. It is trained first."""
+    train.steps: 250}; on the axes not named the student's own place, without a teacher. Trained first."""
     label: str | None = None
     """How labels and reports call a case that is taught; by default `converted`."""
     inherit: Literal["none", "rest", "rest-and-projections"] = "rest"

@@ -271,10 +271,15 @@ def log_name(case: Case) -> str:
 def _wanted(case: Case) -> _Wanted:
     """Return the stages of a case that are worth keeping others from meanwhile.
 
-    `prepare` without latents takes no time: who meets another one in it waits for a moment.
+    `prepare` without latents takes no time: who meets another one in it waits for a moment. A case that is
+    taught by one of its own suite needs that one's training, too.
     """
     stages = (stage for stage in stages_of(case) if stage != "prepare" or codec_of(case) is not None)
-    return frozenset((stage, case.key(stage)) for stage in stages)
+    wanted: set[tuple[Stage, str]] = {(stage, case.key(stage)) for stage in stages}
+    teacher = case.teacher.trains_here if case.teacher is not None else None
+    if teacher is not None:
+        wanted.add(("train", teacher.key("train")))
+    return frozenset(wanted)
 
 
 def _in_other_hands(case: Case, store: Path) -> bool:

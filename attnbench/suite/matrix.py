@@ -122,7 +122,7 @@ def label_of(draft: Draft, model: ModelConfig) -> str:
     """Return one readable name of a case, such as `dit-s · guidance_scale=4.0`."""
     shown = axes_of(draft, model)
     parts = [
-        shown[axis.short] if axis.target == TEACHER or (axis.target[0] in ("model", "data") and _is_name(axis))
+        shown[axis.short] if _is_name(axis)
         else f"{axis.short}={shown[axis.short]}"
         for axis, _ in draft.points
     ]  # fmt: skip
@@ -131,6 +131,8 @@ def label_of(draft: Draft, model: ModelConfig) -> str:
 
 def _is_name(axis: Axis) -> bool:
     """Whether the values name themselves, so that `attention=softmax` would say nothing more."""
+    if axis.target[0] not in ("model", "data"):
+        return axis.target == TEACHER
     return len(axis.target) == 1 or axis.target[-1] in ("recipe", "attention", "name")
 
 

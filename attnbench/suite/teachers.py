@@ -1,4 +1,4 @@
-"""Who teaches a case: an exported folder, a case of another run, or a case of the same suite; and whether it can."""
+"""Who teaches a case: an exported folder, a case of another run or of its own suite; and whether it can."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def with_teachers(pairs: Pairs) -> tuple[list[tuple[Draft, Case]], list[tuple[Dr
         if teacher is None:
             found.append((draft, case))
             continue
+        origin: TeacherOrigin | None
         try:
             if teacher.case is not None:
                 origin = _of_suite(teacher.case, draft, pairs)
@@ -72,13 +73,13 @@ def with_teachers(pairs: Pairs) -> tuple[list[tuple[Draft, Case]], list[tuple[Dr
 
 
 def missing_teacher(case: Case) -> str:
-    """Return what to do where the teacher that a case names is not there; empty where it is, or none is named."""
+    """Return what to do where the teacher that a case names is not there, else nothing."""
     teacher = case.train.teacher
     if teacher is None or case.teacher is not None:
         return ""
     return (
-        f"train.teacher.model: {teacher.model} does not exist; name a folder of `attnbench export` or `attnbench "
-        "import` with -o train.teacher.model=PATH, or a case of a run as RUN:CASE"
+        f"train.teacher.model: {teacher.model} does not exist; name a folder of `attnbench export` or "
+        "`attnbench import` with -o train.teacher.model=PATH, or a case of a run as RUN:CASE"
     )
 
 
@@ -101,7 +102,9 @@ def _outside(named: str) -> TeacherOrigin | None:
     if label is not None:
         raise UserInputError(f"{named}: {place} is not the folder of a run ({RESULTS} is missing)")
     config = read_config(place)
-    return TeacherOrigin(identity=config.weights_sha256, folder=place.absolute(), exported=_bare(config.model))
+    return TeacherOrigin(
+        identity=config.weights_sha256, folder=place.absolute(), exported=_bare(config.model)
+    )
 
 
 def _of_run(run_dir: Path, label: str | None) -> TeacherOrigin:
@@ -134,8 +137,8 @@ def _of_suite(wanted: Mapping[str, Any], draft: Draft, pairs: Pairs) -> TeacherO
         f"{key}: {', '.join(show_value(value) for value in own[key][0].values)}" for key in wanted
     )
     raise UserInputError(
-        f"no case of this suite without a teacher has {named} (with this case's place on the other axes); the "
-        f"matrix has {values}. Keep the teacher's values in the matrix, and choose cases with --case"
+        f"no case of this suite without a teacher has {named} (and this case's place on the other axes); "
+        f"the matrix has {values}. Keep the teacher's values in the matrix, and choose cases with --case"
     )
 
 
@@ -163,15 +166,15 @@ def _bare(model: ModelConfig) -> ModelConfig:
 
 
 def teacher_problems(case: Case) -> Iterator[Problem]:
-    """Yield why the teacher that was found cannot teach a case: another shape, objective, data, autoencoder."""
+    """Yield why the teacher that was found cannot teach: another shape, objective, data, autoencoder."""
     teacher, origin = case.train.teacher, case.teacher
     if teacher is None:
         return
     if teacher.variance and not case.model.learned_variance:
         yield Problem(
             ("train", "teacher", "variance"),
-            f"is {teacher.variance:g}, but the model {case.model.name!r} predicts no variance; set it to 0, or "
-            "model.learned_variance: true (with train.objective: ddpm)",
+            f"is {teacher.variance:g}, but the model {case.model.name!r} predicts no variance; set it to 0, "
+            "or model.learned_variance: true (with train.objective: ddpm)",
         )
     if origin is None:
         return
@@ -182,8 +185,8 @@ def teacher_problems(case: Case) -> Iterator[Problem]:
     if teacher.variance and not theirs.model.learned_variance:
         yield Problem(
             ("train", "teacher", "variance"),
-            f"is {teacher.variance:g}, but {theirs.who} predicts no variance; set it to 0, or choose a teacher "
-            "trained with model.learned_variance: true",
+            f"is {teacher.variance:g}, but {theirs.who} predicts no variance; set it to 0, or choose a "
+            "teacher trained with model.learned_variance: true",
         )
 
 
@@ -236,8 +239,8 @@ def _other_shape(case: Case, theirs: _Taught) -> Iterator[tuple[str, str]]:
         )
     if teacher.is_asked and case.model.class_dropout and not theirs.model.class_dropout:
         yield (
-            f"was trained without dropped labels (here model.class_dropout {case.model.class_dropout:g}), so it "
-            "has nothing to say of them",
+            f"was trained without dropped labels (here model.class_dropout {case.model.class_dropout:g}), so "
+            "it has nothing to say of them",
             "set model.class_dropout: 0, or choose another teacher",
         )
 
