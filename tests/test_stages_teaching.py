@@ -79,7 +79,7 @@ def interrupt(root, case, step, monkeypatch):
 
 @pytest.mark.parametrize("features_of", ["attention", "block"])
 def test_the_terms_are_weighted_mean_squared_distances(features_of):
-    """Against the same sums written out: noise, raw variance, and features of each block, mean over blocks."""
+    """Against the same sums written out: noise, raw variance, features of each block."""
     teacher, ours = small_model(SOFTMAX, 1), small_model(LINEAR, 2)
     spec = TeacherSpec(case={"a": 1}, noise=0.5, variance=0.05, features=0.25, features_of=features_of)
     generator = torch.Generator().manual_seed(3)
@@ -131,7 +131,7 @@ def test_the_teacher_runs_under_inference_mode_in_the_student_s_precision():
 
 @pytest.mark.parametrize("inherit", ["rest", "rest-and-projections", "none"])
 def test_a_student_starts_from_what_it_inherits(taught, inherit):
-    """With a vanishing learning rate the average is the teacher's rest, bit for bit, and never its attention."""
+    """With a vanishing learning rate the average is the teacher's rest, bit for bit."""
     root, case = taught
     theirs = weights_of(root, case)
     ours = run_both(root, student(case, asked={"inherit": inherit}, lr=STILL))
