@@ -123,7 +123,7 @@ def _table(found: Sequence[Conversion], quantity: Quantity) -> Table | None:
         )
     if all(cell.value is None for _, cells in columns[1:] for cell in cells):
         return None
-    notes = [f"{quantity.title} is better {'higher' if quantity.better == 'higher' else 'lower'}."]
+    notes: list[str] = []
     if scratch:
         columns.append(
             (_words(f"Reaches {scratch[-1]:,} steps from scratch"), [_reached(c, quantity) for c in found])
