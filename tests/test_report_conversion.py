@@ -1,4 +1,4 @@
-"""The section on conversion: what is compared with what, who reaches what, the teacher, the chart, the compute."""
+"""The section on conversion: what is compared, who reaches what, the teacher, the chart, the compute."""
 
 from __future__ import annotations
 

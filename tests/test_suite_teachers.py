@@ -1,4 +1,4 @@
-"""Teachers in suites: of the suite itself, a run or a folder; part of the key; refused where they cannot teach."""
+"""Teachers in suites: a case, a run or a folder; part of the key; refused where they cannot teach."""
 
 import pytest
 from exchange_cases import digits_case, random_export, train_case

@@ -1,4 +1,4 @@
-"""Conversion of a trained model: per attention, quality against steps, converted, from scratch, the teacher's.
+"""Conversion of a trained model: quality against steps of each attention, converted and from scratch.
 
 Applies where a result was taught (`train.teacher`). What a row is compared with is the same case without a
 teacher, at the same and at other steps; several seeds are one row, as everywhere.
@@ -44,8 +44,9 @@ class Conversion:
     label: str
     series: int
     """Position among the results of the first converted case."""
-    converted: Mapping[int, Configuration]
-    scratch: Mapping[int, Configuration]
+    converted: dict[int, Configuration]
+    """Ascending, as `scratch`."""
+    scratch: dict[int, Configuration]
     teacher: Configuration | None
     """None where the teacher's own result is not among these."""
 
@@ -79,7 +80,7 @@ def conversions(results: Sequence[Result]) -> list[Conversion]:
 
 
 def conversion_tables(results: Sequence[Result]) -> list[Table]:
-    """Return quality against steps: by class accuracy, and by the first distance, where they were measured."""
+    """Return quality against steps: by class accuracy and by the first distance, where there are any."""
     found = conversions(results)
     tables = [_table(found, quantity) for quantity in _quantities(results)] if found else []
     return [table for table in tables if table is not None]
@@ -208,7 +209,7 @@ def _summary(found: Sequence[Conversion], quantity: Quantity, steps: int) -> lis
 
 
 def _of_teachers(found: Sequence[Conversion], quantity: Quantity) -> list[str]:
-    told = {}
+    told: dict[str, None] = {}
     for one in found:
         mean = mean_of(one.teacher, quantity)
         if one.teacher is not None and mean is not None:

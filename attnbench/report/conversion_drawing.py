@@ -77,8 +77,10 @@ def _draw(panels: Sequence[_Panel], quantity: Quantity) -> str:
     said = f"{quantity.title} against training steps, converted and from scratch"
     return (
         f'<svg role="img" aria-label={quoteattr(said)} xmlns="http://www.w3.org/2000/svg" '
-        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-family="system-ui, sans-serif" font-size="11" '
-        f'fill="{INK}">\n' + "\n".join(parts) + "\n</svg>\n"
+        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="system-ui, sans-serif" font-size="11" fill="{INK}">\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
     )
 
 
@@ -111,24 +113,24 @@ def _axes(x: Scale, y: Scale, *, ticked: bool, footed: bool) -> Iterator[str]:
 
 
 def _panel(panel: _Panel, x: Scale, y: Scale) -> Iterator[str]:
-    def at(steps: float, value: float) -> str:
-        return f"{_WIDTH * x.share(steps):.1f},{_HEIGHT * (1 - y.share(value)):.1f}"
+    def at(steps: float, value: float) -> tuple[str, str]:
+        return f"{_WIDTH * x.share(steps):.1f}", f"{_HEIGHT * (1 - y.share(value)):.1f}"
 
     yield f"<g><title>{escape(plain(panel.label))}</title>{_text(shortened(panel.label, 24), 0, -7)}</g>"
     if panel.teacher is not None:
-        top = _HEIGHT * (1 - y.share(panel.teacher))
-        yield f'<path d="M0,{top:.1f}H{_WIDTH}" stroke="{INK}" stroke-dasharray="4 2" fill="none"/>'
+        _, level = at(x.low, panel.teacher)
+        yield f'<path d="M0,{level}H{_WIDTH}" stroke="{INK}" stroke-dasharray="4 2" fill="none"/>'
     for name, colour, fill in (("scratch", SCRATCH, "none"), ("converted", CONVERTED, CONVERTED)):
         means = panel.means[name]
         if len(means) > 1:
-            path = "M" + "L".join(at(*mean) for mean in means)
+            path = "M" + "L".join(",".join(at(*mean)) for mean in means)
             yield f'<path d="{path}" stroke="{colour}" stroke-width="1.8" fill="none"/>'
         for steps, values in panel.lines[name]:
             for value in values if len(values) > 1 else ():
-                left, top = at(steps, value).split(",")
+                left, top = at(steps, value)
                 yield f'<circle cx="{left}" cy="{top}" r="1.3" fill="{colour}" opacity="0.6"/>'
         for steps, mean in means:
-            left, top = at(steps, mean).split(",")
+            left, top = at(steps, mean)
             yield f'<circle cx="{left}" cy="{top}" r="3.2" stroke="{colour}" fill="{fill}"/>'
 
 
