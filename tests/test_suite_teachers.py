@@ -1,5 +1,7 @@
 """Teachers in suites: a case, a run or a folder; part of the key; refused where they cannot teach."""
 
+from dataclasses import replace
+
 import pytest
 from exchange_cases import digits_case, random_export, train_case
 from suite_registry import errors, load
@@ -7,11 +9,14 @@ from suite_registry import errors, load
 from attnbench.errors import SuiteError
 from attnbench.exchange import write_exported
 from attnbench.exchange.config import CodecInfo
-from attnbench.running.plan import missing_inputs, plan
-from attnbench.running.schedule import _wanted
+from attnbench.results import Measurement
+from attnbench.running.plan import missing_inputs, plan, warnings
+from attnbench.running.schedule import _in_other_hands, _wanted
 from attnbench.specs import ModelConfig
 from attnbench.storage.hashing import file_sha256
+from attnbench.storage.locks import alone_in
 from attnbench.storage.names import AVERAGED
+from attnbench.storage.store import StageOutput, write_output
 from attnbench.suite.loading import load_suite
 
 SUITE = """\
@@ -249,3 +254,27 @@ def test_the_shipped_conversions_name_their_teachers():
     for case in load_suite("convert_imagenet").cases:
         spec = case.train.teacher
         assert (spec.noise, spec.variance, spec.inherit, spec.rest) == (0.5, 0.05, "rest", "trained")
+
+
+def test_a_teacher_that_another_run_trains_is_waited_for_elsewhere(tmp_path):
+    """Its student is not begun meanwhile, so that no place of a run stands still for it."""
+    *_, student = load(tmp_path, SUITE)
+    with alone_in(tmp_path / "train" / student.teacher.identity, print):
+        assert _in_other_hands(student, tmp_path)
+    assert not _in_other_hands(student, tmp_path)
+
+
+def test_a_shorter_training_of_the_same_suite_is_no_oversight(tmp_path):
+    """A suite that asks for 5 and for 20 steps means both; one that asks for 20 is told of the 5."""
+    load(tmp_path, SUITE)
+    suite = load_suite(tmp_path / "s.yaml")
+    for case in suite.cases:
+        if case.train.steps == 5:
+            folder_ = tmp_path / "train" / case.key("train")
+            folder_.mkdir(parents=True)
+            write_output(folder_, StageOutput(measurements=[Measurement(name="steps", values=[5])]))
+    assert not any("not gone on from" in told for told in warnings(suite, tmp_path))
+    longer = replace(suite, cases=tuple(case for case in suite.cases if case.train.steps == 20))
+    assert any(
+        "finished training of 5 steps is not gone on from" in told for told in warnings(longer, tmp_path)
+    )

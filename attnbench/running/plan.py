@@ -114,7 +114,8 @@ def finished_shorter(case: Case, store: Path, finished: Mapping[str, int]) -> in
 def warnings(suite: Suite, store: Path) -> list[str]:
     """Return what a person should know before a suite runs, one line each, the cases it is for first."""
     found = {text: list(labels) for text, labels in suite.warnings.items()}
-    finished = finished_trainings(store)
+    own = {case.key("train") for case in suite.cases}  # a suite that asks for both means both
+    finished = {key: steps for key, steps in finished_trainings(store).items() if key not in own}
     for case in suite.cases:
         steps = finished_shorter(case, store, finished)
         if steps is not None:
