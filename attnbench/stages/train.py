@@ -89,10 +89,11 @@ def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
             load_into(model, given, case.train.init_from)
         teacher = load_teacher(case, model_input, workspace)
         taught_by = None
-        if teacher is not None:
+        if teacher is not None and case.train.teacher is not None:
             inherit(model, teacher, case)
-            if case.train.teacher is not None and case.train.teacher.is_asked:
+            if case.train.teacher.is_asked:
                 taught_by = teacher.module(model_input, device)
+            teacher = replace(teacher, weights={})  # a second copy of them would stay all the while
         trainer = Trainer(
             case,
             workspace,
@@ -101,7 +102,7 @@ def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
             flip,
             held_out=held_out,
             world=world,
-            teacher=teacher,
+            teacher="" if teacher is None else teacher.sha256,
             taught_by=taught_by,
         )
         trainer.resume()

@@ -131,9 +131,8 @@ def inherit(model: nn.Module, teacher: Teacher, case: Case) -> frozenset[str]:
     return frozenset(report.copied)
 
 
-def check_same_teacher(before: str, teacher: Teacher | None, checkpoint: Path) -> None:
-    """Raise CheckpointError where a training that goes on would go on under another teacher."""
-    now = "" if teacher is None else teacher.sha256
+def check_same_teacher(before: str, now: str, checkpoint: Path) -> None:
+    """Raise CheckpointError where a training would go on under another teacher; by the weights' SHA-256."""
     if before != now:
         raise CheckpointError(
             f"{checkpoint}: the teacher has been trained anew since (its weights were {before[:12]}, now "

@@ -48,7 +48,7 @@ from attnbench.stages.training.loss import TrainingLoss
 from attnbench.stages.training.loss_curve import Timing, TrainingProgress
 from attnbench.stages.training.nonfinite import explain_nonfinite
 from attnbench.stages.training.sharding import UsedParameters, cut_like, put_together, shard_model, whole
-from attnbench.stages.training.teaching import Teacher, check_same_teacher
+from attnbench.stages.training.teaching import check_same_teacher
 from attnbench.storage.names import CHECKPOINT
 from attnbench.storage.store import Workspace
 
@@ -66,10 +66,10 @@ class Trainer:
         *,
         held_out: HeldOutImages | None = None,
         world: World = ALONE,
-        teacher: Teacher | None = None,
+        teacher: str = "",
         taught_by: nn.Module | None = None,
     ) -> None:
-        """`taught_by` is the teacher as a module on the device, where it makes a pass in each step."""
+        """`teacher` is the SHA-256 of its weights, `taught_by` its module where it makes a pass each step."""
         self.case, self.settings, self.workspace, self.world = case, case.train, workspace, world
         self.device = device_of_rank(workspace.device, world.rank, world.size)
         self.model = model.to(self.device).train()
@@ -210,8 +210,7 @@ class Trainer:
 
     def _save(self, journal: Journal | None) -> None:
         if journal is not None:
-            taught_by = "" if self.teacher is None else self.teacher.sha256
-            self.progress = journal.progress().model_copy(update={"teacher": taught_by})
+            self.progress = journal.progress().model_copy(update={"teacher": self.teacher})
         self.save()
         if journal is not None:
             journal.saved()
