@@ -419,6 +419,57 @@ class GrowthSpec(Spec):
         return self
 
 
+class TeacherSpec(Spec):
+    """A trained model that another one is converted from: where it is, what is inherited, what is matched.
+
+    Sources: LiT arXiv:2501.12976 (inherit all but the attention; noise 0.5, variance 0.05, everything
+    trained); LinFusion arXiv:2409.02097 and its released code (noise 0.5, features 0.5 of the attention's
+    outputs, the rest frozen).
+    """
+
+    model: Path | None = Field(default=None, strict=False)
+    """A folder of `attnbench export`, `import` or `transfer`, or a finished case of a run as RUN:CASE (the
+    run's folder, a label or id)."""
+    case: dict[str, Any] | None = Field(default=None, min_length=1)
+    """In place of model: a case of this suite by its place in the matrix, as in {model.attention: softmax,
+    train.steps: 250}; on the axes not named the student's own place, without a teacher. Trained first."""
+    label: str | None = None
+    """How labels and reports call a case that is taught; by default `converted`."""
+    inherit: Literal["none", "rest", "rest-and-projections"] = "rest"
+    """What starts as the teacher's weights: `rest`: everything but the attention; `rest-and-projections`: all
+    that `attnbench transfer` copies, its query, key, value and output projections too."""
+    rest: Literal["trained", "frozen"] = "trained"
+    """`frozen`: what was inherited outside the attention stays as it is."""
+    noise: float = Field(default=0.5, ge=0)
+    """Weight of the mean squared distance to the teacher's noise (under `flow`: its velocity)."""
+    variance: float = Field(default=0.0, ge=0)
+    """The same of the variance that a DDPM with learned variance predicts, as the network's output, before it
+    is put between its bounds. LiT: 0.05."""
+    features: float = Field(default=0.0, ge=0)
+    """The same of what `features_of` names, mean over blocks."""
+    features_of: Literal["attention", "block"] = "attention"
+    """`attention`: output of each block's attention; `block`: the tokens that leave each block."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> TeacherSpec:
+        if (self.model is None) == (self.case is None):
+            got = "neither" if self.model is None else "both"
+            raise about("model", f"(a folder, or RUN:CASE) or case (of this suite): one of them, got {got}")
+        if self.inherit == "none" and not self.is_asked:
+            raise about(
+                "noise", "variance and features are all 0 and inherit is none, so the teacher would do "
+                "nothing; give one of them a weight, or remove train.teacher"
+            )  # fmt: skip
+        if self.inherit == "none" and self.rest == "frozen":
+            raise about("rest", "frozen needs something inherited, got inherit: none; set inherit: rest")
+        return self
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the teacher makes a forward pass in each step."""
+        return max(self.noise, self.variance, self.features) > 0
+
+
 class TrainSpec(Spec):
     """How every case is trained; AdamW with betas (0.9, 0.999)."""
 
@@ -428,6 +479,8 @@ class TrainSpec(Spec):
     """The model is deeper than that of init_from: how its blocks start from the fewer there; null: it is of
     the same depth."""
 
+    teacher: TeacherSpec | None = None
+    """A trained model to convert: its weights inherited, its outputs matched; null: none."""
     objective: Literal["ddpm", "flow"] = "ddpm"
     """`ddpm`: epsilon (and learned range variance), as in DiT; `flow`: rectified flow velocity."""
     steps: PositiveInt = 100_000
@@ -483,7 +536,7 @@ class TrainSpec(Spec):
     @model_serializer(mode="wrap")
     def _what_is_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what is null and newer than stored results, so that their keys and cases stay."""
-        return _without_null(written(self), "growth")
+        return _without_null(written(self), "growth", "teacher")
 
     @model_validator(mode="after")
     def _growth_has_a_source(self) -> TrainSpec:
@@ -505,6 +558,18 @@ class TrainSpec(Spec):
                 "and activation_checkpointing do not go together: set one of them to false; "
                 "grad_accumulation saves memory, too",
             )
+        if self.init_from is not None and self.teacher is not None and self.teacher.inherit != "none":
+            raise about(
+                "init_from",
+                f"and teacher.inherit: {self.teacher.inherit} both give the first weights; set "
+                "teacher.inherit: none, or remove init_from",
+            )
+        if self.compile and self.teacher is not None and self.teacher.features > 0:
+            raise about(
+                "compile",
+                "and teacher.features do not go together: what leaves a block is heard between its layers, "
+                "which a compiled model does not have; set compile: false, or features: 0",
+            )
         decays = [self.ema_decay, *self.extra_ema_decays]
         if len(set(decays)) < len(decays):
             raise about("ema_decay", f"and extra_ema_decays must differ from one another, got {decays}")
@@ -524,6 +589,8 @@ class TrainSpec(Spec):
     def warnings(self) -> Iterator[str]:
         """Yield what these settings do that nobody wants and no error tells, with the numbers."""
         start = "random weights" if self.init_from is None else "the weights of train.init_from"
+        if self.teacher is not None and self.teacher.inherit != "none":
+            start = "what was inherited and random weights"
         for decay in (self.ema_decay, *self.extra_ema_decays):
             share = self.start_left_in(decay)
             if share >= MUCH_OF_ITS_START:
@@ -680,6 +747,34 @@ _PROFILE_IN_IDS: dict[str, Any] = {
 that are there stay; the key of a profile's session holds the settings themselves."""
 
 
+class TeacherOrigin(Spec):
+    """The model that teaches a case, as it was found when the suite was checked."""
+
+    identity: str
+    """SHA-256 of its weights; of a case of the same suite, whose weights there may not be yet, the key of its
+    training, which the weights follow from. Part of the key of what it teaches."""
+    folder: Path | None = Field(default=None, strict=False)
+    """The exported folder, absolute; None: a case."""
+    store: Path | None = Field(default=None, strict=False)
+    """The store of a case of another run, absolute; None: the student's own."""
+    case: Case | None = None
+    """The training; None: an exported folder."""
+    exported: ModelConfig | None = None
+    """The model of an exported folder."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Its model."""
+        model = self.exported if self.case is None else self.case.model
+        assert model is not None
+        return model
+
+    @property
+    def trains_here(self) -> Case | None:
+        """Return the case of the student's own run that has to be trained first, or None."""
+        return self.case if self.store is None else None
+
+
 class Case(Spec):
     """One resolved case of a suite. Its identity is its content, not its label."""
 
@@ -695,6 +790,8 @@ class Case(Spec):
     """Fingerprints of the attention backends' sources: results of changed code are not reused."""
     initial: str = ""
     """Fingerprint of the weights in train.init_from: a training from other weights is another training."""
+    teacher: TeacherOrigin | None = None
+    """Who train.teacher is; None: nobody, or not there yet."""
     model: ModelConfig
     data: DataSpec
     train: TrainSpec
@@ -706,9 +803,10 @@ class Case(Spec):
 
     @model_serializer(mode="wrap")
     def _what_is_asked(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a diagnosis that nobody asks for, so that cases read as they did before there was one."""
+        """Leave out what nobody asks for, so that cases read as they did before there was a word for it."""
         settings: dict[str, Any] = written(self)
-        return {name: value for name, value in settings.items() if name != "diagnose" or value is not None}
+        unasked = ("diagnose", "teacher")
+        return {name: value for name, value in settings.items() if name not in unasked or value is not None}
 
     @property
     def id(self) -> str:
@@ -728,6 +826,10 @@ class Case(Spec):
             return content_hash(content)
         content += [self.seed, self.initial, model, self.code]  # `initial` stands for train.init_from
         content.append(self.train.model_dump(mode="json", exclude={*OUTSIDE_KEY["train"], "init_from"}))
+        if self.train.teacher is not None:  # who it is, not where it lies or what it is called
+            for name in ("model", "case", "label"):
+                del content[-1]["teacher"][name]
+            content.append(self.teacher.identity if self.teacher is not None else "")
         if stage == "train":
             return content_hash(content)
         if stage == "diagnose":
@@ -753,5 +855,6 @@ class Case(Spec):
         }
 
 
+TeacherOrigin.model_rebuild()  # a teacher may be a case, and a case may have a teacher
 FORMAT = 2  # raised when a stage's meaning changes, so that old artefacts are not reused
 DIAGNOSE_FORMAT = 1  # likewise, of the stage `diagnose` alone

@@ -19,7 +19,7 @@ def test_an_unknown_key_is_one_complete_line(here: Path) -> None:
         "activation_checkpointing, batch_size, checkpoint_every, checkpoint_minutes, compile, ema_decay, "
         "ema_warmup, extra_ema_decays, grad_accumulation, grad_clip, growth, held_out_every, "
         "held_out_images, horizontal_flip, init_from, log, log_every, lr, objective, precision, sharding, "
-        "steps, timestep_density, warmup_steps, weight_decay"
+        "steps, teacher, timestep_density, warmup_steps, weight_decay"
     )
 
 

@@ -31,6 +31,7 @@ _SPECS: dict[str, type[Spec]] = {
 SETTINGS = {
     "data.name": "data",
     "train.init_from": "initial weights",
+    "train.teacher": "teacher",
     "train.steps": "training steps",
     "train.batch_size": "images per training step",
     "train.precision": "precision in training",
@@ -46,6 +47,7 @@ SETTINGS = {
 _CHANGE_NO_RESULT = {
     *(f"{stage}.{name}" for stage, names in OUTSIDE_KEY.items() for name in names),
     *(f"train.{name}" for name in ("log_every", "held_out_every", "held_out_images", "extra_ema_decays")),
+    "train.teacher.label",
     *(f"evaluate.{name}" for name in ("metrics", "class_accuracy", "per_class", "weights")),
     *(f"profile.{name}" for name in ("measure", "rounds", "interval", "timeout_s")),
 }

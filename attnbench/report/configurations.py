@@ -12,7 +12,8 @@ from attnbench.results import Direction, Measurement, Result
 from attnbench.specs import content_hash
 
 _SEED_AXIS = "seed"
-_NOT_CONTENT = ("suite", "question", "label", "axes", "exceptions", "seed", "diagnose")
+_NOT_CONTENT = ("suite", "question", "label", "axes", "exceptions", "seed", "diagnose", "teacher")
+"""Of a teacher, train.teacher says which; what it is, its own seed too, differs between a student's seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)

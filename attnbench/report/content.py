@@ -11,6 +11,8 @@ from attnbench.report.aspects import settings_of
 from attnbench.report.charts import looks
 from attnbench.report.comparison import comparison_table, seed_table
 from attnbench.report.configurations import configurations
+from attnbench.report.conversion import conversion_tables
+from attnbench.report.conversion_drawing import conversion_drawings
 from attnbench.report.costs import cost_table, other_table, problems_table, training_table
 from attnbench.report.diagnosis import diagnosis_drawings, diagnosis_table
 from attnbench.report.drawing import Drawing
@@ -53,6 +55,8 @@ class Content:
     configurations: list[str]
     """The label of each configuration."""
     figures: list[Drawing]
+    conversion: list[Table]
+    """Quality against steps of converted models; empty where nothing was converted."""
     diagnosis: Table | None
     seeds: Table | None
     """The values of each seed, where rows are means over several."""
@@ -83,6 +87,7 @@ def gather(run_dir: Path, results: Sequence[Result], title: str, question: str, 
         looks=looks(results),
         configurations=[plain(configuration.label) for configuration in configurations(results)],
         figures=[drawing for draw in DRAWINGS for drawing in draw(results, run_dir)],
+        conversion=conversion_tables(results),
         diagnosis=diagnosis_table(results, run_dir),
         seeds=seed_table(results),
         cost=cost_table(results),
@@ -117,6 +122,7 @@ def _pareto_drawings(results: Sequence[Result], run_dir: Path) -> list[Drawing]:
 
 
 DRAWINGS: tuple[Callable[[Sequence[Result], Path], list[Drawing]], ...] = (
+    conversion_drawings,
     _case_drawings,
     _pareto_drawings,
     diagnosis_drawings,

@@ -49,6 +49,7 @@ def render(content: Content, figures: dict[str, str]) -> str:
         *_section("### Failed and skipped cases", content.problems),
         *_grids(content),
         *_figures(content.figures, figures),
+        *(part for table in content.conversion for part in _titled(table)),
         *_titled(content.diagnosis),
         *_titled(content.seeds),
         *_section("## Cost", content.cost),

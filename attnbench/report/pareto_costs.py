@@ -62,15 +62,25 @@ def _at_main_side(quantity: Quantity) -> Callable[[Result], Measurement | None]:
 def training_macs(result: Result) -> float | None:
     """Return the multiply-adds of a training by the full count: steps x batch x 3 x one forward pass.
 
-    Without what recomputes activations, and without the autoencoder. None where something is not known.
+    With a teacher what the stage `train` has counted, its pass included. Without what recomputes activations,
+    and without the autoencoder. None where something is not known.
     """
-    macs = _at_main_side(MACS)(result)
+    per_image = macs_of_step(result)
     training: dict[str, Any] = result.case.get("train", {})
     steps = result.measurement("steps")
     count = steps.value if steps is not None and steps.values else training.get("steps")
-    if macs is None or not macs.values or not count or "batch_size" not in training:
+    if per_image is None or not count or "batch_size" not in training:
         return None
-    return float(count) * training["batch_size"] * FORWARD_AND_BACKWARD * macs.value
+    return float(count) * training["batch_size"] * per_image
+
+
+def macs_of_step(result: Result) -> float | None:
+    """Return the multiply-adds of one image in one optimizer step; None where they are not known."""
+    counted = result.measurement("step_macs")
+    if counted is not None and counted.values:
+        return counted.value
+    macs = _at_main_side(MACS)(result)
+    return None if macs is None or not macs.values else FORWARD_AND_BACKWARD * macs.value
 
 
 COSTS = {

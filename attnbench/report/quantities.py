@@ -98,6 +98,14 @@ TRAINING = (
                         "times, the same noise for every case; compare it only under the same objective."),
     Quantity(name="data_wait_share", title="Waiting for data", better="lower", decimals=3,
              definition="Share of the training time that steps waited for their batch."),
+    Quantity(name="step_macs", title="MACs of a step", unit="G", scale=1e-9, better="lower", decimals=3,
+             keep_smallest=True,
+             definition="Multiply-adds (10^9), full count, of one image in one step of a training with a "
+                        "teacher: forward and backward pass, and the teacher's pass."),
+    Quantity(name="teacher_memory_mib", title="Teacher's memory", unit="MiB", better="lower",
+             significant=True,
+             definition="What a training with a teacher holds for it: its weights, and the tensors alive at "
+                        "the peak of its pass over one micro-batch."),
     Quantity(name="sample_time_s", title="Sampling", unit="s", better="lower", significant=True),
     Quantity(name="decode_time_s", title="Decoding", unit="s", better="lower", significant=True,
              definition="Time of the autoencoder's decoder, a part of sampling; on a GPU beside it."),

@@ -109,7 +109,7 @@ def _settings(case: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if (
             text
             and name not in ("suite", "question", "label", "model.summary")
-            and not name.startswith(("axes.", "code.", "files."))
+            and not name.startswith(("axes.", "code.", "files.", "teacher."))
         ):
             yield name, text
 

@@ -20,6 +20,7 @@ from attnbench.stages.latents.model_space import assumption, codec_of, latent_fa
 from attnbench.storage import hub
 from attnbench.storage.store import STAGES, Stage, read_output, stages_of
 from attnbench.suite.loading import Suite, of_cases
+from attnbench.suite.teachers import missing_teacher
 
 # Estimates, not measurements: a backward pass costs two forward passes, a small matmul reaches
 # about 0.6 of the rate of a large one, and every block costs some fixed time in Python and kernel launches.
@@ -55,8 +56,12 @@ def plan(cases: Sequence[Case], store: Path) -> list[PlannedCase]:
         finished = tuple(s for s in stages_of(case) if read_output(store / s / case.key(s)) is not None)
         missing = [s for s in stages_of(case) if s not in finished and (s, case.key(s)) not in counted]
         counted.update((s, case.key(s)) for s in missing)
+        first = _teacher_to_train(case, store) if "train" in missing else None
         try:
             time_s = sum(stage_time_s(case, s, rate) for s in missing)
+            if first is not None and ("train", first.key("train")) not in counted:
+                counted.add(("train", first.key("train")))
+                time_s += stage_time_s(first, "train", rate)
             disk_bytes, problem = disk_needed_bytes(case, missing), ""
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's backend may raise anything
             time_s, disk_bytes, problem = 0.0, 0, f"{type(error).__name__}: {error}"
@@ -72,6 +77,14 @@ def plan(cases: Sequence[Case], store: Path) -> list[PlannedCase]:
             )
         )
     return planned
+
+
+def _teacher_to_train(case: Case, store: Path) -> Case | None:
+    """Return the case of the same suite that teaches a case, where its training is not finished."""
+    teacher = case.teacher.trains_here if case.teacher is not None else None
+    if teacher is None or read_output(store / "train" / teacher.key("train")) is not None:
+        return None
+    return teacher
 
 
 def finished_trainings(store: Path) -> dict[str, int]:
@@ -102,7 +115,9 @@ def finished_shorter(case: Case, store: Path, finished: Mapping[str, int]) -> in
 def warnings(suite: Suite, store: Path) -> list[str]:
     """Return what a person should know before a suite runs, one line each, the cases it is for first."""
     found = {text: list(labels) for text, labels in suite.warnings.items()}
-    finished, other = finished_trainings(store), []
+    own = {case.key("train") for case in suite.cases}  # a suite that asks for both means both
+    finished = {key: steps for key, steps in finished_trainings(store).items() if key not in own}
+    other = []
     for case in suite.cases:
         steps = finished_shorter(case, store, finished)
         if steps is None:
@@ -133,6 +148,8 @@ def missing_inputs(case: Case) -> tuple[str, ...]:
             read_fitting_card(case.data)
         except DataError as error:
             said.append(f"data.path: {error}")
+    if missing := missing_teacher(case):
+        said.append(missing)
     return (*said, *_missing_autoencoder(case), *_missing_weights(case))
 
 
@@ -181,13 +198,22 @@ def stage_time_s(case: Case, stage: Stage, macs_per_s: float) -> float:
         return diagnose_passes(case) * forward_macs / (macs_per_s * MATMUL_EFFICIENCY)
     fixed_s = case.model.depth * BLOCK_OVERHEAD_S
     if stage == "train":
-        compute_s = 3 * case.train.batch_size * forward_macs / (macs_per_s * MATMUL_EFFICIENCY)
-        return case.train.steps * (3 * fixed_s + compute_s)
+        passes_macs, passes = 3 * forward_macs, 3
+        if case.teacher is not None and case.train.teacher is not None and case.train.teacher.is_asked:
+            passes_macs, passes = passes_macs + closed_form(_as_taught(case)).full, 4
+        compute_s = case.train.batch_size * passes_macs / (macs_per_s * MATMUL_EFFICIENCY)
+        return case.train.steps * (passes * fixed_s + compute_s)
     guidance = 1 if case.sample.guidance_scale == 1 else 2
     images = case.sample.per_class * num_classes(case) * guidance
     calls = images / case.sample.batch_size * case.sample.num_steps
     compute_s = images * case.sample.num_steps * forward_macs / (macs_per_s * MATMUL_EFFICIENCY)
     return calls * fixed_s + compute_s
+
+
+def _as_taught(case: Case) -> Case:
+    """Return a case with the teacher's model in place of its own."""
+    assert case.teacher is not None
+    return case.model_copy(update={"model": case.teacher.model})
 
 
 def diagnose_passes(case: Case) -> int:

@@ -274,15 +274,26 @@ def log_name(case: Case) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', case.label)[:60].strip('-')}-{case.id}.log"
 
 
+def teacher_of(case: Case) -> Case | None:
+    """Return the case of the same suite that teaches a case, or None."""
+    return case.teacher.trains_here if case.teacher is not None else None
+
+
 def _wanted(case: Case) -> _Wanted:
     """Return the stages of a case that are worth keeping others from meanwhile.
 
-    `prepare` without latents takes no time: who meets another one in it waits for a moment.
+    `prepare` without latents takes no time: who meets another one in it waits for a moment. A case that is
+    taught by one of its own suite needs that one's training, too.
     """
     stages = (stage for stage in stages_of(case) if stage != "prepare" or codec_of(case) is not None)
-    return frozenset((stage, case.key(stage)) for stage in stages)
+    wanted: set[tuple[Stage, str]] = {(stage, case.key(stage)) for stage in stages}
+    teacher = teacher_of(case)
+    if teacher is not None:
+        wanted.add(("train", teacher.key("train")))
+    return frozenset(wanted)
 
 
 def _in_other_hands(case: Case, store: Path) -> bool:
-    """Tell whether another run works on a case, or on the training that it shares with others."""
-    return is_held(claim_folder(case, store)) or is_held(store / "train" / case.key("train"))
+    """Tell whether another run works on a case, on a training that it shares, or on its teacher's."""
+    trainings = {case.key("train")} | ({teacher.key("train")} if (teacher := teacher_of(case)) else set())
+    return is_held(claim_folder(case, store)) or any(is_held(store / "train" / key) for key in trainings)

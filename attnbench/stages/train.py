@@ -10,13 +10,14 @@ from torch import nn
 
 from attnbench.devices import device_of_rank
 from attnbench.diffusion.noise import fork_rng
-from attnbench.errors import UserInputError
+from attnbench.errors import AttnbenchError, UserInputError
 from attnbench.models import build_model
 from attnbench.specs import Case
 from attnbench.stages.compatibility import check_objective
 from attnbench.stages.distributed import World, together
 from attnbench.stages.latents.model_space import training_source
 from attnbench.stages.prepare import dataset_of
+from attnbench.stages.training.batches import cut_batch
 from attnbench.stages.training.block_origins import promises_the_same
 from attnbench.stages.training.checkpoint import ModelInput, load_into, previous_path, save_averaged
 from attnbench.stages.training.growth import grown, require_preserved
@@ -24,9 +25,15 @@ from attnbench.stages.training.held_out_loss import held_out_images
 from attnbench.stages.training.initial_weights import initial_weights, model_of
 from attnbench.stages.training.loss_curve import describe_training
 from attnbench.stages.training.sharding import put_together
+from attnbench.stages.training.teaching import (
+    inherit,
+    load_teacher,
+    teaching_measurements,
+    untaught,
+)
 from attnbench.stages.training.trainer import Trainer
 from attnbench.storage.names import AVERAGED, CHECKPOINT, further_average
-from attnbench.storage.store import StageOutput, Workspace, write_output
+from attnbench.storage.store import NOTICE, StageOutput, Workspace, read_output, write_output
 
 
 def run(case: Case, workspace: Workspace) -> StageOutput:
@@ -41,12 +48,28 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         if finished is not None:
             return finished
         check_objective(case)
+        train_teacher(case, workspace)
         with together(case, workspace, "train") as world:
             output = train_case(case, workspace, world)
         output.computed_with.update(case.outside_key("train"))
         write_output(folder, output)
         previous_path(folder / CHECKPOINT).unlink(missing_ok=True)  # it is for going on only
         return output
+
+
+def train_teacher(case: Case, workspace: Workspace) -> None:
+    """Train the case of the same suite that teaches this one, unless it is finished.
+
+    Raises what a training raises, saying that it was the teacher's.
+    """
+    teacher = case.teacher.trains_here if case.teacher is not None else None
+    if teacher is None or read_output(workspace.root / "train" / teacher.key("train")) is not None:
+        return
+    workspace.report(NOTICE, 0, 0, f"{case.label}: its teacher {teacher.label} is trained first")
+    try:
+        run(teacher, workspace)
+    except AttnbenchError as error:
+        raise untaught(error, teacher) from error
 
 
 def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
@@ -61,7 +84,24 @@ def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
         model = initial_model(case, model_input, device)
         if case.train.init_from is not None:
             start_from(case.train.init_from, model, case, model_input)
-        trainer = Trainer(case, workspace, model, source, flip, held_out=held_out, world=world)
+        teacher = load_teacher(case, model_input, workspace)
+        taught_by = None
+        if teacher is not None and case.train.teacher is not None:
+            inherit(model, teacher, case)
+            if case.train.teacher.is_asked:
+                taught_by = teacher.module(model_input, device)
+            teacher = replace(teacher, weights={})  # a second copy of them would stay all the while
+        trainer = Trainer(
+            case,
+            workspace,
+            model,
+            source,
+            flip,
+            held_out=held_out,
+            world=world,
+            teacher="" if teacher is None else teacher.sha256,
+            taught_by=taught_by,
+        )
         trainer.resume()
         trainer.train_until(case.train.steps)
     folder = workspace.folder("train", case)
@@ -75,6 +115,11 @@ def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     output = describe_training(trainer.progress, trainer.timings, case.train.batch_size)
     output.measurements.append(trainer.held_out.measurement(trainer.progress.held_out_curve))
     output.curves["held_out_loss"] = trainer.progress.held_out_curve
+    if teacher is not None:
+        cut = cut_batch(case.train.batch_size, case.train.grad_accumulation, 0, world.size)[:1]
+        part = trainer.parts.make(0, cut)[0] if taught_by is not None else None
+        found = teaching_measurements(case, model, teacher, taught_by, part)
+        output.measurements.extend(found)
     return output
 
 

@@ -64,6 +64,10 @@ def _content(case: Case) -> str:
     dumped = case.model_dump(mode="json", exclude={"suite", "question", "label", "axes", "exceptions"})
     if case.initial:
         del dumped["train"]["init_from"]  # the place of what `initial` is the content of
+    if case.teacher is not None:  # likewise
+        dumped["teacher"] = case.teacher.identity
+        for name in ("model", "case", "label"):
+            del dumped["train"]["teacher"][name]
     model = {key: value for key, value in dumped["model"].items() if key not in SET_BY_RECIPE}
     several = model["attention"] if isinstance(model["attention"], list) else [model["attention"]]
     for attention in several:

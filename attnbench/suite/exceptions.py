@@ -52,7 +52,7 @@ def read_exceptions(
         if not isinstance(when, dict) or not isinstance(sets, dict):
             continue
         place = ("exceptions", index)
-        conditions, wrong = _read_when(when, (*place, "when"), axes, settings)
+        conditions, wrong = read_when(when, (*place, "when"), axes, settings)
         wrong += _wrong_sets(sets, (*place, "set"), axes, schema)
         problems += wrong
         if not wrong:
@@ -77,7 +77,7 @@ def apply_exceptions(rules: Sequence[ExceptionRule], drafts: Iterable[Draft]) ->
                 assign(draft, path, copy.deepcopy(value))
 
 
-def _read_when(
+def read_when(
     when: dict[str, Any], place: KeyPath, axes: Sequence[Axis], settings: Settings
 ) -> tuple[dict[KeyPath, frozenset[int]], list[Problem]]:
     """Translate `key: value or list of values` to places on the axes."""
@@ -89,7 +89,7 @@ def _read_when(
             problems.append(Problem((*place, key), _no_axis(key, axes, settings)))
             continue
         wanted = given if isinstance(given, list) else [given]
-        found = [[i for i, value in enumerate(axis.values) if _same(value, w)] for w in wanted]
+        found = [[i for i, value in enumerate(axis.values) if same(value, w)] for w in wanted]
         overridden = settings.origin(axis.written).overrides
         if not overridden:
             shown = ", ".join(show_value(value) for value in axis.values)
@@ -114,7 +114,7 @@ def _no_axis(key: str, axes: Sequence[Axis], settings: Settings) -> str:
     )
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Equal as YAML values: `true` is not 1."""
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 

@@ -32,10 +32,12 @@ from attnbench.suite import matrix
 from attnbench.suite.checks import case_problems, name_problems
 from attnbench.suite.distinct import repetitions, shared_measurements
 from attnbench.suite.exceptions import apply_exceptions, read_exceptions
+from attnbench.suite.excluding import without_excluded
 from attnbench.suite.extending import read_suite
 from attnbench.suite.files import find_suite, list_suites, shipped_folder
 from attnbench.suite.matrix import Draft
 from attnbench.suite.overrides import PATH_SETTINGS, absolute_override, absolute_path, override
+from attnbench.suite.teachers import with_teachers
 from attnbench.yaml_source import Origin, Settings, show_path, show_value
 
 __all__ = [
@@ -93,6 +95,8 @@ class SuiteSpec(Spec):
     """What is recorded from inside the trained models; null (or false): nothing, true: with the defaults."""
     matrix: dict[str, list[Any]] = Field(default={})
     """Dotted settings and the values they take; the cases are the cartesian product."""
+    exclude: list[Annotated[dict[str, Any], Field(min_length=1)]] = Field(default=[])
+    """Combinations of the matrix that are no cases: in each entry axes, and the value (or list of values)."""
     exceptions: list[ExceptionSpec] = Field(default=[])
     """What differs in some of the cases, with the reason."""
 
@@ -163,12 +167,15 @@ def load_suite(source: str | Path, overrides: Sequence[str] = (), *, seeds: int 
     axes, problems = matrix.read_axes(settings, SuiteSpec)
     rules, wrong_rules = read_exceptions(settings, axes, SuiteSpec)
     findings = _Findings(settings, {})
-    findings.add([*problems, *wrong_rules])
-    drafts = list(matrix.drafts(settings, axes))
+    drafts, wrong_exclusions = without_excluded(list(matrix.drafts(settings, axes)), axes, settings)
+    findings.add([*problems, *wrong_rules, *wrong_exclusions])
     findings.add(apply_exceptions(rules, drafts))
     resolved = [(draft, _resolve(draft, findings)) for draft in drafts]
     findings.raise_all()
-    pairs = [(draft, case) for draft, case in resolved if case is not None]
+    pairs, of_teachers = with_teachers([(draft, case) for draft, case in resolved if case is not None])
+    for draft, problem in of_teachers:
+        findings.add([problem], draft)
+    findings.raise_all()
     findings.add([*repetitions(pairs), *shared_measurements(pairs)])
     findings.raise_all()
     cases = tuple(case for _, case in pairs)

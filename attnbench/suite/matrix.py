@@ -15,6 +15,7 @@ from attnbench.problems import Problem, allowed_keys
 from attnbench.specs import AttentionSpec, ModelConfig
 from attnbench.yaml_source import KeyPath, Settings, show_path, show_value
 
+TEACHER = ("train", "teacher")
 SECTIONS = ("model", "data", "train", "sample", "evaluate", "profile")
 
 
@@ -106,14 +107,22 @@ def expand_shorthand(data: dict[str, Any]) -> None:
 
 def axes_of(draft: Draft, model: ModelConfig) -> dict[str, str]:
     """Return the coordinates of a case as reports show them."""
-    return {axis.short: _shown(axis, axis.values[index], model) for axis, index in draft.points}
+    train = draft.data.get("train")
+    starts = isinstance(train, dict) and bool(train.get("init_from"))
+    untaught = "no teacher" if starts else "from scratch"
+    return {
+        axis.short: untaught
+        if axis.target == TEACHER and axis.values[index] is None
+        else _shown(axis, axis.values[index], model)
+        for axis, index in draft.points
+    }
 
 
 def label_of(draft: Draft, model: ModelConfig) -> str:
     """Return one readable name of a case, such as `dit-s · guidance_scale=4.0`."""
     shown = axes_of(draft, model)
     parts = [
-        shown[axis.short] if axis.target[0] in ("model", "data") and _is_name(axis)
+        shown[axis.short] if _is_name(axis)
         else f"{axis.short}={shown[axis.short]}"
         for axis, _ in draft.points
     ]  # fmt: skip
@@ -122,6 +131,8 @@ def label_of(draft: Draft, model: ModelConfig) -> str:
 
 def _is_name(axis: Axis) -> bool:
     """Whether the values name themselves, so that `attention=softmax` would say nothing more."""
+    if axis.target[0] not in ("model", "data"):
+        return axis.target == TEACHER
     return len(axis.target) == 1 or axis.target[-1] in ("recipe", "attention", "name")
 
 
@@ -177,6 +188,8 @@ def _shown(axis: Axis, value: Any, model: ModelConfig) -> str:
         several = model.attention if isinstance(model.attention, list) else [model.attention]
         runs = [(title, len(list(same))) for title, same in itertools.groupby(several, _title)]
         return " + ".join(title if len(several) == 1 else f"{count}x {title}" for title, count in runs)
+    if axis.target == TEACHER and isinstance(value, dict):
+        return str(value.get("label") or "converted")
     return _plain(value)
 
 

@@ -17,6 +17,7 @@ PATH_SETTINGS: tuple[KeyPath, ...] = (
     ("data", "path"),
     ("data", "codec", "path"),
     ("train", "init_from"),
+    ("train", "teacher", "model"),
     ("evaluate", "weights"),
 )
 """Paths; relative ones start from the folder of the suite's file that states them, in an override from the

@@ -70,6 +70,8 @@ def tiles_of(grid, size):
         for a in range(0, height, size)
         for b in range(0, width, size)
     ]
+
+
 def visits(name, grid, layer_idx):
     """Tokens as a sequential model's layer visits them; ZigMa's as a walk that turns at each wall."""
     height, width = grid

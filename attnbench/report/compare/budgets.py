@@ -105,8 +105,11 @@ def _per_step(result: Result, equal: Equal) -> float | None:
     if equal == "training-time":
         spent, steps = result.measurement("train_time_s"), steps_of(result)
         return spent.value / steps if spent and spent.values and steps else None
+    with_teacher = result.measurement("step_macs")
     counted = result.measurement(f"{MACS.name}@{main_resolution(result)}")
     batch_size = _setting(result, "train", "batch_size")
+    if with_teacher is not None and with_teacher.values and batch_size:
+        return batch_size * with_teacher.value
     scope = result.case.get("profile", {}).get("scope", "model")
     if counted is None or not counted.values or not batch_size or scope != "model":
         return None

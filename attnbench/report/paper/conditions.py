@@ -31,6 +31,7 @@ def scored_settings(case: Mapping[str, Any]) -> dict[str, Any]:
             silent = {*OUTSIDE_KEY.get(stage, ()), *_CHANGE_NO_RESULT.get(stage, ())}
             kept[stage] = {k: v for k, v in {**unwritten, **found}.items() if k not in silent}
     kept["initial"] = case.get("initial", "")  # the weights of train.init_from, wherever they lie
+    kept["teacher"] = (case.get("teacher") or {}).get("identity", "")  # likewise of train.teacher
     model = case.get("model", {})
     kept["model"] = {key: value for key, value in model.items() if key not in _NAMES_OF_A_MODEL}
     return dict(_flat(kept, ""))

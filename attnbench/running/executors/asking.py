@@ -128,6 +128,7 @@ def distinct(cases: Sequence[Case]) -> list[str]:
                 case.code,
                 case.data.model_dump(mode="json"),
                 str(case.train.init_from),
+                None if case.train.teacher is None else str(case.train.teacher.model),
                 case.evaluate.model_dump(mode="json", include={"extractor", "weights"}),
             ],
             sort_keys=True,

@@ -28,13 +28,13 @@ def initial_fingerprint(folder: Path) -> str:
 
     Raises DataError where the folder is no exported model.
     """
-    return str(_config(folder)["weights_sha256"])
+    return str(exported_config(folder)["weights_sha256"])
 
 
 def model_of(folder: Path) -> ModelConfig:
     """Return the model in an exported folder; raises DataError where the folder is none, or is damaged."""
     try:
-        return ModelConfig.model_validate_json(json.dumps(_config(folder)["model"]))
+        return ModelConfig.model_validate_json(json.dumps(exported_config(folder)["model"]))
     except (KeyError, ValueError) as error:
         raise _no_whole_model(folder, error) from error
 
@@ -59,7 +59,7 @@ def why_not_from(
     from attnbench.models.options import with_all_options
     from attnbench.plugins import registry
 
-    config, written = _config(folder), model_of(folder)
+    config, written = exported_config(folder), model_of(folder)
     try:
         their_side, their_classes = int(config["input"]["shape"][1]), int(config["input"]["num_classes"])
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -109,23 +109,30 @@ def initial_weights(
 
     Raises DataError for a damaged folder, UserInputError where its model is another.
     """
-    from safetensors.torch import load
-
     reason = why_not_from(folder, model, side=side, num_classes=num_classes, growth=growth)
     if reason is not None:
         raise UserInputError(f"train.init_from: {reason}")
+    return exported_weights(folder)
+
+
+def exported_weights(folder: Path, setting: str = "train.init_from") -> dict[str, torch.Tensor]:
+    """Return the weights of an exported folder by name, on the CPU; raises DataError for a damaged one.
+
+    `setting` is what names the folder in a suite.
+    """
+    from safetensors.torch import load
+
     try:
         content = (folder / WEIGHTS).read_bytes()
     except OSError as error:
-        raise DataError(
-            f"train.init_from: {cannot_read(folder / WEIGHTS, error, 'export it again')}"
-        ) from error
-    if hashlib.sha256(content).hexdigest() != _config(folder)["weights_sha256"]:
+        raise DataError(f"{setting}: {cannot_read(folder / WEIGHTS, error, 'export it again')}") from error
+    if hashlib.sha256(content).hexdigest() != exported_config(folder, setting)["weights_sha256"]:
         raise DataError(f"{folder / WEIGHTS} is not the file that {CONFIG} describes; export the model again")
     return load(content)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def exported_config(folder: Path, setting: str = "train.init_from") -> dict[str, Any]:
+    """Return what the config.json of an exported folder says; raises DataError where it is none of ours."""
     try:
         config = json.loads((folder / CONFIG).read_bytes())
         if config["format"] == EXPORT_FORMAT and config["weights_sha256"]:
@@ -133,8 +140,8 @@ def _config(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         pass
     except OSError as error:
-        raise DataError(f"train.init_from: {cannot_read(folder / CONFIG, error)}") from error
+        raise DataError(f"{setting}: {cannot_read(folder / CONFIG, error)}") from error
     raise DataError(
-        f"train.init_from: {folder} is no folder of `attnbench export`, `import` or `transfer` "
+        f"{setting}: {folder} is no folder of `attnbench export`, `import` or `transfer` "
         f"(their {CONFIG}); make one of other weights with `attnbench import`"
     )

@@ -1,4 +1,4 @@
-"""The loss of one micro-batch as a module: model, objective and auxiliary losses in one forward pass."""
+"""The loss of one micro-batch as a module: model, objective, auxiliary losses and teacher in one pass."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from attnbench.diffusion.objective import Objective
 from attnbench.models.experts import DiffMoe
 from attnbench.specs import TrainSpec
 from attnbench.stages.training.batches import MicroBatch
+from attnbench.stages.training.distillation import Distillation
 from attnbench.stages.training.over_processes import MeanOverProcesses
 
 Recorder = Callable[[str, torch.Tensor], None]
@@ -37,6 +38,7 @@ class TrainingLoss(nn.Module):
         settings: TrainSpec,
         device: torch.device,
         processes: int,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         self.model, self.objective = model, objective
@@ -50,22 +52,35 @@ class TrainingLoss(nn.Module):
         self.autocast = torch.autocast(
             device.type, torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=True
         )
+        self.distillation = distillation
         # in a tuple, or it would be a second submodule with the same parameters
         self._fast = (torch.compile(model) if settings.compile else model,)
 
     def forward(self, part: MicroBatch, recorder: Recorder | None = None) -> torch.Tensor:
-        """Return the mean loss of a part and its auxiliary losses."""
+        """Return the mean loss of a part, its auxiliary losses and the distances to the teacher."""
         auxiliary: list[torch.Tensor] = []
 
         def keep(name: str, value: torch.Tensor) -> None:
             auxiliary.append(value)
 
-        def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        def student(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             with self.autocast:
                 if recorder is None:
                     return self._fast[0](x, t, part.labels, loss_sink=keep, **self.shared)
                 return self.model(x, t, part.labels, loss_sink=keep, recorder=recorder, **self.shared)
 
+        def taught(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            assert self.distillation is not None
+            lesson = self.distillation.ask(x, t, part.labels, self.autocast)
+            with self.distillation.listen() as features:
+                output = student(x, t)
+            for name, term in self.distillation.terms(output, features, lesson).items():
+                keep(f"teacher.{name}", term)
+                if recorder is not None:
+                    recorder(f"teacher.{name}", term.detach())
+            return output
+
+        denoiser = student if self.distillation is None else taught
         losses = self.objective.losses(denoiser, part.x0, part.times, part.noise)
         return sum(auxiliary, start=losses.mean())
 

@@ -34,6 +34,8 @@ class TrainingProgress(Record):
     """Length of train.jsonl at this step."""
     notes: list[str] = Field(default_factory=list)
     """What a reader of the results must know about this training."""
+    teacher: str = ""
+    """SHA-256 of the weights that it is taught by; empty: by none."""
 
 
 class Timing(Record):

@@ -38,6 +38,7 @@ from attnbench.stages.training.checkpoint import (
     save_checkpoint,
     set_aside,
 )
+from attnbench.stages.training.distillation import Distillation
 from attnbench.stages.training.ema import WeightAverage
 from attnbench.stages.training.global_batch_norm import use_global_batch_norm, work_alone
 from attnbench.stages.training.held_out_loss import HeldOutImages, HeldOutLoss
@@ -47,6 +48,7 @@ from attnbench.stages.training.loss import TrainingLoss
 from attnbench.stages.training.loss_curve import Timing, TrainingProgress
 from attnbench.stages.training.nonfinite import explain_nonfinite
 from attnbench.stages.training.sharding import UsedParameters, cut_like, put_together, shard_model, whole
+from attnbench.stages.training.teaching import check_same_teacher
 from attnbench.storage.names import CHECKPOINT
 from attnbench.storage.store import Workspace
 
@@ -64,7 +66,10 @@ class Trainer:
         *,
         held_out: HeldOutImages | None = None,
         world: World = ALONE,
+        teacher: str = "",
+        taught_by: nn.Module | None = None,
     ) -> None:
+        """`teacher` is the SHA-256 of its weights, `taught_by` its module where it makes a pass each step."""
         self.case, self.settings, self.workspace, self.world = case, case.train, workspace, world
         self.device = device_of_rank(workspace.device, world.rank, world.size)
         self.model = model.to(self.device).train()
@@ -83,7 +88,12 @@ class Trainer:
         )
         self.parts = self._part_maker(source, objective, flip)
         cast("LabelEmbedding", model.label_embed).dropout = 0.0  # the parts' labels are dropped already
-        self.loss = TrainingLoss(self.model, objective, self.settings, self.device, world.size)
+        self.teacher = teacher
+        distillation = None
+        if taught_by is not None and self.settings.teacher is not None:
+            channels = case.model.in_channels
+            distillation = Distillation(taught_by, self.model, self.settings.teacher, channels)
+        self.loss = TrainingLoss(self.model, objective, self.settings, self.device, world.size, distillation)
         self.held_out = HeldOutLoss(
             held_out or HeldOutImages(note="skipped: none were given"),
             objective,
@@ -128,6 +138,7 @@ class Trainer:
         found = load_newest(self.checkpoint_path, self.case.key("train"))
         if found is not None:
             checkpoint, note = found
+            check_same_teacher(checkpoint.progress.teacher, self.teacher, self.checkpoint_path)
             live = self.model.state_dict()
             weights = checkpoint.groups["model"].items()
             cut = {name: cut_like(tensor, live.get(name, tensor)) for name, tensor in weights}
@@ -199,7 +210,7 @@ class Trainer:
 
     def _save(self, journal: Journal | None) -> None:
         if journal is not None:
-            self.progress = journal.progress()
+            self.progress = journal.progress().model_copy(update={"teacher": self.teacher})
         self.save()
         if journal is not None:
             journal.saved()
