@@ -31,7 +31,7 @@ class SlaOptions(attnbench.BackendOptions):
     """Options of `sla`. On 16 x 16 tokens the defaults make 2 tiles of 16 critical and 1 negligible."""
 
     tile_size: int = Field(default=4, ge=1)
-    """Side of a tile. The paper's blocks are runs of 64 tokens, which is 16 a run at the default."""
+    """Side of a tile in tokens. The paper's blocks are runs of 64 tokens; a tile of 4 x 4 has 16."""
     critical: float = Field(default=0.125, gt=0.0, le=1.0)
     """Share of tiles, rounded up, that a tile's queries attend to exactly (paper: an eighth on images, a
     twentieth on videos)."""
