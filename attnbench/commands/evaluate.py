@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,8 +27,13 @@ from attnbench.plugins import registry
 from attnbench.progress import Progress
 from attnbench.results import Measurement, environment
 from attnbench.specs import EvaluateSpec, Metric
+from attnbench.stages.interrupts import keeping
 from attnbench.storage.names import STORE
 from attnbench.storage.store import features_folder
+
+_FEATURES_ARE_KEPT = (
+    "features that were found are kept, a thousand images at a time: run the same command again to go on"
+)
 
 
 def evaluate(request: EvaluationRequest, *, runs: Path, device: str, quiet: bool) -> None:
@@ -49,14 +54,26 @@ def evaluate(request: EvaluationRequest, *, runs: Path, device: str, quiet: bool
             reference = scorer.reference_from(own.reference())
         for each in sets if request.tsne else sets[:1] if request.per_class else []:
             labels_as_in(reference, each)  # to fail before hours of extraction
-        scored = {each.name: scorer.measure(reference, each) for each in sets}
-        for each in sets:
-            _tell_of_copies(scorer, reference, each)
-        notes = _draw(request, scorer, reference, sets, training)
+        scored: dict[str, list[Measurement]] = {}
+        with keeping(lambda: _what_is_scored(scorer, reference, scored, len(sets))):
+            for each in sets:
+                scored[each.name] = scorer.measure(reference, each)
+            for each in sets:
+                _tell_of_copies(scorer, reference, each)
+            notes = _draw(request, scorer, reference, sets, training)
     if request.json_file is not None:
         write_json(request.json_file, _record(scorer, reference, scored) | {"notes": notes})
         notes.append(f"written: {request.json_file}")
     print_table(scores_table(scorer, reference, scored, notes))
+
+
+def _what_is_scored(
+    scorer: Scorer, reference: Reference, scored: Mapping[str, Sequence[Measurement]], asked: int
+) -> str:
+    """Print the scores of an interrupted evaluation; return what to say of them."""
+    if scored:
+        print_table(scores_table(scorer, reference, scored, []))
+    return f"{len(scored)} of {asked} sets are scored; {_FEATURES_ARE_KEPT}"
 
 
 def _scorer(request: EvaluationRequest, runs: Path, device: str, progress: Progress) -> Scorer:
@@ -113,7 +130,10 @@ def build_reference(
     if target.suffix != ".npz":
         raise UserInputError(f"a reference file ends in .npz, got {target}; give --to {target.stem}.npz")
     check_target(target)
-    with progress_bar("reference", quiet=quiet) as progress:
+    with (
+        keeping(f"{target} is not written; {_FEATURES_ARE_KEPT}"),
+        progress_bar("reference", quiet=quiet) as progress,
+    ):
         scorer = make_scorer(
             settings, features_folder(runs / STORE), torch.device(chosen_device(device)), progress
         )

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from attnbench import console
 from attnbench.devices import chosen_device
@@ -29,7 +29,7 @@ from attnbench.report.profile_page import write_profile_report
 from attnbench.report.profile_tables import rows_table, scaling_table
 from attnbench.report.tables import significant
 from attnbench.specs import CodecSpec, ProfileSpec
-from attnbench.stages.interrupts import Stopped, on_signal
+from attnbench.stages.interrupts import interrupt, keeping, on_signal
 from attnbench.stages.latents.latent_space import kind_of, latent_space
 from attnbench.stages.profile import CHILD
 from attnbench.storage.atomic import storage_errors
@@ -87,25 +87,26 @@ def profile(options: Options) -> int:
             console.print_notice(_in_a_line(row))
 
     measured = ProfileRows()
-    try:
-        with on_signal(_stop), console.progress_bar("profile", quiet=options.quiet) as progress:
-            for one in _in_modes(spec, options):
-                measured += profile_batches(
-                    requests,
-                    one,
-                    batch_sizes,
-                    device=device,
-                    within_s=options.within_s or None,
-                    finished=earlier,
-                    on_row=keep,
-                    progress=progress,
-                    say=console.print_notice,
-                    worker=CHILD,
-                    fit_mib=parse_memory(options.fit) if options.fit else 0.0,
-                )
-    except _Interrupted as interrupted:
-        asked = len(requests) * len(batch_sizes) * len(spec.resolutions or [])
-        raise Stopped(interrupted.number, _what_is_kept(rows, asked, file, device)) from None
+    asked = len(requests) * len(batch_sizes) * len(spec.resolutions or []) * len(_in_modes(spec, options))
+    with (
+        keeping(lambda: _what_is_kept(rows, asked, file, device)),
+        on_signal(interrupt),
+        console.progress_bar("profile", quiet=options.quiet) as progress,
+    ):
+        for one in _in_modes(spec, options):
+            measured += profile_batches(
+                requests,
+                one,
+                batch_sizes,
+                device=device,
+                within_s=options.within_s or None,
+                finished=earlier,
+                on_row=keep,
+                progress=progress,
+                say=console.print_notice,
+                worker=CHILD,
+                fit_mib=parse_memory(options.fit) if options.fit else 0.0,
+            )
     baselines = softmax_models(requests)
     _print(measured, baselines, device)
     if file:
@@ -150,17 +151,6 @@ def _print(rows: Sequence[ProfileRow], baselines: Sequence[str], device: str) ->
             console.print_table(table)
 
 
-class _Interrupted(KeyboardInterrupt):
-    """A signal; no SystemExit, which a stranger's module may raise and which then is that row's failure."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-def _stop(number: int) -> NoReturn:
-    raise _Interrupted(number)
-
-
 def _what_is_kept(rows: Sequence[ProfileRow], asked: int, file: ReportFile | None, device: str) -> str:
     """Print the rows of an interrupted session; return what to say of them."""
     if rows:
@@ -170,7 +160,7 @@ def _what_is_kept(rows: Sequence[ProfileRow], asked: int, file: ReportFile | Non
         step = "with --json FILE they would be kept, and --resume would go on from them"
     else:
         step = f"they are in {file.path}; the same command with --resume goes on from them"
-    return f"interrupted: {kept}; {step}"
+    return f"{kept}; {step}"
 
 
 def _report_file(

@@ -6,14 +6,18 @@ report is written without them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from attnbench import console
+from attnbench.results import Result
+from attnbench.stages.interrupts import GO_ON, Interrupted, Stopped
 from attnbench.storage.names import RESULTS, STORE
 
 CLUSTERS = ("ray",)
@@ -21,6 +25,7 @@ CLUSTERS = ("ray",)
 
 if TYPE_CHECKING:
     from attnbench.running.executors.cradle import Cradle
+    from attnbench.running.listener import Listener
     from attnbench.suite.loading import Suite
 
 
@@ -97,11 +102,43 @@ def run(
         cradle=cradle,
     )
     executor = make_executor(engine, asked)
-    with console.run_listener(len(suite.cases), quiet=quiet) as listener:
-        outcome = run_cases(suite, runs, device=device, executor=executor, listener=listener)
+    results: dict[str, Result] = {}
+    try:
+        with console.run_listener(len(suite.cases), quiet=quiet) as listener:
+            heard = _remembering(results, listener)
+            outcome = run_cases(suite, runs, device=device, executor=executor, listener=heard)
+    except (Stopped, Interrupted) as stop:
+        raise Stopped(stop.number, _what_is_finished(suite, results, stop)) from None
     console.print_comparison(outcome.results)
     typer.echo(f"report: {outcome.report.html}\n        {outcome.report.markdown}")
     return outcome.exit_code
+
+
+def _remembering(results: dict[str, Result], listener: Listener) -> Listener:
+    """Return a listener that puts what is finished into `results`, by the case's id, and passes all on."""
+
+    def finished(result: Result, cached: bool) -> None:
+        results[result.case_id] = result
+        listener.finished(result, cached)
+
+    return replace(listener, finished=finished)
+
+
+def _what_is_finished(suite: Suite, results: Mapping[str, Result], stop: Stopped | Interrupted) -> str:
+    """Print the finished cases of an interrupted run; return what to say of them and of the others."""
+    ended = [results[case.id] for case in suite.cases if case.id in results]
+    if ended:
+        console.print_comparison(ended)
+    statuses, every = Counter(result.status for result in ended), len(suite.cases)
+    others = "".join(f", {number} {status}" for status, number in statuses.items() if status != "ok")
+    finished = f"interrupted: {statuses['ok']} of {every} cases are finished{others}"
+    if len(ended) < every:
+        said = f"{finished}; {stop.message}" if isinstance(stop, Stopped) else f"{finished}; {GO_ON}"
+        return said
+    return (
+        f"{finished}; of their costs what was measured is kept: run the same command again to measure the "
+        "rest and to write the report"
+    )
 
 
 def plan(suite: Suite, runs: Path) -> None:
