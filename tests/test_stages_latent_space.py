@@ -24,7 +24,8 @@ from attnbench.data.pixels import to_images, to_model_space
 from attnbench.errors import DataError, SuiteError
 from attnbench.models.macs import closed_form_macs
 from attnbench.results import latest, read_results
-from attnbench.running.plan import closed_form, disk_needed_bytes, num_params, plan
+from attnbench.running.estimates import closed_form, disk_needed_bytes, num_params
+from attnbench.running.plan import plan
 from attnbench.specs import CodecSpec
 from attnbench.stages import prepare
 from attnbench.stages.latents import model_space

@@ -141,26 +141,44 @@ def _what_is_finished(suite: Suite, results: Mapping[str, Result], stop: Stopped
     )
 
 
-def plan(suite: Suite, runs: Path) -> None:
-    """Print what a suite would take, and what it lacks."""
+def plan(suite: Suite, runs: Path, *, assume: str, device: str) -> None:
+    """Print what a suite would take, each stage of it, and what it lacks."""
+    from attnbench.running.machines import assumed, this_machine
+    from attnbench.running.needs import skips
     from attnbench.running.plan import plan as plan_cases
-    from attnbench.running.plan import warnings
+    from attnbench.running.plan import plan_profile, warnings
 
+    machine = assumed(assume) if assume else this_machine(device)
     store = runs.absolute() / STORE
-    planned = plan_cases(suite.cases, store)
-    console.print_table(console.plan_listing(suite, planned, warnings(suite, store)))
+    planned = plan_cases(suite.cases, store, machine)
+    profile = plan_profile(planned, store, machine)
+    fine = [one.case for one in planned if not one.problem]
+    told = warnings(suite, store)
+    console.print_table(console.plan_listing(suite, planned, profile, told, machine, skips(fine)))
+    stages = console.stage_listing(planned, profile)
+    if stages.rows:
+        typer.echo()
+        console.print_table(stages)
 
 
-def validate(suite: Suite, runs: Path) -> None:
-    """Print that a suite is valid and how many cases it has; warnings go to stderr."""
+def validate(suite: Suite, runs: Path, *, device: str) -> None:
+    """Print that a suite is valid, how many cases it has and what a run would refuse here.
+
+    Warnings go to stderr. Raises UserInputError for a device that is not there, as the run would.
+    """
+    from attnbench.devices import chosen_device
+    from attnbench.running.needs import refusals, skips
     from attnbench.running.plan import warnings
     from attnbench.stages.latents.model_space import assumption
 
+    chosen_device(device)
     for line in warnings(suite, runs.absolute() / STORE):
         console.print_notice(f"warning: {line}")
     typer.echo(f"{suite.name}: valid, {len(suite.cases)} case{'' if len(suite.cases) == 1 else 's'}")
     for assumed in dict.fromkeys(filter(None, map(assumption, suite.cases))):
         typer.echo(f"note: {assumed}")
+    for line in console.reasons(refusals(suite.cases), skips(suite.cases), len(suite.cases)):
+        typer.echo(line)
 
 
 def report(run: str, runs: Path) -> None:

@@ -23,7 +23,8 @@ from attnbench.running.executors import make_executor
 from attnbench.running.executors.inline import OneAtATime, RunCase
 from attnbench.running.executors.interface import Asked, Executor
 from attnbench.running.listener import Listener, saying_once
-from attnbench.running.plan import PlannedCase, missing_inputs, plan, warnings
+from attnbench.running.needs import refusals
+from attnbench.running.plan import PlannedCase, plan, warnings
 from attnbench.running.schedule import Place, run_cases
 from attnbench.specs import Case
 from attnbench.stages.case import finished_case
@@ -122,7 +123,7 @@ def _record_of(suite: Suite, device: str) -> RunRecord:
 
 def check_inputs(cases: Sequence[Case]) -> None:
     """Refuse a run whose files are not there, naming all of them, before the first case is trained."""
-    missing = list(dict.fromkeys(text for case in cases for text in missing_inputs(case)))
+    missing = list(refusals(cases))
     if len(missing) == 1:
         raise DataError(missing[0])
     if missing:

@@ -23,7 +23,7 @@ from attnbench.results import Record
 from attnbench.running.executors.conversation import Conversation, Request
 from attnbench.running.executors.cradle import KEEP_MEMORY_MAPPED, MODULE, NAME
 from attnbench.running.executors.interface import Finished
-from attnbench.running.plan import missing_inputs
+from attnbench.running.needs import missing_inputs
 from attnbench.specs import Case
 from attnbench.storage.store import NOTICE, STAGE_ENDED
 
