@@ -33,7 +33,7 @@ def plan_listing(
         "MACs: of one image's forward pass; training: of all steps, each three forward passes of its batch",
         *_left_out(planned),
         *_elsewhere(planned, machine),
-        *dict.fromkeys(one.assumed for one in planned if one.assumed),
+        *dict.fromkeys(text for one in planned for text in one.assumed),
         *(f"warning: {line}" for line in warnings),
         *reasons(_refused(planned), skips, len(planned)),
     ]
@@ -44,7 +44,7 @@ def plan_listing(
 
 def stage_listing(planned: Sequence[PlannedCase], profile: PlannedProfile) -> Listing:
     """Return what each stage has left to do, with its time and disk, and the profile that all cases share."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for stage in EVERY_STAGE:
         todo = [one for one in planned if stage in one.times_s]
         if not todo:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from attnbench.contract import MacCount
+from attnbench.errors import DataError
 from attnbench.models.resolution import input_size
 from attnbench.running.machines import Machine
 from attnbench.specs import Case, ModelConfig, PreparedData, UserImages
@@ -70,7 +71,8 @@ def row_time_s(case: Case, resolution: int, machine: Machine) -> float:
     pass_s = case.model.depth * BLOCK_OVERHEAD_S + macs / machine.macs_per_s[profile_precision(case)]
     if not {"latency", "memory"} & set(spec.measure):
         return COUNTING_S
-    return COUNTING_S + ROW_SET_UP_S + (spec.rounds + EXTRA_PASSES) * pass_s
+    passes_s = min(spec.timeout_s, (spec.rounds + EXTRA_PASSES) * pass_s)
+    return COUNTING_S + ROW_SET_UP_S + passes_s
 
 
 def diagnose_passes(case: Case) -> int:
@@ -129,7 +131,10 @@ def num_images(case: Case) -> int:
         return sum(len(files) for _, _, files in os.walk(case.data.path))
     from attnbench.data.prepared import read_fitting_card
 
-    return read_fitting_card(case.data).parts["train"].num_images
+    try:
+        return read_fitting_card(case.data).parts["train"].num_images
+    except DataError:  # said as missing
+        return 0
 
 
 def num_params(config: ModelConfig, side: int, classes: int) -> int:
@@ -140,9 +145,15 @@ def num_params(config: ModelConfig, side: int, classes: int) -> int:
 
 
 def num_classes(case: Case) -> int:
-    """Classes of the data, without reading images; a guess for a folder that is not there yet."""
-    if isinstance(case.data, UserImages) and not case.data.path.is_dir():
-        return NUM_CLASSES_GUESS
+    """Classes of the data, without reading images; a guess for a folder that cannot tell them yet."""
+    return known_classes(case) or NUM_CLASSES_GUESS
+
+
+def known_classes(case: Case) -> int | None:
+    """Classes of the data, without reading images; None for a folder that cannot tell them yet."""
     from attnbench.data import class_names
 
-    return len(class_names(case.data))
+    try:
+        return len(class_names(case.data))
+    except DataError:
+        return None

@@ -15,8 +15,8 @@ from attnbench.specs import Precision
 MATMUL_EFFICIENCY = 0.6
 """A small matmul reaches about so much of the rate of a large one; of this machine, which is measured."""
 PEAK_SHARE = 0.35
-"""Of a vendor's peak, where `--assume` says nothing: published trainings reach 0.21 to 0.46 of it (model FLOPs
-utilisation, arXiv:2204.02311, Table 3); small models reach less."""
+"""Of a vendor's peak, where `--assume` says nothing: published trainings reach 0.21 to 0.46 of it (model
+FLOPs utilisation, arXiv:2204.02311, Table 3); small models reach less."""
 _WRITTEN = re.compile(r"(?P<name>[a-z][a-z0-9]*?)(?:x(?P<count>[1-9][0-9]*))?(?:@(?P<share>[0-9.]+))?")
 
 
@@ -61,8 +61,8 @@ def assumed(text: str) -> Machine:
     found = _WRITTEN.fullmatch(text.lower())
     if found is None:
         raise UserInputError(
-            f"--assume takes a GPU and how many, such as h100x4, or with a share of its peak, h100x4@0.3; got "
-            f"{text!r}; GPUs: {', '.join(GPUS)}"
+            "--assume takes a GPU and how many, such as h100x4, or with a share of its peak, h100x4@0.3; "
+            f"got {text!r}; GPUs: {', '.join(GPUS)}"
         )
     if found["name"] not in GPUS:
         raise UnknownNameError("GPU of --assume", found["name"], GPUS)
@@ -84,7 +84,7 @@ def _share(text: str | None) -> float:
         share = 0.0
     if not 0 < share <= 1:
         raise UserInputError(
-            f"--assume: the share of the peak is above 0 and at most 1, got {text}; e.g. @0.3"
+            f"--assume: the share of the peak is above 0 and at most 1, got {text}; e.g. h100x4@0.3"
         )
     return share
 

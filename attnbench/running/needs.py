@@ -1,4 +1,4 @@
-"""What a run needs and would refuse for want of it: asked by `run` before it begins, `validate` and `plan`."""
+"""What a run needs, and refuses for want of it: asked by `run` before it begins, `validate` and `plan`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attnbench.storage import hub
 
 
 def refusals(cases: Sequence[Case]) -> dict[str, list[str]]:
-    """Return what keeps cases from running here, one sentence each, with the labels of the cases it is for."""
+    """Return what keeps cases from running here, one sentence each, with the labels of these cases."""
     found: dict[str, list[str]] = {}
     for case in cases:
         for text in missing_inputs(case):

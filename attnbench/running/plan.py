@@ -9,8 +9,10 @@ from pathlib import Path
 from attnbench.devices import default_device
 from attnbench.errors import AttnbenchError
 from attnbench.running.estimates import (
+    NUM_CLASSES_GUESS,
     closed_form,
     disk_needed_bytes,
+    known_classes,
     row_time_s,
     stage_time_s,
     training_macs,
@@ -42,8 +44,8 @@ class PlannedCase:
     """What a run would refuse for want of the user's folders and files, each with the next step."""
     problem: str = ""
     """Why this case cannot be planned, let alone run."""
-    assumed: str = ""
-    """What its sizes rest on while its autoencoder is not on this machine."""
+    assumed: tuple[str, ...] = ()
+    """What its sizes rest on while its autoencoder or its data are not on this machine."""
 
     @property
     def time_s(self) -> float:
@@ -75,7 +77,8 @@ def plan(cases: Sequence[Case], store: Path, machine: Machine | None = None) -> 
         open_stages = [s for s in stages_of(case) if s not in finished and (s, case.key(s)) not in counted]
         counted.update((s, case.key(s)) for s in open_stages)
         missing = missing_inputs(case)
-        one = PlannedCase(case=case, finished=finished, missing=missing, assumed=assumption(case))
+        assumed = tuple(filter(None, (assumption(case), _guessed_classes(case))))
+        one = PlannedCase(case=case, finished=finished, missing=missing, assumed=assumed)
         try:
             estimated = replace(
                 one,
@@ -88,6 +91,12 @@ def plan(cases: Sequence[Case], store: Path, machine: Machine | None = None) -> 
             estimated = replace(one, problem=_in_words(error, missing))
         planned.append(estimated)
     return planned
+
+
+def _guessed_classes(case: Case) -> str:
+    if known_classes(case) is not None:
+        return ""
+    return f"the data cannot be read yet: {NUM_CLASSES_GUESS} classes are assumed"
 
 
 def _in_words(error: BaseException, missing: Sequence[str]) -> str:
