@@ -167,7 +167,7 @@ def validate(suite: Suite, runs: Path, *, device: str) -> None:
     Warnings go to stderr. Raises UserInputError for a device that is not there, as the run would.
     """
     from attnbench.devices import chosen_device
-    from attnbench.running.needs import refusals, skips
+    from attnbench.running.needs import refusals, skips, taken_by_another
     from attnbench.running.plan import warnings
     from attnbench.stages.latents.model_space import assumption
 
@@ -177,7 +177,10 @@ def validate(suite: Suite, runs: Path, *, device: str) -> None:
     typer.echo(f"{suite.name}: valid, {len(suite.cases)} case{'' if len(suite.cases) == 1 else 's'}")
     for assumed in dict.fromkeys(filter(None, map(assumption, suite.cases))):
         typer.echo(f"note: {assumed}")
-    for line in console.reasons(refusals(suite.cases), skips(suite.cases), len(suite.cases)):
+    refused = refusals(suite.cases)
+    if taken := taken_by_another(suite, runs.absolute() / suite.name):
+        refused[taken] = [case.label for case in suite.cases]
+    for line in console.reasons(refused, skips(suite.cases), len(suite.cases)):
         typer.echo(line)
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
 from attnbench.errors import AttnbenchError, DataError, UnsupportedError
 from attnbench.specs import Case, PreparedData, UserImages, content_hash
 from attnbench.storage import hub
+from attnbench.storage.names import RUN
+from attnbench.storage.run_folders import read_run_record
+from attnbench.suite.files import find_suite, is_shipped
+from attnbench.suite.loading import Suite
 
 
 def refusals(cases: Sequence[Case]) -> dict[str, list[str]]:
@@ -17,6 +22,33 @@ def refusals(cases: Sequence[Case]) -> dict[str, list[str]]:
         for text in missing_inputs(case):
             found.setdefault(text, []).append(case.label)
     return found
+
+
+def source_of(suite: Suite) -> str:
+    """Return how a run's record names its suite: a shipped one's name, or the absolute path of a file."""
+    return suite.path.stem if is_shipped(suite.path) else str(suite.path.absolute())
+
+
+def taken_by_another(suite: Suite, run_dir: Path) -> str:
+    """Return why a suite cannot use a run's folder: another file's suite of its name has its report there.
+
+    A file that was moved, or has a copy with the same content, is the same suite.
+    """
+    try:
+        record = read_run_record(run_dir / RUN)
+        if record is None or record.source == source_of(suite):
+            return ""
+        other = find_suite(record.source)
+        is_same = other.samefile(suite.path) or other.read_bytes() == suite.path.read_bytes()
+    except (AttnbenchError, OSError):  # the file is gone, or the record is damaged, which the run renews
+        return ""
+    if is_same:
+        return ""
+    return (
+        f"{run_dir} holds the run of another suite called {suite.name}, {other}, whose report would be "
+        f"replaced by that of {suite.path}; give one of them another name (-o name=NAME), or choose "
+        "another folder with --runs"
+    )
 
 
 def skips(cases: Sequence[Case]) -> dict[str, list[str]]:

@@ -29,6 +29,8 @@ from attnbench.storage.locks import alone_in
 from attnbench.storage.names import PROFILE, SESSION, latent_shard
 from attnbench.storage.records import read_record, write_record
 
+PROFILE_FAILED = "profile at "
+"""How the reason of a case begins whose stages are finished and whose cost could not be measured."""
 CHILD = "attnbench.stages.profile_child"
 
 
@@ -111,7 +113,7 @@ def _output(
         costs[case.id] = _once(measured)
         for row in rows:
             if row.status == "failed":
-                failures[case.id] = f"profile at {row.resolution} px: {row.reason}"
+                failures[case.id] = f"{PROFILE_FAILED}{row.resolution} px: {row.reason}"
     return SessionOutput(costs=costs, failures=failures)
 
 

@@ -42,6 +42,9 @@ class RunRecord(Record):
     case_ids: tuple[str, ...]
 
 
+_OF_A_DECODER = ("decode_time_s", "denoise_images_per_s")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run's folder as reports and comparisons read it: one result per case."""
@@ -77,9 +80,17 @@ def read_run(name: str | Path, runs: Path) -> Run:
         folder=folder,
         suite=record.suite if record else results[0].suite,
         question=record.question if record else str(results[0].case.get("question", "")),
-        results=tuple(results),
+        results=tuple(map(_without_decoding, results)),
         record=record,
     )
+
+
+def _without_decoding(result: Result) -> Result:
+    """Return the result of a model on pixels without what earlier versions said of a decoder it has not."""
+    if result.case.get("model", {}).get("input") != "pixel":
+        return result
+    kept = [one for one in result.measurements if one.name not in _OF_A_DECODER]
+    return result.model_copy(update={"measurements": kept})
 
 
 def write_run_record(folder: Path, record: RunRecord) -> None:
