@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attnbench import console
+from attnbench.commands.targets import check_target
 from attnbench.contract import AttentionBackend
 from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.plugins import registry
@@ -30,10 +31,7 @@ def check(names: Sequence[str], options: Sequence[str], json_file: Path | None, 
     """
     mappings = [json_object(text) for text in options] or None
     records = [record for name in names for record in find(name)] if names else built_ins()
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserInputError(
-            f"--json: the folder {json_file.absolute().parent} does not exist; create it first"
-        )
+    check_target(json_file, "--json")
     report: Report = []
     with (
         keeping(lambda: _what_is_checked(report, len(records))),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from attnbench import console
+from attnbench.commands.targets import check_folder, check_target
 from attnbench.devices import chosen_device
 from attnbench.errors import UserInputError
 from attnbench.profiling.crossovers import crossovers
@@ -32,7 +32,6 @@ from attnbench.specs import CodecSpec, ProfileSpec
 from attnbench.stages.interrupts import interrupt, keeping, on_signal
 from attnbench.stages.latents.latent_space import kind_of, latent_space
 from attnbench.stages.profile import CHILD
-from attnbench.storage.atomic import storage_errors
 
 DEFAULT_MODELS = "dit-s,sana-s,dydi-lit-s"
 WITHIN_S = 150.0
@@ -168,30 +167,15 @@ def _report_file(
 ) -> ReportFile | None:
     """Return the file of --json; that it can be written is known before anything is measured."""
     path = options.json_file
-    _check_report_folder(options.report)
+    check_folder(options.report, "--report")
     if path is None:
         if options.resume:
             raise UserInputError("--resume goes on from the rows of a file; name it with --json FILE")
         return None
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UserInputError(
-            f"--json: {path} is a folder; name a file in it"
-            if path.is_dir()
-            else f"--json: the folder {path.absolute().parent} does not exist; create it first"
-        )
+    check_target(path, "--json")
     file = ReportFile(path, spec, batch_sizes, device)
     file.write(file.read() if options.resume else [])
     return file
-
-
-def _check_report_folder(folder: Path | None) -> None:
-    """Find out now, not after an hour, whether the report can be written."""
-    if folder is None:
-        return
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
 
 
 def _requests(options: Options) -> list[ProfileRequest]:

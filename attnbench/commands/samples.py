@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from attnbench.commands.targets import check_target
 from attnbench.data import class_names
 from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.run_samples import sample_folder
@@ -28,8 +29,7 @@ def export(
     result, folder = sample_folder(run_dir, label)
     count = _checked(count, available(folder, result), result.label)
     if npz is not None:
-        if not npz.absolute().parent.is_dir() or npz.is_dir():
-            raise UserInputError(f"--npz: {npz} cannot be a file; name one in a folder that exists")
+        check_target(npz, "--npz")
         names, fault = class_names_of(run_dir, result)
         with keeping(f"{npz} is not written; run the same command again"):
             repeated = write_npz(folder, npz, count, names)
