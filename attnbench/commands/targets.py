@@ -1,4 +1,4 @@
-"""Files and folders that a command writes at its end: whether they can be written is known before it works."""
+"""Files and folders that a command writes at its end: that they can be written is known before it works."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_target(path: Path | None, option: str = "") -> None:
             with tempfile.TemporaryFile(dir=folder):
                 pass
     except OSError as error:
-        raise UserInputError(before + cannot_write(path, error)) from error
+        raise UserInputError(before + _cannot_write(path, error)) from error
 
 
 def check_folder(path: Path | None, option: str = "") -> None:
@@ -36,4 +36,9 @@ def check_folder(path: Path | None, option: str = "") -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserInputError(f"{option}: " * bool(option) + cannot_write(path, error)) from error
+        raise UserInputError((f"{option}: " if option else "") + _cannot_write(path, error)) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    """Say why, without the name of the file that was tried."""
+    return cannot_write(path, OSError(error.errno, error.strerror))

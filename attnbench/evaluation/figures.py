@@ -92,7 +92,7 @@ def draw_tsne(
 
 
 def shown_classes(reference: Reference, classes: str | None) -> list[int]:
-    """Return the labels that `classes` chooses: `close:N`, `random:N` or names; None: close ones, five at most.
+    """Return the labels that `classes` chooses: `close:N`, `random:N` or names; None: up to five close ones.
 
     Classes are chosen by the reference, so that no model has a say in it. Raises UserInputError naming the
     option for what it cannot choose, DataError without labels.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,9 +178,19 @@ def choose_result(run_dir: Path, wanted: str | None = None) -> Result:
     if not found:
         raise UnknownNameError(f"case of {run_dir}", wanted or "", [r.label for r in results])
     if len(found) > 1:
+        found = _of_the_last_run(run_dir, found)
+    if len(found) > 1:
         asked = "" if wanted is None else f" called {wanted!r} (its suite has been changed in between)"
         raise UserInputError(f"{run_dir} has {len(found)} cases{asked}; choose one: {_listed(found)}")
     return found[0]
+
+
+def _of_the_last_run(run_dir: Path, found: list[Result]) -> list[Result]:
+    """Return those that the last run was asked for, as its report shows them; all where there are none."""
+    with suppress(UserInputError):  # what is damaged says nothing
+        record = read_run_record(run_dir / RUN)
+        return [r for r in found if record is not None and r.case_id in record.case_ids] or found
+    return found
 
 
 def case_of(run_dir: Path, result: Result) -> Case:
