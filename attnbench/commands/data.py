@@ -60,7 +60,7 @@ def _what_is_prepared(folder: Path) -> str:
     shards = len(list(folder.glob("*/images-*.npy")))
     if not shards:
         return "no shard is finished; run the same command again"
-    return f"{shards} shards are finished, in {folder}; the same command goes on after them"
+    return f"finished shards: {shards}, in {folder}; the same command goes on after them"
 
 
 def show(folder: Path) -> None:
