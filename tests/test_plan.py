@@ -188,3 +188,11 @@ def test_status_knows_a_profile_that_failed(monkeypatch):
     assert (found.state, found.detail) == ("failed", failed.reason)
     fine = failed.model_copy(update={"reason": "train: killed"})  # which another run has finished since
     assert statuses([case], Path(), {case.id: fine})[0].state == "finished"
+
+
+def test_a_batch_that_processes_cannot_divide_is_refused_first(tmp_path):
+    """Before anything is prepared, and with exit code 2."""
+    done = attnbench_here("run", "quick", "--processes", "3", "--inline", "-q", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no multiple of 3 processes x 1 micro-batches = 3" in done.stderr
+    assert not (tmp_path / "runs").exists()

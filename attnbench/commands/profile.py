@@ -212,6 +212,8 @@ def _with_autoencoder(request: ProfileRequest, folder: Path) -> ProfileRequest:
 def _spec(options: Options, device: str) -> ProfileSpec:
     """Return the settings that the command line gives; raises UserInputError naming the option."""
     settings = dict(options.settings)
+    if options.within_s < 0:
+        raise UserInputError(f"--within takes seconds, or 0 for any number of them; got {options.within_s:g}")
     settings["resolutions"] = _numbers(options.res, "--res", "pixels", "256,512")
     settings["measure"] = words(settings["measure"])
     if options.fit:

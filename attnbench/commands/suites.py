@@ -85,10 +85,13 @@ def run(
     from attnbench.running.executors.interface import Asked
     from attnbench.running.executors.launcher import take_over_launcher
     from attnbench.running.runner import run as run_cases
+    from attnbench.stages.distributed import check_division
 
     taken = take_over_launcher(processes)
     if taken is None:
         return 0  # another copy, started by torchrun beside this one, does the work
+    for case in suite.cases:
+        check_division(case, taken)
     # where cases run elsewhere, this machine's devices say nothing of theirs
     chosen = device if engine in CLUSTERS else chosen_device(device)
     asked = Asked(
