@@ -59,7 +59,7 @@ STRIKES = 2
 RUN_LIMIT_S = 400.0
 # Ctrl-C inside a fork's hook, which Python drops with a traceback; a real process is started without hooks
 LOST_IN_A_FORK = re.compile(r"Exception ignored in: <function _\w+Lock.*?KeyboardInterrupt: *\n", re.DOTALL)
-SAVED = re.compile(r"stopped by \w+ at training step (\d+) of")
+SAVED = re.compile(r"stopped at training step (\d+) of")
 
 
 @dataclass(frozen=True)

@@ -283,7 +283,7 @@ def test_a_signal_stops_a_case_with_the_words_of_its_training(store, suite):
 
     with pytest.raises(Stopped) as stop:
         run_in_process(case, store / "store", "cpu", strike)
-    said = r"softmax: stopped by SIGTERM at training step \d+ of 100000, which is saved; run the same command"
+    said = r"softmax: stopped at training step \d+ of 100000, which is saved; run the same command"
     assert re.match(said, stop.value.message)
     assert stop.value.number == signal.SIGTERM
 

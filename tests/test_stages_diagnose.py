@@ -13,7 +13,8 @@ from attnbench.diffusion.ddpm import linear_betas
 from attnbench.models import build_model
 from attnbench.report.diagnosis_record import MEASURES, Diagnosis
 from attnbench.results import checked_record
-from attnbench.running.plan import diagnose_passes, plan
+from attnbench.running.estimates import diagnose_passes
+from attnbench.running.plan import plan
 from attnbench.specs import DiagnoseSpec
 from attnbench.stages import diagnose, evaluate, prepare, train
 from attnbench.stages.case import finished_case, run_case

@@ -24,7 +24,8 @@ from attnbench.data.pixels import to_images, to_model_space
 from attnbench.errors import DataError, SuiteError
 from attnbench.models.macs import closed_form_macs
 from attnbench.results import latest, read_results
-from attnbench.running.plan import closed_form, disk_needed_bytes, num_params, plan
+from attnbench.running.estimates import closed_form, disk_needed_bytes, num_params
+from attnbench.running.plan import plan
 from attnbench.specs import CodecSpec
 from attnbench.stages import prepare
 from attnbench.stages.latents import model_space
@@ -336,7 +337,7 @@ def test_sides_and_costs_are_of_the_autoencoders_own_grid(tmp_path, stages):
     weights = 9 * 4 * num_params(case.model, 6, 2)
     assert disk_needed_bytes(case, ["prepare", "train"]) == latents * 2 + weights  # ... as float16
     (planned,) = plan([case], tmp_path / "store")
-    assert (planned.problem, planned.assumed) == ("", "")
+    assert (planned.problem, planned.assumed) == ("", ())
     with pytest.raises(SuiteError, match=rf"data\.image_size: .*needs a multiple of {2 * factor} px"):
         load_suite(path, [f"data.image_size={7 * factor}"])
     with pytest.raises(SuiteError, match=r"profile\.resolutions\[1\]: resolution"):

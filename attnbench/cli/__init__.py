@@ -6,10 +6,12 @@ One module per group of commands, called after it; importing one registers its c
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
@@ -17,6 +19,7 @@ import typer
 from attnbench.cli.app import app
 from attnbench.cli.streams import output_error, output_fault, take_any_text
 from attnbench.errors import AttnbenchError, UserInputError, next_step
+from attnbench.stages.interrupts import heard_at_once
 
 __all__ = ["app", "main"]
 
@@ -38,12 +41,19 @@ def main() -> NoReturn:
         os.getcwd()
     except OSError:  # some libraries end the process where there is none, with words about their own files
         sys.exit(_tell("the working directory has been removed; change into one that exists", 2))
-    code = _run()
+    with heard_at_once(_say) as heard:
+        code = _run(heard)
     fault = output_fault()
-    sys.exit(code if fault is None else _tell(output_error(fault), 1))
+    code = code if fault is None else _tell(output_error(fault), 1)
+    if heard and isinstance(code, int):
+        sys.stderr.flush()
+        os._exit(
+            code
+        )  # the interpreter would wait for threads in long steps, and take libraries down for seconds
+    sys.exit(code)
 
 
-def _run() -> int | str | None:
+def _run(heard: Sequence[int]) -> int | str | None:
     """Run the command that the words name; return its exit code."""
     try:
         app(prog_name="attnbench")
@@ -60,19 +70,31 @@ def _run() -> int | str | None:
         code = 1 if error.errno in NOT_THE_USERS else 2
         return _tell(f"{error.filename}: {error.strerror}; {step}", code)
     except KeyboardInterrupt:  # before typer takes care of it
-        return _interrupted()
+        return _interrupted(heard)
     except SystemExit as stop:  # typer turns Ctrl-C into exit code 130 without a word
-        if hasattr(stop, "message"):  # a training that was stopped in good order
+        if hasattr(stop, "message"):  # whoever stopped in good order says what is kept
             typer.echo(stop.message, err=True)
         elif stop.code == INTERRUPTED:
-            return _interrupted()
+            return _interrupted(heard)
         return stop.code
+    except Exception as error:
+        if not heard:
+            raise
+        return _interrupted(heard, error)  # a library's C code makes errors of its own of an interruption
     return 0
 
 
-def _interrupted() -> int:
-    typer.echo("interrupted; run the same command again to go on from the last checkpoint", err=True)
-    return INTERRUPTED
+def _interrupted(heard: Sequence[int], error: Exception | None = None) -> int:
+    """Say no more than is known: a command that keeps something says so itself."""
+    why = "" if error is None else f" ({type(error).__name__}: {error})"
+    typer.echo(f"interrupted{why}", err=True)
+    return 128 + heard[0] if heard else INTERRUPTED
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it, or the stream is closed
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def _tell(error: str, code: int) -> int:

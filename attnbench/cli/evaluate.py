@@ -67,7 +67,7 @@ def evaluate(
     training: Annotated[Path | None, typer.Option(help="Training images, if not the reference.")] = None,
     tsne: Annotated[Path | None, typer.Option(help="t-SNE of some classes of every set, .png.")] = None,
     classes: Annotated[
-        str | None, typer.Option(help="For --tsne: close:N, random:N or names (close:5).")
+        str | None, typer.Option(help="For --tsne: close:N, random:N or names (close:5, or fewer).")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything here, too.")] = None,
     self_test: Annotated[bool, typer.Option("--self-test", help="Prove the metrics' maths.")] = False,
@@ -120,9 +120,9 @@ def evaluate(
         per_class=per_class,
         nearest=nearest,
         tsne=tsne,
-        classes=classes or "close:5",
+        classes=classes,
     )
-    evaluate_command.evaluate(request, runs=runs, device=device, quiet=quiet)
+    raise typer.Exit(evaluate_command.evaluate(request, runs=runs, device=device, quiet=quiet))
 
 
 @reference_app.command("build")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from attnbench.cli.app import RUNS, Runs, app
+from attnbench.stages.interrupts import keeping
 
 
 @app.command("export")
@@ -36,7 +37,8 @@ def export_model(
     """
     from attnbench.commands import exchange as exchange_command
 
-    exchange_command.export(source, case, to, runs, diffusers=diffusers, vae=vae, force=force)
+    with keeping(f"{to} is not written; run the same command again"):
+        exchange_command.export(source, case, to, runs, diffusers=diffusers, vae=vae, force=force)
 
 
 @app.command("import")
@@ -55,7 +57,8 @@ def import_model(
     """Make an exported folder of a pretrained DiT."""
     from attnbench.commands import exchange as exchange_command
 
-    exchange_command.import_weights(source, to, num_heads=num_heads, force=force)
+    with keeping(f"{to} is not written; run the same command again"):
+        exchange_command.import_weights(source, to, num_heads=num_heads, force=force)
 
 
 @app.command("transfer")
@@ -99,17 +102,18 @@ def transfer_model(
     """
     from attnbench.commands import exchange as exchange_command
 
-    exchange_command.transfer_weights(
-        source,
-        to,
-        model=model,
-        attention=attention,
-        options=options,
-        classes=classes,
-        image_size=image_size,
-        depth=depth,
-        growth=growth,
-        keep=keep,
-        seed=seed,
-        force=force,
-    )
+    with keeping(f"{to} is not written; run the same command again"):
+        exchange_command.transfer_weights(
+            source,
+            to,
+            model=model,
+            attention=attention,
+            options=options,
+            classes=classes,
+            image_size=image_size,
+            depth=depth,
+            growth=growth,
+            keep=keep,
+            seed=seed,
+            force=force,
+        )

@@ -107,14 +107,25 @@ def plan(
     case: Cases = None,
     seeds: Seeds = None,
     runs: Runs = RUNS,
+    assume: Annotated[
+        str,
+        typer.Option(
+            metavar="GPUxN",
+            help="Times on N of these instead: a100, h100, h200, l40s or rtx4090; h100x4@0.3: at that share "
+            "of the peak, which is 0.35 otherwise.",
+        ),
+    ] = "",
+    device: Device = "auto",
 ) -> None:
-    """Estimate time and disk of a suite, and what it lacks.
+    """Estimate compute, time and disk of a suite, by case and stage, and what it lacks.
 
     Runs nothing and needs neither images nor weights: what is not there yet is said below the cases.
     """
     from attnbench.commands import suites as suite_commands
 
-    suite_commands.plan(suite_commands.load(suite, override or [], case or [], seeds), runs)
+    suite_commands.plan(
+        suite_commands.load(suite, override or [], case or [], seeds), runs, assume=assume, device=device
+    )
 
 
 @app.command()
@@ -124,15 +135,19 @@ def validate(
     case: Cases = None,
     seeds: Seeds = None,
     runs: Runs = RUNS,
+    device: Device = "auto",
 ) -> None:
     """Check a suite file without its data; count its cases.
 
     Settings that ruin a training without an error are warned of, and finished trainings below the runs
-    folder that a longer one does not go on from.
+    folder that a longer one does not go on from. What `run` would refuse or skip on this machine, such as
+    data or weights that are not there, is said below; the file is valid all the same.
     """
     from attnbench.commands import suites as suite_commands
 
-    suite_commands.validate(suite_commands.load(suite, override or [], case or [], seeds), runs)
+    suite_commands.validate(
+        suite_commands.load(suite, override or [], case or [], seeds), runs, device=device
+    )
 
 
 @app.command()

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from attnbench import console
+from attnbench.commands.targets import check_target
 from attnbench.contract import AttentionBackend
 from attnbench.errors import UnknownNameError, UserInputError
 from attnbench.plugins import registry
 from attnbench.problems import json_object
 from attnbench.progress import Progress
+from attnbench.stages.interrupts import keeping
 from attnbench.testing import CheckResult, run_checks
 
 Report = list[tuple[str, list[CheckResult]]]
@@ -29,12 +31,12 @@ def check(names: Sequence[str], options: Sequence[str], json_file: Path | None, 
     """
     mappings = [json_object(text) for text in options] or None
     records = [record for name in names for record in find(name)] if names else built_ins()
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserInputError(
-            f"--json: the folder {json_file.absolute().parent} does not exist; create it first"
-        )
+    check_target(json_file, "--json")
     report: Report = []
-    with console.progress_bar("check", quiet=quiet) as progress:
+    with (
+        keeping(lambda: _what_is_checked(report, len(records))),
+        console.progress_bar("check", quiet=quiet) as progress,
+    ):
         for number, record in enumerate(records):
             tell = functools.partial(_tell, progress, f"{record.name} ({number + 1} of {len(records)})")
             report.append((record.name, run_checks(record, mappings, progress=tell)))
@@ -48,6 +50,13 @@ def check(names: Sequence[str], options: Sequence[str], json_file: Path | None, 
         ]
         console.write_json(json_file, rows)
     return int(any(result.bad for _, results in report for result in results))
+
+
+def _what_is_checked(report: Report, asked: int) -> str:
+    """Print the checks of the backends that an interrupted run has finished; return what to say of them."""
+    if report:
+        print_report(report)
+    return f"{len(report)} of {asked} backends are checked"
 
 
 def _tell(progress: Progress, title: str, done: int, total: int, note: str) -> None:

@@ -16,6 +16,7 @@ from attnbench.data.selection import Selection, read_class_list
 from attnbench.devices import available_cores
 from attnbench.errors import UserInputError
 from attnbench.report.tables import Table
+from attnbench.stages.interrupts import keeping
 
 SHOWN_CLASSES = 20
 SHOWN_FILES = 5
@@ -46,10 +47,20 @@ def prepare(
         workers=workers or available_cores(),
         **({} if licence is None else {"licence": licence}),
     )
-    with console.progress_bar("prepare", quiet=quiet) as progress:
+    with (
+        keeping(lambda: _what_is_prepared(to)),
+        console.progress_bar("prepare", quiet=quiet) as progress,
+    ):
         card = make(request, progress, functools.cache(console.print_notice))  # each notice once
     console.print_table(_summary(to, card))
     typer.echo(f"use it with: data: {{name: prepared, path: {to.absolute()}, image_size: {image_size}}}")
+
+
+def _what_is_prepared(folder: Path) -> str:
+    shards = len(list(folder.glob("*/images-*.npy")))
+    if not shards:
+        return "no shard is finished; run the same command again"
+    return f"finished shards: {shards}, in {folder}; the same command goes on after them"
 
 
 def show(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,12 +10,20 @@ import torch
 from pydantic import ValidationError
 
 from attnbench.commands.evaluate_inputs import EvaluationRequest, OwnData, open_sets, open_training, own_data
-from attnbench.console import print_table, progress_bar, scores_table, self_test_listing, write_json
+from attnbench.commands.targets import check_target
+from attnbench.console import (
+    print_notice,
+    print_table,
+    progress_bar,
+    scores_table,
+    self_test_listing,
+    write_json,
+)
 from attnbench.devices import chosen_device
-from attnbench.errors import UnknownNameError, UserInputError
+from attnbench.errors import AttnbenchError, UnknownNameError, UserInputError
 from attnbench.evaluation.by_class import by_class, class_figure, write_csv
 from attnbench.evaluation.collection import ImageCollection
-from attnbench.evaluation.figures import class_names, draw_nearest, draw_tsne, labels_as_in
+from attnbench.evaluation.figures import class_names, draw_nearest, draw_tsne, labels_as_in, shown_classes
 from attnbench.evaluation.images import open_images
 from attnbench.evaluation.nearest import identical_images
 from attnbench.evaluation.reference import Reference, holds, save_reference
@@ -27,14 +35,28 @@ from attnbench.plugins import registry
 from attnbench.progress import Progress
 from attnbench.results import Measurement, environment
 from attnbench.specs import EvaluateSpec, Metric
+from attnbench.stages.interrupts import keeping
 from attnbench.storage.names import STORE
 from attnbench.storage.store import features_folder
 
+_FEATURES_ARE_KEPT = (
+    "features that were found are kept, a thousand images at a time: run the same command again to go on"
+)
 
-def evaluate(request: EvaluationRequest, *, runs: Path, device: str, quiet: bool) -> None:
-    """Score a set of images, print the table, write what else was asked for; raises UserInputError."""
-    for path in (request.json_file, request.per_class, request.nearest, request.tsne):
-        check_target(path)
+
+def evaluate(request: EvaluationRequest, *, runs: Path, device: str, quiet: bool) -> int:
+    """Score a set of images, print the table, write what else was asked for; return the exit code.
+
+    A picture that cannot be drawn costs no score: why not is said below them, and the exit code is 1. Raises
+    UserInputError.
+    """
+    for option, path in (
+        ("--json", request.json_file),
+        ("--per-class", request.per_class),
+        ("--nearest", request.nearest),
+        ("--tsne", request.tsne),
+    ):
+        check_target(path, option)
     with progress_bar("evaluate", quiet=quiet) as progress:
         own = own_data(request, runs, torch.device(chosen_device(device)))
         scorer = own.scorer(request, progress) if own else _scorer(request, runs, device, progress)
@@ -49,14 +71,34 @@ def evaluate(request: EvaluationRequest, *, runs: Path, device: str, quiet: bool
             reference = scorer.reference_from(own.reference())
         for each in sets if request.tsne else sets[:1] if request.per_class else []:
             labels_as_in(reference, each)  # to fail before hours of extraction
-        scored = {each.name: scorer.measure(reference, each) for each in sets}
-        for each in sets:
-            _tell_of_copies(scorer, reference, each)
-        notes = _draw(request, scorer, reference, sets, training)
+        if request.tsne is not None:
+            shown_classes(reference, request.classes)
+        scored: dict[str, list[Measurement]] = {}
+        with keeping(lambda: _what_is_scored(scorer, reference, scored, len(sets))):
+            for each in sets:
+                scored[each.name] = scorer.measure(reference, each)
+            for each in sets:
+                _tell_of_copies(scorer, reference, each)
+            notes, failed = _draw(request, scorer, reference, sets, training)
     if request.json_file is not None:
-        write_json(request.json_file, _record(scorer, reference, scored) | {"notes": notes})
-        notes.append(f"written: {request.json_file}")
+        try:
+            write_json(request.json_file, _record(scorer, reference, scored) | {"notes": [*notes, *failed]})
+            notes.append(f"written: {request.json_file}")
+        except AttnbenchError as error:
+            failed.append(f"--json: {error}")
     print_table(scores_table(scorer, reference, scored, notes))
+    for reason in failed:
+        print_notice(f"error: {reason}")
+    return int(bool(failed))
+
+
+def _what_is_scored(
+    scorer: Scorer, reference: Reference, scored: Mapping[str, Sequence[Measurement]], asked: int
+) -> str:
+    """Print the scores of an interrupted evaluation; return what to say of them."""
+    if scored:
+        print_table(scores_table(scorer, reference, scored, []))
+    return f"{len(scored)} of {asked} sets are scored; {_FEATURES_ARE_KEPT}"
 
 
 def _scorer(request: EvaluationRequest, runs: Path, device: str, progress: Progress) -> Scorer:
@@ -112,8 +154,11 @@ def build_reference(
         raise UserInputError(f"{target} holds the images themselves; give --to another name")
     if target.suffix != ".npz":
         raise UserInputError(f"a reference file ends in .npz, got {target}; give --to {target.stem}.npz")
-    check_target(target)
-    with progress_bar("reference", quiet=quiet) as progress:
+    check_target(target, "--to")
+    with (
+        keeping(f"{target} is not written; {_FEATURES_ARE_KEPT}"),
+        progress_bar("reference", quiet=quiet) as progress,
+    ):
         scorer = make_scorer(
             settings, features_folder(runs / STORE), torch.device(chosen_device(device)), progress
         )
@@ -141,24 +186,17 @@ def settings_from(**given: Any) -> EvaluateSpec:
         raise UserInputError("; ".join(problems)) from error
 
 
-def check_target(path: Path | None) -> None:
-    """Raise UserInputError where a file cannot be written: its folder is missing, or it is one itself."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UserInputError(f"the folder {path.absolute().parent} does not exist; create it first")
-    if path is not None and path.is_dir():
-        raise UserInputError(f"{path} is a folder; name a file in it, such as {path / 'name'}")
-
-
 def _draw(
     request: EvaluationRequest,
     scorer: Scorer,
     reference: Reference,
     sets: Sequence[ImageCollection],
     training: ImageCollection | None,
-) -> list[str]:
-    """Write the pictures that were asked for; return what there is to say about them."""
-    images, notes = sets[0], list[str]()
-    if request.per_class is not None:
+) -> tuple[list[str], list[str]]:
+    """Write the pictures that were asked for; return what there is to say of them, and why others are not."""
+    images, notes, failed = sets[0], list[str](), list[str]()
+
+    def per_class(path: Path) -> None:
         scores = by_class(
             reference.features.pooled,
             reference.labels,
@@ -168,16 +206,34 @@ def _draw(
             neighbours=scorer.settings.neighbours,
             at_least=max(10, scorer.settings.neighbours + 1),
         )
-        write_csv(scores, request.per_class.with_suffix(".csv"))
-        class_figure(scores, request.per_class.with_suffix(".png"), called=scorer.called, heading=images.name)
-        notes.append(f"written: {request.per_class.with_suffix('.png')} and .csv, of {images.name}")
-    if request.nearest is not None and training is not None:
-        notes.append(draw_nearest(request.nearest, scorer, images, training))
-        notes.append(f"written: {request.nearest}; images are counted from 0 in their order of opening")
-    if request.tsne is not None:
-        draw_tsne(request.tsne, scorer, sets, reference, request.classes)
-        notes.append(f"written: {request.tsne}, with .csv and .json beside it")
-    return notes
+        write_csv(scores, path.with_suffix(".csv"))
+        class_figure(scores, path.with_suffix(".png"), called=scorer.called, heading=images.name)
+        notes.append(f"written: {path.with_suffix('.png')} and .csv, of {images.name}")
+
+    def nearest(path: Path) -> None:
+        assert training is not None  # it is opened where this is asked for
+        notes.append(draw_nearest(path, scorer, images, training))
+        notes.append(f"written: {path}; images are counted from 0 in their order of opening")
+
+    def tsne(path: Path) -> None:
+        draw_tsne(path, scorer, sets, reference, request.classes)
+        notes.append(f"written: {path}, with .csv and .json beside it")
+
+    for option, path, draw in (
+        ("--per-class", request.per_class, per_class),
+        ("--nearest", request.nearest, nearest),
+        ("--tsne", request.tsne, tsne),
+    ):
+        if path is None:
+            continue
+        try:
+            draw(path)
+        except AttnbenchError as error:
+            failed.append(f"{option}: {error}; the scores above do not depend on it")
+        except Exception as error:  # noqa: BLE001 - a library's, which must not cost the scores
+            said = f"{type(error).__name__}: {error}"
+            failed.append(f"{option}: not drawn ({said}); the scores above do not depend on it")
+    return notes, failed
 
 
 def _record(scorer: Scorer, reference: Reference, scored: dict[str, list[Measurement]]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class EvaluationRequest:
     per_class: Path | None = None
     nearest: Path | None = None
     tsne: Path | None = None
-    classes: str = "close:5"
+    classes: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from attnbench.report.pareto import caption as front_caption
 from attnbench.report.pareto_costs import COSTS
 from attnbench.report.quantities import Quantity, quality_quantities
 from attnbench.results import Result
+from attnbench.stages.interrupts import keeping
 from attnbench.storage.names import PAPER_FIGURES
 from attnbench.storage.run_folders import Run, read_run
 
@@ -71,15 +72,16 @@ def figures(request: FiguresRequest, *, runs: Path, device: str, quiet: bool) ->
     drawn: list[Drawn] = []
     missing: list[str] = []
     typed, mistyped = (request.extractor, *words(request.classes or "")), False
-    for figure in wanted:
-        chosen = file_format or ("png" if figure.kind == "samples" else "svg")
-        try:
-            for name, draw, caption in _draws(figure, cases, request, folder, device=device, quiet=quiet):
-                drawn.append(write_figure(name, draw, caption, folder, chosen))
-                typer.echo(f"figure {name}: {drawn[-1].path}")
-        except UserInputError as error:
-            missing.append(str(error))
-            mistyped = mistyped or (isinstance(error, UnknownNameError) and error.got in typed)
+    with keeping(lambda: f"{len(drawn)} figures are drawn; run the same command again for the others"):
+        for figure in wanted:
+            chosen = file_format or ("png" if figure.kind == "samples" else "svg")
+            try:
+                for name, draw, caption in _draws(figure, cases, request, folder, device=device, quiet=quiet):
+                    drawn.append(write_figure(name, draw, caption, folder, chosen))
+                    typer.echo(f"figure {name}: {drawn[-1].path}")
+            except UserInputError as error:
+                missing.append(str(error))
+                mistyped = mistyped or (isinstance(error, UnknownNameError) and error.got in typed)
     for_latex = [figure for figure in drawn if figure.path.suffix != ".svg"]
     if for_latex:
         typer.echo(f"for LaTeX: {write_latex(for_latex, folder)}")

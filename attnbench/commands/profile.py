@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from attnbench import console
+from attnbench.commands.targets import check_folder, check_target
 from attnbench.devices import chosen_device
 from attnbench.errors import UserInputError
 from attnbench.profiling.crossovers import crossovers
@@ -29,10 +29,9 @@ from attnbench.report.profile_page import write_profile_report
 from attnbench.report.profile_tables import rows_table, scaling_table
 from attnbench.report.tables import significant
 from attnbench.specs import CodecSpec, ProfileSpec
-from attnbench.stages.interrupts import Stopped, on_signal
+from attnbench.stages.interrupts import interrupt, keeping, on_signal
 from attnbench.stages.latents.latent_space import kind_of, latent_space
 from attnbench.stages.profile import CHILD
-from attnbench.storage.atomic import storage_errors
 
 DEFAULT_MODELS = "dit-s,sana-s,dydi-lit-s"
 WITHIN_S = 150.0
@@ -87,25 +86,26 @@ def profile(options: Options) -> int:
             console.print_notice(_in_a_line(row))
 
     measured = ProfileRows()
-    try:
-        with on_signal(_stop), console.progress_bar("profile", quiet=options.quiet) as progress:
-            for one in _in_modes(spec, options):
-                measured += profile_batches(
-                    requests,
-                    one,
-                    batch_sizes,
-                    device=device,
-                    within_s=options.within_s or None,
-                    finished=earlier,
-                    on_row=keep,
-                    progress=progress,
-                    say=console.print_notice,
-                    worker=CHILD,
-                    fit_mib=parse_memory(options.fit) if options.fit else 0.0,
-                )
-    except _Interrupted as interrupted:
-        asked = len(requests) * len(batch_sizes) * len(spec.resolutions or [])
-        raise Stopped(interrupted.number, _what_is_kept(rows, asked, file, device)) from None
+    asked = len(requests) * len(batch_sizes) * len(spec.resolutions or []) * len(_in_modes(spec, options))
+    with (
+        keeping(lambda: _what_is_kept(rows, asked, file, device)),
+        on_signal(interrupt),
+        console.progress_bar("profile", quiet=options.quiet) as progress,
+    ):
+        for one in _in_modes(spec, options):
+            measured += profile_batches(
+                requests,
+                one,
+                batch_sizes,
+                device=device,
+                within_s=options.within_s or None,
+                finished=earlier,
+                on_row=keep,
+                progress=progress,
+                say=console.print_notice,
+                worker=CHILD,
+                fit_mib=parse_memory(options.fit) if options.fit else 0.0,
+            )
     baselines = softmax_models(requests)
     _print(measured, baselines, device)
     if file:
@@ -150,17 +150,6 @@ def _print(rows: Sequence[ProfileRow], baselines: Sequence[str], device: str) ->
             console.print_table(table)
 
 
-class _Interrupted(KeyboardInterrupt):
-    """A signal; no SystemExit, which a stranger's module may raise and which then is that row's failure."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-def _stop(number: int) -> NoReturn:
-    raise _Interrupted(number)
-
-
 def _what_is_kept(rows: Sequence[ProfileRow], asked: int, file: ReportFile | None, device: str) -> str:
     """Print the rows of an interrupted session; return what to say of them."""
     if rows:
@@ -170,7 +159,7 @@ def _what_is_kept(rows: Sequence[ProfileRow], asked: int, file: ReportFile | Non
         step = "with --json FILE they would be kept, and --resume would go on from them"
     else:
         step = f"they are in {file.path}; the same command with --resume goes on from them"
-    return f"interrupted: {kept}; {step}"
+    return f"{kept}; {step}"
 
 
 def _report_file(
@@ -178,30 +167,15 @@ def _report_file(
 ) -> ReportFile | None:
     """Return the file of --json; that it can be written is known before anything is measured."""
     path = options.json_file
-    _check_report_folder(options.report)
+    check_folder(options.report, "--report")
     if path is None:
         if options.resume:
             raise UserInputError("--resume goes on from the rows of a file; name it with --json FILE")
         return None
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UserInputError(
-            f"--json: {path} is a folder; name a file in it"
-            if path.is_dir()
-            else f"--json: the folder {path.absolute().parent} does not exist; create it first"
-        )
+    check_target(path, "--json")
     file = ReportFile(path, spec, batch_sizes, device)
     file.write(file.read() if options.resume else [])
     return file
-
-
-def _check_report_folder(folder: Path | None) -> None:
-    """Find out now, not after an hour, whether the report can be written."""
-    if folder is None:
-        return
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
 
 
 def _requests(options: Options) -> list[ProfileRequest]:
@@ -238,6 +212,8 @@ def _with_autoencoder(request: ProfileRequest, folder: Path) -> ProfileRequest:
 def _spec(options: Options, device: str) -> ProfileSpec:
     """Return the settings that the command line gives; raises UserInputError naming the option."""
     settings = dict(options.settings)
+    if options.within_s < 0:
+        raise UserInputError(f"--within takes seconds, or 0 for any number of them; got {options.within_s:g}")
     settings["resolutions"] = _numbers(options.res, "--res", "pixels", "256,512")
     settings["measure"] = words(settings["measure"])
     if options.fit:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import typer
 
+from attnbench.commands.targets import check_target
 from attnbench.data import class_names
 from attnbench.errors import DataError, UserInputError
 from attnbench.evaluation.run_samples import sample_folder
 from attnbench.results import Result
 from attnbench.specs import UserImages
+from attnbench.stages.interrupts import keeping
 from attnbench.storage.run_folders import case_of, store_of
 from attnbench.storage.store import read_output
 
@@ -27,17 +29,18 @@ def export(
     result, folder = sample_folder(run_dir, label)
     count = _checked(count, available(folder, result), result.label)
     if npz is not None:
-        if not npz.absolute().parent.is_dir() or npz.is_dir():
-            raise UserInputError(f"--npz: {npz} cannot be a file; name one in a folder that exists")
+        check_target(npz, "--npz")
         names, fault = class_names_of(run_dir, result)
-        repeated = write_npz(folder, npz, count, names)
+        with keeping(f"{npz} is not written; run the same command again"):
+            repeated = write_npz(folder, npz, count, names)
         note = "; grey images: their channel three times, as ADM's evaluator needs RGB" if repeated else ""
         called = (
             f"what these are called (class_names){note}" if names else f"without class_names: {fault}{note}"
         )
         typer.echo(f"{npz}: {count} images of {result.label} (arr_0), their classes (arr_1), {called}")
     if png is not None:
-        written = write_pngs(folder, png, count)
+        with keeping(f"pictures that were written stay in {png}; the same command writes the others"):
+            written = write_pngs(folder, png, count)
         typer.echo(f"{png}: {count} images of {result.label}, {written} of them new")
 
 

@@ -12,6 +12,7 @@ import typer
 from attnbench import console
 from attnbench.console.store_view import in_bytes, prune_listing, store_listing
 from attnbench.errors import UserInputError
+from attnbench.stages.interrupts import keeping
 from attnbench.storage.inventory import removable, remove, require_clear, take_inventory
 
 
@@ -47,7 +48,8 @@ def prune(
             raise UserInputError("nothing is removed without consent: add --yes, or --dry-run to look only")
         typer.confirm(f"Remove {len(found)} folders, {size}?", abort=True)
     again = partial(take_inventory, runs, elsewhere)
-    removed = remove(inventory, choose, again, console.print_notice)
+    with keeping("some of these folders are removed; run the same command again for the others"):
+        removed = remove(inventory, choose, again, console.print_notice)
     typer.echo(f"removed {len(removed)} folders, {in_bytes(sum(folder.size_bytes for folder in removed))}")
 
 

@@ -6,14 +6,18 @@ report is written without them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from attnbench import console
+from attnbench.results import Result
+from attnbench.stages.interrupts import GO_ON, Interrupted, Stopped
 from attnbench.storage.names import LOGS, RESULTS, STORE
 
 CLUSTERS = ("ray", "slurm")
@@ -25,6 +29,7 @@ OfOne = Mapping[str, Mapping[str, bool]]
 if TYPE_CHECKING:
     from attnbench.running.executors.cradle import Cradle
     from attnbench.running.executors.interface import Asked
+    from attnbench.running.listener import Listener
     from attnbench.suite.loading import Suite
 
 
@@ -93,10 +98,13 @@ def run(
     from attnbench.running.executors.interface import Asked
     from attnbench.running.executors.launcher import take_over_launcher
     from attnbench.running.runner import run as run_cases
+    from attnbench.stages.distributed import check_division
 
     taken = take_over_launcher(processes)
     if taken is None:
         return 0  # another copy, started by torchrun beside this one, does the work
+    for case in suite.cases:
+        check_division(case, taken)
     # where cases run elsewhere, this machine's devices say nothing of theirs
     chosen = device if engine in CLUSTERS else chosen_device(device)
     asked = Asked(
@@ -115,8 +123,13 @@ def run(
     executor = make_executor(engine, asked)
     if dry_run:
         return show_submission(suite, runs, asked)
-    with console.run_listener(len(suite.cases), quiet=quiet) as listener:
-        outcome = run_cases(suite, runs, device=device, executor=executor, listener=listener)
+    results: dict[str, Result] = {}
+    try:
+        with console.run_listener(len(suite.cases), quiet=quiet) as listener:
+            heard = _remembering(results, listener)
+            outcome = run_cases(suite, runs, device=device, executor=executor, listener=heard)
+    except (Stopped, Interrupted) as stop:
+        raise Stopped(stop.number, _what_is_finished(suite, results, stop)) from None
     console.print_comparison(outcome.results)
     typer.echo(f"report: {outcome.report.html}\n        {outcome.report.markdown}")
     return outcome.exit_code
@@ -143,26 +156,74 @@ def show_submission(suite: Suite, runs: Path, asked: Asked) -> int:
     return 0
 
 
-def plan(suite: Suite, runs: Path) -> None:
-    """Print what a suite would take, and what it lacks."""
+def _remembering(results: dict[str, Result], listener: Listener) -> Listener:
+    """Return a listener that puts what is finished into `results`, by the case's id, and passes all on."""
+
+    def finished(result: Result, cached: bool) -> None:
+        results[result.case_id] = result
+        listener.finished(result, cached)
+
+    return replace(listener, finished=finished)
+
+
+def _what_is_finished(suite: Suite, results: Mapping[str, Result], stop: Stopped | Interrupted) -> str:
+    """Print the finished cases of an interrupted run; return what to say of them and of the others."""
+    ended = [results[case.id] for case in suite.cases if case.id in results]
+    if ended:
+        console.print_comparison(ended)
+    statuses, every = Counter(result.status for result in ended), len(suite.cases)
+    others = "".join(f", {number} {status}" for status, number in statuses.items() if status != "ok")
+    finished = f"interrupted: {statuses['ok']} of {every} cases are finished{others}"
+    if len(ended) < every:
+        said = f"{finished}; {stop.message}" if isinstance(stop, Stopped) else f"{finished}; {GO_ON}"
+        return said
+    return (
+        f"{finished}; of their costs what was measured is kept: run the same command again to measure the "
+        "rest and to write the report"
+    )
+
+
+def plan(suite: Suite, runs: Path, *, assume: str, device: str) -> None:
+    """Print what a suite would take, each stage of it, and what it lacks."""
+    from attnbench.running.machines import assumed, this_machine
+    from attnbench.running.needs import skips
     from attnbench.running.plan import plan as plan_cases
-    from attnbench.running.plan import warnings
+    from attnbench.running.plan import plan_profile, warnings
 
+    machine = assumed(assume) if assume else this_machine(device)
     store = runs.absolute() / STORE
-    planned = plan_cases(suite.cases, store)
-    console.print_table(console.plan_listing(suite, planned, warnings(suite, store)))
+    planned = plan_cases(suite.cases, store, machine)
+    profile = plan_profile(planned, store, machine)
+    fine = [one.case for one in planned if not one.problem]
+    told = warnings(suite, store)
+    console.print_table(console.plan_listing(suite, planned, profile, told, machine, skips(fine)))
+    stages = console.stage_listing(planned, profile)
+    if stages.rows:
+        typer.echo()
+        console.print_table(stages)
 
 
-def validate(suite: Suite, runs: Path) -> None:
-    """Print that a suite is valid and how many cases it has; warnings go to stderr."""
+def validate(suite: Suite, runs: Path, *, device: str) -> None:
+    """Print that a suite is valid, how many cases it has and what a run would refuse here.
+
+    Warnings go to stderr. Raises UserInputError for a device that is not there, as the run would.
+    """
+    from attnbench.devices import chosen_device
+    from attnbench.running.needs import refusals, skips, taken_by_another
     from attnbench.running.plan import warnings
     from attnbench.stages.latents.model_space import assumption
 
+    chosen_device(device)
     for line in warnings(suite, runs.absolute() / STORE):
         console.print_notice(f"warning: {line}")
     typer.echo(f"{suite.name}: valid, {len(suite.cases)} case{'' if len(suite.cases) == 1 else 's'}")
     for assumed in dict.fromkeys(filter(None, map(assumption, suite.cases))):
         typer.echo(f"note: {assumed}")
+    refused = refusals(suite.cases)
+    if taken := taken_by_another(suite, runs.absolute() / suite.name):
+        refused[taken] = [case.label for case in suite.cases]
+    for line in console.reasons(refused, skips(suite.cases), len(suite.cases)):
+        typer.echo(line)
 
 
 def report(run: str, runs: Path) -> None:

@@ -15,6 +15,7 @@ from attnbench import console
 from attnbench.errors import DataError, UnknownNameError, UserInputError
 from attnbench.metrics.published_weights import published
 from attnbench.metrics.weights_files import WeightsFile, cache_folder, places
+from attnbench.stages.interrupts import keeping
 from attnbench.storage.atomic import atomic_path, storage_errors
 from attnbench.storage.hashing import file_sha256
 
@@ -85,7 +86,11 @@ def fetch(name: str, folder: Path | None, *, yes: bool) -> Path:
     _ask(file, target, yes=yes)
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with console.progress_bar(f"fetch {target.name}", quiet=False) as progress, atomic_path(target) as path:
+    with (
+        keeping(f"nothing is kept of {target}; run the same command again"),
+        console.progress_bar(f"fetch {target.name}", quiet=False) as progress,
+        atomic_path(target) as path,
+    ):
         with path.open("wb") as sink:
             for number, (chunk, total) in enumerate(_chunks(file.url), start=1):
                 sink.write(chunk)

@@ -5,7 +5,7 @@ Without a terminal nothing but plain text comes out: no bars, no colours, no con
 
 from attnbench.console.catalogues import CATALOGUES, catalogue
 from attnbench.console.listing import Listing, listing
-from attnbench.console.plan_view import duration, plan_listing
+from attnbench.console.plan_view import duration, plan_listing, reasons, stage_listing
 from attnbench.console.profile_view import profile_announcement
 from attnbench.console.progress import progress_bar, run_listener
 from attnbench.console.scores_view import scores_table, self_test_listing
@@ -24,8 +24,10 @@ __all__ = [
     "print_table",
     "profile_announcement",
     "progress_bar",
+    "reasons",
     "run_listener",
     "scores_table",
     "self_test_listing",
+    "stage_listing",
     "write_json",
 ]

@@ -130,7 +130,7 @@ def run_listener(num_cases: int, *, quiet: bool) -> Iterator[Listener]:
         def profiling(done: int, total: int, note: str) -> None:
             began.append(time.monotonic())
             show("", "profile", done, total, note)
-            if done == total:
+            if done == total and not note:  # later sittings are beyond what is counted, and have a note
                 lines.say(f"profile, {duration(began[-1] - began[0])}")
 
         yield Listener(

@@ -20,6 +20,7 @@ from attnbench.evaluation.tsne import Panel, tsne_figure
 
 NEIGHBOURS = 5  # training images beside each sample
 PER_CLASS, PERPLEXITY = 100, 30.0  # of t-SNE
+SHOWN_CLASSES = 5  # of t-SNE, where nobody chooses
 LEVEL = 0.01  # a sample closer to the training set than this part of real images is looked at
 CLASS_CHOICE = re.compile(r"^(?P<how>close|random):(?P<count>\d+)$")
 
@@ -62,21 +63,15 @@ def _closeness(
 
 
 def draw_tsne(
-    path: Path, scorer: Scorer, sets: Sequence[ImageCollection], reference: Reference, classes: str
+    path: Path, scorer: Scorer, sets: Sequence[ImageCollection], reference: Reference, classes: str | None
 ) -> list[Panel]:
-    """Draw one panel per set and one of the reference; `classes` is `close:N`, `random:N` or names.
+    """Draw one panel per set and one of the reference, of the `shown_classes`.
 
-    Classes are chosen by the reference, so that no model has a say in it. Raises DataError without labels.
+    Raises DataError without labels.
     """
     labels = {images.name: labels_as_in(reference, images) for images in sets}
     names, real = class_names(reference), reference.features.pooled
-    assert reference.labels is not None  # or there would be no labels as in it
-    choice = CLASS_CHOICE.match(classes)
-    if choice:
-        how: Literal["close", "random"] = "close" if choice["how"] == "close" else "random"
-        chosen = choose_classes(reference.labels, real, int(choice["count"]), how, num_classes=len(names))
-    else:
-        chosen = named_classes([name.strip() for name in classes.split(",")], names)
+    chosen = shown_classes(reference, classes)
     panels: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {
         images.name: (scorer.features(images).pooled, labels[images.name]) for images in sets
     }
@@ -94,6 +89,27 @@ def draw_tsne(
         per_class=PER_CLASS,
         perplexity=min(PERPLEXITY, max(1.0, shown / 3)),  # of fewer images every one would be a neighbour
     )
+
+
+def shown_classes(reference: Reference, classes: str | None) -> list[int]:
+    """Return the labels that `classes` chooses: `close:N`, `random:N` or names; None: up to five close ones.
+
+    Classes are chosen by the reference, so that no model has a say in it. Raises UserInputError naming the
+    option for what it cannot choose, DataError without labels.
+    """
+    names = class_names(reference)
+    if reference.labels is None:
+        raise DataError(f"{reference.name} has no labels, and this needs the class of every image")
+    asked = classes or f"close:{max(2, min(SHOWN_CLASSES, len(reference.labels.unique())))}"
+    choice = CLASS_CHOICE.match(asked)
+    if choice is None:
+        return named_classes([name.strip() for name in asked.split(",")], names)
+    how: Literal["close", "random"] = "close" if choice["how"] == "close" else "random"
+    real, count = reference.features.pooled, int(choice["count"])
+    try:
+        return choose_classes(reference.labels, real, count, how, num_classes=len(names))
+    except UserInputError as error:
+        raise UserInputError(f"--classes {asked}: {error}") from error
 
 
 def labels_as_in(reference: Reference, images: ImageCollection) -> torch.Tensor:

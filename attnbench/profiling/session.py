@@ -165,6 +165,7 @@ class _Session:
     seconds_per_mac: dict[str, float] = field(default_factory=dict)
     """Of each label, as its last resolution took them."""
     groups: list[Group] = field(default_factory=list)
+    is_interrupted: bool = False
 
     def prepare(self, drafts: Sequence[Draft]) -> None:
         """Fill in what the drafts of one resolution cost on paper; leaves out what does not fit."""
@@ -190,7 +191,12 @@ class _Session:
         slowed = throttle_count()
         if "memory" in self.spec.measure:
             with ThreadPoolExecutor(self._memory_at_once(drafts)) as pool:
-                list(pool.map(self._measure_memory, _alive(drafts)))
+                try:
+                    list(pool.map(self._measure_memory, _alive(drafts)))
+                except KeyboardInterrupt:
+                    self.is_interrupted = True
+                    self.nursery.close()  # or it would wait for passes that nobody asks for any more
+                    raise
         for draft in drafts:
             draft.ceilings = self.ceilings
         if "latency" not in self.spec.measure:
@@ -204,6 +210,7 @@ class _Session:
             set_up=self._set_up,
             note=self.steps.next,
             extra_until=time.monotonic() + extra,
+            give_up=self.nursery.close,
         )
         self._sit(group, slowed)
         for draft in group.rows:
@@ -323,6 +330,8 @@ class _Session:
         self.steps.next(f"{draft.name}: memory")
         with self._child() as child:
             reply = child.measure_memory(self._job(draft, "memory"))
+        if self.is_interrupted:
+            return  # its process was ended, which is no fault of the row
         if isinstance(reply, Measured):
             draft.memory = reply.memory
             draft.reason = "; ".join(filter(None, [draft.reason, reply.reason]))

@@ -47,6 +47,8 @@ class Group:
     note: Callable[[str], None]
     extra_until: float
     """On the monotonic clock: from then on no row takes more rounds than it must."""
+    give_up: Callable[[], None] = lambda: None
+    """Ends the processes that are being set up: an interruption does not wait for their passes."""
     _name: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     _sittings: int = 0
 
@@ -77,11 +79,15 @@ class Group:
     def _start(self, rows: Sequence[Draft], children: dict[int, Child]) -> None:
         """Set up the rows' processes; the first ones alone, since the length of their passes decides."""
 
+        interrupted: list[bool] = []
+
         def start(draft: Draft) -> None:
             self._say(f"{draft.name}: setting up")
             draft.session = self._name
             child, reply = self.set_up(draft)
             children[id(draft)] = child
+            if interrupted:
+                return  # its process was ended, which is no fault of the row
             self._account(draft, child)
             if isinstance(reply, Ready):
                 draft.ready = draft.ready or reply
@@ -89,7 +95,12 @@ class Group:
                 self._end(draft, reply, children)
 
         with ThreadPoolExecutor(available_cores() if self._sittings else 1) as pool:
-            list(pool.map(start, rows))
+            try:
+                list(pool.map(start, rows))
+            except KeyboardInterrupt:
+                interrupted.append(True)
+                self.give_up()
+                raise
 
     def _take_round(self, draft: Draft, number: int, children: dict[int, Child]) -> None:
         if number < self.spec.rounds:

@@ -12,6 +12,7 @@ from attnbench.report.lines import Line, configuration_line, floor_lines, varies
 from attnbench.report.quantities import (
     ACCURACY,
     LATENCY,
+    MEMORY,
     SIZE,
     Quantity,
     comparison_costs,
@@ -142,7 +143,13 @@ def _notes(
         notes = [f"{arrows} {_ONE_SEED}"]
     if len(sides) == 1:
         once = ", measured once for all seeds of a row" if several else ""
-        notes.append(f"MACs, latency and memory: one pass at {sides.pop()} px{once}.")
+        costs = [
+            name
+            for name, quantities in (("MACs", SIZE), ("latency", (LATENCY,)), ("memory", MEMORY))
+            if any(column.quantity in quantities and column.quantity.name != "params" for column in decided)
+        ]
+        if costs:
+            notes.append(f"{_listed(costs)}: one pass at {sides.pop()} px{once}.")
     if several and any(column.quantity == LATENCY for column in decided):
         notes.append(
             "Latency is bold where paired rounds call it faster than the next; memory by printed value."
@@ -164,6 +171,12 @@ def _notes(
     if any(without_rounds(measured) for _, measured in timed):
         notes.append(WITHOUT_ROUNDS)
     return (*notes, *disturbed_notes(timed))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Name one to three things as the beginning of a sentence."""
+    said = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return said[0].upper() + said[1:]
 
 
 _ONE_SEED = "One seed: bold marks the best printed value, not significance; another seed may rank otherwise."

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import statistics
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from attnbench.contract import MacCount
 from attnbench.devices import default_device
-from attnbench.errors import AttnbenchError, DataError
-from attnbench.models.resolution import input_size
+from attnbench.errors import AttnbenchError
+from attnbench.running.estimates import (
+    NUM_CLASSES_GUESS,
+    closed_form,
+    disk_needed_bytes,
+    known_classes,
+    row_time_s,
+    stage_time_s,
+    training_macs,
+)
+from attnbench.running.machines import Machine, this_machine
 from attnbench.running.made_anew import made_anew
-from attnbench.specs import Case, ModelConfig, PreparedData, UserImages
-from attnbench.stages.latents.latent_space import has_posterior
-from attnbench.stages.latents.model_space import assumption, codec_of, latent_factor
-from attnbench.storage import hub
-from attnbench.storage.store import STAGES, Stage, read_output, stages_of
+from attnbench.running.needs import missing_inputs
+from attnbench.specs import Case
+from attnbench.stages.latents.model_space import assumption
+from attnbench.stages.profile import missing_rows
+from attnbench.storage.store import Stage, read_output, stages_of
 from attnbench.suite.loading import Suite, of_cases
-from attnbench.suite.teachers import missing_teacher
-
-# Estimates, not measurements: a backward pass costs two forward passes, a small matmul reaches
-# about 0.6 of the rate of a large one, and every block costs some fixed time in Python and kernel launches.
-MATMUL_EFFICIENCY = 0.6
-BLOCK_OVERHEAD_S = 5e-4
-BYTES_PER_LATENT_VALUE = 4
-"""Of an image and its mirror image, float16."""
-NUM_CLASSES_GUESS = 100  # a folder that is not here yet: as many classes as Sub-IN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,45 +33,70 @@ class PlannedCase:
 
     case: Case
     finished: tuple[Stage, ...]
-    time_s: float
-    disk_bytes: int
+    macs: int = 0
+    """Of one image's forward pass, full count."""
+    training_macs: int = 0
+    """Of the whole training, finished or not."""
+    times_s: Mapping[Stage, float | None] = field(default_factory=dict)
+    """Of the stages that this case has yet to run, on one device; None: not estimated."""
+    disk: Mapping[Stage, int] = field(default_factory=dict)
+    """What these stages will store, in bytes."""
     missing: tuple[str, ...] = ()
     """What a run would refuse for want of the user's folders and files, each with the next step."""
     problem: str = ""
     """Why this case cannot be planned, let alone run."""
-    assumed: str = ""
-    """What its sizes rest on while its autoencoder is not on this machine."""
+    assumed: tuple[str, ...] = ()
+    """What its sizes rest on while its autoencoder or its data are not on this machine."""
+
+    @property
+    def time_s(self) -> float:
+        """All that is estimated of its time."""
+        return sum(filter(None, self.times_s.values()))
+
+    @property
+    def disk_bytes(self) -> int:
+        """All that it will store."""
+        return sum(self.disk.values())
 
 
-def plan(cases: Sequence[Case], store: Path) -> list[PlannedCase]:
-    """Plan every case; stages shared by two cases are counted once."""
-    rate = matmul_macs_per_s()
+@dataclass(frozen=True, kw_only=True)
+class PlannedProfile:
+    """The rows that the profile of a suite has yet to measure, all of its cases together."""
+
+    num_rows: int = 0
+    num_cases: int = 0
+    time_s: float = 0.0
+
+
+def plan(cases: Sequence[Case], store: Path, machine: Machine | None = None) -> list[PlannedCase]:
+    """Plan every case; stages shared by two cases are counted once. `machine` is this one by default."""
+    machine = machine or this_machine(default_device())
     counted: set[tuple[Stage, str]] = set()
     planned = []
     for case in cases:
         finished = tuple(s for s in stages_of(case) if read_output(store / s / case.key(s)) is not None)
-        missing = [s for s in stages_of(case) if s not in finished and (s, case.key(s)) not in counted]
-        counted.update((s, case.key(s)) for s in missing)
-        first = _teacher_to_train(case, store) if "train" in missing else None
+        open_stages = [s for s in stages_of(case) if s not in finished and (s, case.key(s)) not in counted]
+        counted.update((s, case.key(s)) for s in open_stages)
+        first = _teacher_to_train(case, store) if "train" in open_stages else None
+        missing = missing_inputs(case)
+        assumed = tuple(filter(None, (assumption(case), _guessed_classes(case))))
+        one = PlannedCase(case=case, finished=finished, missing=missing, assumed=assumed)
         try:
-            time_s = sum(stage_time_s(case, s, rate) for s in missing)
+            times_s = {s: stage_time_s(case, s, machine) for s in open_stages}
             if first is not None and ("train", first.key("train")) not in counted:
                 counted.add(("train", first.key("train")))
-                time_s += stage_time_s(first, "train", rate)
-            disk_bytes, problem = disk_needed_bytes(case, missing), ""
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's backend may raise anything
-            time_s, disk_bytes, problem = 0.0, 0, f"{type(error).__name__}: {error}"
-        planned.append(
-            PlannedCase(
-                case=case,
-                finished=finished,
-                time_s=time_s,
-                disk_bytes=disk_bytes,
-                missing=missing_inputs(case),
-                problem=problem,
-                assumed=assumption(case),
+                taught = stage_time_s(first, "train", machine)
+                times_s["train"] = (times_s["train"] or 0.0) + (taught or 0.0)
+            estimated = replace(
+                one,
+                macs=closed_form(case).full,
+                training_macs=training_macs(case),
+                times_s=times_s,
+                disk={s: disk_needed_bytes(case, [s]) for s in open_stages},
             )
-        )
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's backend may raise anything
+            estimated = replace(one, problem=_in_words(error, missing))
+        planned.append(estimated)
     return planned
 
 
@@ -85,6 +106,31 @@ def _teacher_to_train(case: Case, store: Path) -> Case | None:
     if teacher is None or read_output(store / "train" / teacher.key("train")) is not None:
         return None
     return teacher
+
+
+def _guessed_classes(case: Case) -> str:
+    if known_classes(case) is not None:
+        return ""
+    return f"the data cannot be read yet: {NUM_CLASSES_GUESS} classes are assumed"
+
+
+def _in_words(error: BaseException, missing: Sequence[str]) -> str:
+    """Return why a case cannot be planned; what is said already as missing only once."""
+    if not isinstance(error, AttnbenchError):
+        return f"its model cannot be built: {type(error).__name__}: {error}"
+    said = str(error)
+    return next((reason for reason in missing if said in reason), said)
+
+
+def plan_profile(planned: Sequence[PlannedCase], store: Path, machine: Machine) -> PlannedProfile:
+    """Plan the profile of the cases that can be planned, which is measured when all are finished."""
+    cases = [one.case for one in planned if not one.problem]
+    rows = missing_rows(cases, store, default_device())
+    return PlannedProfile(
+        num_rows=len(rows),
+        num_cases=len({case.id for case, _ in rows}),
+        time_s=sum(row_time_s(case, side, machine) for case, side in rows),
+    )
 
 
 def finished_trainings(store: Path) -> dict[str, int]:
@@ -131,175 +177,3 @@ def warnings(suite: Suite, store: Path) -> list[str]:
         found.setdefault(text, []).append(case.label)
     found |= made_anew(other, store.parent / suite.name)
     return [f"{of_cases(labels, len(suite.cases))}: {text}" for text, labels in found.items()]
-
-
-def missing_inputs(case: Case) -> tuple[str, ...]:
-    """Return what of the user's a case needs and has not, one sentence each; imports no torch."""
-    named = [("train.init_from", case.train.init_from), ("evaluate.weights", case.evaluate.weights)]
-    if isinstance(case.data, UserImages):
-        codec = case.data.codec
-        named = [("data.path", case.data.path), ("data.codec.path", codec.path if codec else None), *named]
-    absent = [(key, path) for key, path in named if path is not None and not path.exists()]
-    said = [f"{key}: {path} does not exist; name yours with -o {key}=PATH" for key, path in absent]
-    if isinstance(case.data, PreparedData) and "data.path" not in dict(absent):
-        from attnbench.data.prepared import read_fitting_card
-
-        try:
-            read_fitting_card(case.data)
-        except DataError as error:
-            said.append(f"data.path: {error}")
-    if missing := missing_teacher(case):
-        said.append(missing)
-    return (*said, *_missing_autoencoder(case), *_missing_weights(case))
-
-
-def _missing_autoencoder(case: Case) -> tuple[str, ...]:
-    """Return what to do where an autoencoder on the hub is neither in the cache nor to be had."""
-    from huggingface_hub import constants
-
-    codec = case.data.codec if isinstance(case.data, UserImages) else None
-    if codec is None or codec.hub is None or not constants.HF_HUB_OFFLINE:
-        return ()
-    model = hub.HubModel(name=codec.hub, subfolder=codec.subfolder, revision=codec.revision)
-    if hub.cached(model) is not None:
-        return ()
-    return (
-        f"data.codec.hub: {model.title} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it; "
-        f"unset that, or run `{model.command}` where there is a network",
-    )
-
-
-def _missing_weights(case: Case) -> tuple[str, ...]:
-    """Return what to do where the feature network's weights file is not there, or is not the right one."""
-    from attnbench.metrics.published_weights import published
-    from attnbench.metrics.weights_files import find, places
-
-    file, named = published().get(case.evaluate.extractor), case.evaluate.weights
-    if file is None or (named is not None and not named.exists()):  # told already
-        return ()
-    if named is None and not any(path.is_file() for path in places(file)):
-        return (
-            f"evaluate.weights: extractor {file.extractor} needs the weights file {file.names[0]}, which is "
-            f"in no usual place; {file.source}, or name it with -o evaluate.weights=PATH",
-        )
-    try:
-        find(file, named)
-    except AttnbenchError as error:  # a folder, or another file: not only after the training
-        return (f"evaluate.weights: {error}",)
-    return ()
-
-
-def stage_time_s(case: Case, stage: Stage, macs_per_s: float) -> float:
-    """Estimate one stage's time from its multiply-adds."""
-    if stage not in ("train", "sample", "diagnose"):
-        return 0.0
-    forward_macs = closed_form(case).full
-    if stage == "diagnose":
-        return diagnose_passes(case) * forward_macs / (macs_per_s * MATMUL_EFFICIENCY)
-    fixed_s = case.model.depth * BLOCK_OVERHEAD_S
-    if stage == "train":
-        passes_macs, passes = 3 * forward_macs, 3
-        if case.teacher is not None and case.train.teacher is not None and case.train.teacher.is_asked:
-            passes_macs, passes = passes_macs + closed_form(_as_taught(case)).full, 4
-        compute_s = case.train.batch_size * passes_macs / (macs_per_s * MATMUL_EFFICIENCY)
-        return case.train.steps * (passes * fixed_s + compute_s)
-    guidance = 1 if case.sample.guidance_scale == 1 else 2
-    images = case.sample.per_class * num_classes(case) * guidance
-    calls = images / case.sample.batch_size * case.sample.num_steps
-    compute_s = images * case.sample.num_steps * forward_macs / (macs_per_s * MATMUL_EFFICIENCY)
-    return calls * fixed_s + compute_s
-
-
-def _as_taught(case: Case) -> Case:
-    """Return a case with the teacher's model in place of its own."""
-    assert case.teacher is not None
-    return case.model_copy(update={"model": case.teacher.model})
-
-
-def diagnose_passes(case: Case) -> int:
-    """Return the forward passes of one image that a diagnosis costs at most.
-
-    A map takes one forward and PROBES backward passes of the attention alone for each of its rows.
-    """
-    from attnbench.stages.diagnosing.maps import PROBES
-
-    asked = case.diagnose
-    if asked is None:
-        return 0
-    tokens = (model_side(case) // case.model.patch_size) ** 2
-    rows = min(asked.map_images, asked.images) * min(asked.queries, tokens)
-    return len(asked.timesteps) * (asked.images + rows * (1 + 2 * PROBES))
-
-
-def closed_form(case: Case) -> MacCount:
-    """Multiply-adds of the case's model at the data's resolution."""
-    from attnbench.models.macs import closed_form_macs
-
-    return closed_form_macs(case.model, model_side(case))
-
-
-def model_side(case: Case) -> int:
-    """Side of the model's input for the data's images, by the case's autoencoder where there is one."""
-    return input_size(case.model, case.data.image_size, latent_factor(case))
-
-
-def disk_needed_bytes(case: Case, stages: Sequence[Stage] = STAGES) -> int:
-    """Estimate what the stages will store: weights, average, two moments, and the samples."""
-    total, classes = 0, num_classes(case)
-    if "prepare" in stages and case.model.input == "latent":
-        total += num_images(case) * latent_bytes(case)
-    if "train" in stages:
-        averages = 1 + len(case.train.extra_ema_decays)
-        kept = 2 * (3 + averages) + averages  # two checkpoints: weights, two moments, averages; then averages
-        total += kept * 4 * num_params(case.model, model_side(case), classes)
-    if "sample" in stages:
-        total += case.sample.per_class * classes * 3 * case.data.image_size**2
-    return total
-
-
-def latent_bytes(case: Case) -> int:
-    """What is kept of one image: latents, or mean and log variance of each."""
-    codec = codec_of(case)
-    kept = 2 if codec is None or has_posterior(codec.kind) else 1
-    return BYTES_PER_LATENT_VALUE * kept * case.model.in_channels * model_side(case) ** 2
-
-
-def num_images(case: Case) -> int:
-    """Training images of the user's data, without opening them; 0 for a folder that is not there yet."""
-    if not isinstance(case.data, UserImages) or not case.data.path.is_dir():
-        return 0
-    if not isinstance(case.data, PreparedData):
-        return sum(len(files) for _, _, files in os.walk(case.data.path))
-    from attnbench.data.prepared import read_fitting_card
-
-    return read_fitting_card(case.data).parts["train"].num_images
-
-
-def num_params(config: ModelConfig, side: int, classes: int) -> int:
-    """Parameters of a model, counted on the meta device."""
-    from attnbench.models.skeleton import build_model
-
-    return sum(p.numel() for p in build_model(config, side, classes, device="meta").parameters())
-
-
-def num_classes(case: Case) -> int:
-    """Classes of the data, without reading images; a guess for a folder that is not there yet."""
-    if isinstance(case.data, UserImages) and not case.data.path.is_dir():
-        return NUM_CLASSES_GUESS
-    from attnbench.data import class_names
-
-    return len(class_names(case.data))
-
-
-def matmul_macs_per_s(size: int = 768, rounds: int = 5) -> float:
-    """Measure this machine's fp32 matmul rate in a few milliseconds, in multiply-adds a second."""
-    import torch
-
-    device = default_device()
-    a = torch.randn(size, size, device=device)
-    times = []
-    for _ in range(rounds + 2):
-        start = time.perf_counter()
-        (a @ a).sum().item()
-        times.append(time.perf_counter() - start)
-    return size**3 / statistics.median(times[2:])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attnbench.devices import chosen_device
-from attnbench.errors import DataError, StorageError, cannot_read
+from attnbench.errors import DataError, StorageError, UserInputError, cannot_read
 from attnbench.report import ReportPaths
 from attnbench.report.run_report import write_run_report
 from attnbench.results import Result, append_result, latest, read_results
@@ -23,7 +23,8 @@ from attnbench.running.executors import make_executor
 from attnbench.running.executors.inline import OneAtATime, RunCase
 from attnbench.running.executors.interface import Asked, Executor
 from attnbench.running.listener import Listener, saying_once
-from attnbench.running.plan import PlannedCase, missing_inputs, plan, warnings
+from attnbench.running.needs import refusals, source_of, taken_by_another
+from attnbench.running.plan import PlannedCase, plan, warnings
 from attnbench.running.schedule import Place, run_cases
 from attnbench.specs import Case
 from attnbench.stages.case import finished_case
@@ -34,7 +35,6 @@ from attnbench.storage.locks import alone_in, beside_others
 from attnbench.storage.names import DONE, PICTURES, RESULTS, STORE
 from attnbench.storage.run_folders import RunRecord, read_run, set_damaged_aside, write_run_record
 from attnbench.storage.store import read_output
-from attnbench.suite.files import is_shipped
 from attnbench.suite.loading import Suite
 
 
@@ -81,6 +81,8 @@ def run(
             folder.mkdir(parents=True, exist_ok=True)
     with beside_others(store, listener.notice):  # `attnbench store prune` leaves it alone meanwhile
         check_inputs(suite.cases)
+        if taken := taken_by_another(suite, run_dir):
+            raise UserInputError(taken)
         planned = plan(suite.cases, store)
         check_space(planned, store)
         for warning in warnings(suite, store):
@@ -101,6 +103,9 @@ def run(
             if damaged := set_damaged_aside(run_dir):
                 listener.notice(damaged)
             results = [_complete(result, session, store, run_dir, listener.notice) for result in results]
+            for result in results:
+                if result.case_id in session.failures:  # it was said to be fine when its stages were
+                    listener.notice(f"{result.label}: {result.status}: {result.reason}")
             _remember(run_dir / RESULTS, results)
             write_run_record(run_dir, _record_of(suite, asked))
             report = write_run_report(read_run(run_dir, runs))  # as `attnbench report` does
@@ -111,7 +116,7 @@ def _record_of(suite: Suite, device: str) -> RunRecord:
     return RunRecord(
         suite=suite.name,
         question=suite.question,
-        source=suite.path.stem if is_shipped(suite.path) else str(suite.path.absolute()),
+        source=source_of(suite),
         overrides=suite.overrides,
         seeds=suite.seeds,
         chosen=suite.chosen,
@@ -122,7 +127,7 @@ def _record_of(suite: Suite, device: str) -> RunRecord:
 
 def check_inputs(cases: Sequence[Case]) -> None:
     """Refuse a run whose files are not there, naming all of them, before the first case is trained."""
-    missing = list(dict.fromkeys(text for case in cases for text in missing_inputs(case)))
+    missing = list(refusals(cases))
     if len(missing) == 1:
         raise DataError(missing[0])
     if missing:

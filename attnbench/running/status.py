@@ -12,6 +12,7 @@ from attnbench.results import Record, Result
 from attnbench.running.executors.slurm_queue import WAITING
 from attnbench.specs import Case
 from attnbench.stages.case import finished_case
+from attnbench.stages.profile import PROFILE_FAILED
 from attnbench.storage.claims import claim_folder
 from attnbench.storage.locks import is_held
 from attnbench.storage.names import DONE, LOCK, SLURM, SLURM_TASKS
@@ -63,6 +64,8 @@ def statuses(
 
 def _status(case: Case, store: Path, result: Result | None, task: SubmittedTask | None) -> CaseStatus:
     if finished_case(case, store) is not None:
+        if result is not None and result.status == "failed" and result.reason.startswith(PROFILE_FAILED):
+            return CaseStatus(case=case, state="failed", detail=result.reason)
         return CaseStatus(case=case, state="finished")
     left = [stage for stage in stages_of(case) if not (store / stage / case.key(stage) / DONE).exists()]
     holder = _holder(claim_folder(case, store))

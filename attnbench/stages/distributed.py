@@ -94,14 +94,21 @@ class World:
 ALONE = World()
 
 
-def check_processes(case: Case, workspace: Workspace, part: SharedStage) -> None:
-    """Raise UserInputError where the processes cannot share a batch, UnsupportedError without the GPUs."""
-    size, parts = workspace.processes, case.train.grad_accumulation * workspace.processes
-    if part == "train" and case.train.batch_size % parts:
+def check_division(case: Case, size: int) -> None:
+    """Raise UserInputError where a batch cannot be divided among so many processes."""
+    parts = case.train.grad_accumulation * size
+    if case.train.batch_size % parts:
         raise UserInputError(
             f"train.batch_size {case.train.batch_size} is no multiple of {size} processes x "
             f"{case.train.grad_accumulation} micro-batches = {parts}; change one of the three"
         )
+
+
+def check_processes(case: Case, workspace: Workspace, part: SharedStage) -> None:
+    """Raise UserInputError where the processes cannot share a batch, UnsupportedError without the GPUs."""
+    size = workspace.processes
+    if part == "train":
+        check_division(case, size)
     if workspace.device.type == "cuda" and torch.cuda.device_count() < size:
         raise UnsupportedError(
             f"{size} processes need {size} GPUs, this machine shows {torch.cuda.device_count()}; "

@@ -6,7 +6,7 @@ take turns. Its key is the content of all its cases and the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from attnbench.storage.locks import alone_in
 from attnbench.storage.names import PROFILE, SESSION, latent_shard
 from attnbench.storage.records import read_record, write_record
 
+PROFILE_FAILED = "profile at "
+"""How the reason of a case begins whose stages are finished and whose cost could not be measured."""
 CHILD = "attnbench.stages.profile_child"
 
 
@@ -62,8 +64,7 @@ def profile_cases(
         return SessionOutput()
     factors = {case.id: _latent_factor(case, store) for case in cases}
     contents = {case.id: _content(case, factors[case.id]) for case in cases}
-    folder = store / PROFILE / content_hash([FORMAT, sorted(set(contents.values())), _machine(device)])
-    path = folder / SESSION
+    path = _session_path(store, contents.values(), device)
     parts = _parts(cases, contents, factors)
     found = read_record(path, ProfileSession)
     note = ""
@@ -76,6 +77,26 @@ def profile_cases(
                 notice(note)
             found = _measure(parts, found or ProfileSession(), path, device, progress, notice)
     return _output(cases, contents, found, note)
+
+
+def missing_rows(cases: Sequence[Case], store: Path, device: str) -> list[tuple[Case, int]]:
+    """Return what a profile of these cases has yet to measure: a case of each distinct model, and the side.
+
+    Needs no data: runs nothing and writes nothing.
+    """
+    contents = {case.id: _content(case, _latent_factor(case, store)) for case in cases}
+    path = _session_path(store, contents.values(), device)
+    found = read_record(path, ProfileSession) or ProfileSession()
+    kept = {(row.model, row.resolution) for row in found.rows if row.status == "ok"}
+    distinct = {contents[case.id]: case for case in reversed(cases)}
+    sides = {key: case.profile.resolutions or [case.data.image_size] for key, case in distinct.items()}
+    return [(case, side) for key, case in distinct.items() for side in sides[key] if (key, side) not in kept]
+
+
+def _session_path(store: Path, contents: Iterable[str], device: str) -> Path:
+    """Return the file of the session of these contents on this machine."""
+    key = content_hash([FORMAT, sorted(set(contents)), _machine(device)])
+    return store / PROFILE / key / SESSION
 
 
 def _output(
@@ -92,7 +113,7 @@ def _output(
         costs[case.id] = _once(measured)
         for row in rows:
             if row.status == "failed":
-                failures[case.id] = f"profile at {row.resolution} px: {row.reason}"
+                failures[case.id] = f"{PROFILE_FAILED}{row.resolution} px: {row.reason}"
     return SessionOutput(costs=costs, failures=failures)
 
 

@@ -20,7 +20,7 @@ from attnbench.results import Measurement
 from attnbench.specs import UNWRITTEN_NOISE, Case
 from attnbench.stages.compatibility import check_sampler
 from attnbench.stages.distributed import World, together
-from attnbench.stages.latents.model_space import decoder
+from attnbench.stages.latents.model_space import codec_of, decoder
 from attnbench.stages.sampling.grid import MAX_COLUMNS, MAX_ROWS, write_grid
 from attnbench.stages.sampling.sampler import Sampler
 from attnbench.stages.sampling.shards import (
@@ -117,7 +117,7 @@ def finish(sampler: Sampler, folder: Path) -> StageOutput:
         chosen = grid_indices(sampler.num_classes, settings.per_class)
         columns = min(MAX_COLUMNS, settings.per_class)
     write_grid(folder / GRID, read_images(folder, chosen), num_columns=columns)
-    return _describe(records, sizes)
+    return _describe(records, sizes, decodes=codec_of(sampler.case) is not None)
 
 
 def load_sampler(case: Case, workspace: Workspace) -> Sampler:
@@ -141,7 +141,8 @@ def grid_indices(num_classes: int, per_class: int) -> list[int]:
     return [column * num_classes + row for row in range(min(MAX_ROWS, num_classes)) for column in columns]
 
 
-def _describe(records: list[ShardRecord], sizes: list[int]) -> StageOutput:
+def _describe(records: list[ShardRecord], sizes: list[int], *, decodes: bool) -> StageOutput:
+    """Return what drawing took, and decoding where there is an autoencoder."""
     count = sum(sizes)
 
     def seconds(name: str, values: list[float], note: str = "") -> Measurement:
@@ -154,10 +155,13 @@ def _describe(records: list[ShardRecord], sizes: list[int]) -> StageOutput:
     totals, denoising = [r.total_s for r in records], [r.denoise_s for r in records]
     measurements = [
         seconds(TIME, totals, "sum over shards; several processes share it"),
-        seconds("decode_time_s", [r.decode_s for r in records], "on a GPU beside the denoising"),
-        rate("images_per_s", totals, "per shard, with decoding"),
-        rate("denoise_images_per_s", denoising, "per shard, without decoding"),
+        rate("images_per_s", totals, "per shard, with decoding" if decodes else "per shard"),
     ]
+    if decodes:
+        measurements += [
+            seconds("decode_time_s", [r.decode_s for r in records], "on a GPU beside the denoising"),
+            rate("denoise_images_per_s", denoising, "per shard, without decoding"),
+        ]
     again = [sample_shard(number) for number, record in enumerate(records) if record.drawn_again]
     if again:
         note = f"stored samples were damaged and drawn again: {', '.join(again)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,9 @@ class RunRecord(Record):
     case_ids: tuple[str, ...]
 
 
+_OF_A_DECODER = ("decode_time_s", "denoise_images_per_s")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run's folder as reports and comparisons read it: one result per case."""
@@ -77,9 +81,17 @@ def read_run(name: str | Path, runs: Path) -> Run:
         folder=folder,
         suite=record.suite if record else results[0].suite,
         question=record.question if record else str(results[0].case.get("question", "")),
-        results=tuple(results),
+        results=tuple(map(_without_decoding, results)),
         record=record,
     )
+
+
+def _without_decoding(result: Result) -> Result:
+    """Return the result of a model on pixels without what earlier versions said of a decoder it has not."""
+    if result.case.get("model", {}).get("input") != "pixel":
+        return result
+    kept = [one for one in result.measurements if one.name not in _OF_A_DECODER]
+    return result.model_copy(update={"measurements": kept})
 
 
 def write_run_record(folder: Path, record: RunRecord) -> None:
@@ -166,9 +178,19 @@ def choose_result(run_dir: Path, wanted: str | None = None) -> Result:
     if not found:
         raise UnknownNameError(f"case of {run_dir}", wanted or "", [r.label for r in results])
     if len(found) > 1:
+        found = _of_the_last_run(run_dir, found)
+    if len(found) > 1:
         asked = "" if wanted is None else f" called {wanted!r} (its suite has been changed in between)"
         raise UserInputError(f"{run_dir} has {len(found)} cases{asked}; choose one: {_listed(found)}")
     return found[0]
+
+
+def _of_the_last_run(run_dir: Path, found: list[Result]) -> list[Result]:
+    """Return those that the last run was asked for, as its report shows them; all where there are none."""
+    with suppress(UserInputError):  # what is damaged says nothing
+        record = read_run_record(run_dir / RUN)
+        return [r for r in found if record is not None and r.case_id in record.case_ids] or found
+    return found
 
 
 def case_of(run_dir: Path, result: Result) -> Case:

@@ -21,7 +21,8 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
-from attnbench.running.plan import stage_time_s
+from attnbench.running.estimates import stage_time_s
+from attnbench.running.machines import Machine
 from attnbench.running.schedule import longest_first
 from attnbench.storage.store import stages_of
 from attnbench.suite.loading import load_suite
@@ -30,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 GPUS = (8, 64, 256, 1000)
 SUITES = (10, 100, 1000)  # seeds of Table 1's 18 trainings
 RATE = 2e14  # multiply-adds a second and GPU: only the unit of time hangs on it
+MACHINE = Machine(macs_per_s={"fp32": RATE, "bf16": RATE}, said="a rate that is made up")
 NODE = 8  # GPUs that fail together
 FAILURES_PER_NODE_HOUR = (0.0, 1e-3, 1e-2)
 AWAY_H = 1.0  # until a failed node is back
@@ -54,8 +56,8 @@ def estimates_h() -> list[float]:
     seconds: dict[str, float] = {}
     for case in cases:
         key = case.key("train")  # cases of several guidance scales share it
-        seconds[key] = seconds.get(key, stage_time_s(case, "train", RATE))
-        seconds[key] += sum(stage_time_s(case, s, RATE) for s in stages_of(case) if s != "train")
+        seconds[key] = seconds.get(key, stage_time_s(case, "train", MACHINE) or 0.0)
+        seconds[key] += sum(stage_time_s(case, s, MACHINE) or 0.0 for s in stages_of(case) if s != "train")
     return [value / 3600 for value in seconds.values()]
 
 
@@ -135,9 +137,7 @@ def main() -> None:
     (HERE / "results.json").write_text(json.dumps({"estimates_h": base, "rows": rows}, indent=1) + "\n")
     draw_chart(rows)
     print(f"a case: {min(base):.1f} to {max(base):.1f} h by the plan, at {RATE:g} multiply-adds a second")
-    print(
-        "| cases | GPUs | failures per node-hour | failures | makespan, h | ratio | most | times known |"
-    )
+    print("| cases | GPUs | failures per node-hour | failures | makespan, h | ratio | most | times known |")
     print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         known = row["ratio_if_times_were_known"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from attnbench.errors import AttnbenchError
 from attnbench.results import Record
 from attnbench.running.executors.conversation import Request
-from attnbench.running.plan import missing_inputs
+from attnbench.running.needs import missing_inputs
 from attnbench.specs import Case
 
 PACKAGE = Path(__file__).parents[2]

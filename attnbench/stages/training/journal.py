@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 
 from attnbench.specs import Case
@@ -95,10 +94,9 @@ class Journal:
         """Count the time to the next checkpoint from now; raises Stopped if a signal asked for this one."""
         self._saved_at = time.perf_counter()
         if self.stop.number:
-            name = signal.Signals(self.stop.number).name
-            raise Stopped(
+            raise Stopped(  # whoever runs a case in a process sends SIGTERM, whatever it was told itself
                 self.stop.number,
-                f"{self.label}: stopped by {name} at training step {self.curve.step} of "
+                f"{self.label}: stopped at training step {self.curve.step} of "
                 f"{self.settings.steps}, which is saved; {GO_ON}",
             )
 
