@@ -17,6 +17,7 @@ from attnbench.stages.distributed import World, together
 from attnbench.stages.latents.model_space import training_source
 from attnbench.stages.prepare import dataset_of
 from attnbench.stages.training.checkpoint import ModelInput, load_into, previous_path, save_averaged
+from attnbench.stages.training.counts_agree import check_counts
 from attnbench.stages.training.held_out_loss import held_out_images
 from attnbench.stages.training.initial_weights import initial_weights
 from attnbench.stages.training.loss_curve import describe_training
@@ -29,8 +30,8 @@ from attnbench.storage.store import StageOutput, Workspace, write_output
 def run(case: Case, workspace: Workspace) -> StageOutput:
     """Train one case, or return what an earlier run finished.
 
-    Raises UserInputError, UnsupportedError, NonFiniteError, CheckpointError or StorageError; the last
-    checkpoint stays. Ctrl-C and SIGTERM raise Stopped after a checkpoint.
+    Raises UserInputError, UnsupportedError, PluginError, NonFiniteError, CheckpointError or StorageError; the
+    last checkpoint stays. Ctrl-C and SIGTERM raise Stopped after a checkpoint.
     """
     folder = workspace.folder("train", case)
     with workspace.holding(folder):
@@ -38,6 +39,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         if finished is not None:
             return finished
         check_objective(case)
+        check_counts(case)
         with together(case, workspace, "train") as world:
             output = train_case(case, workspace, world)
         output.computed_with.update(case.outside_key("train"))
