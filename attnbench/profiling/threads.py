@@ -25,5 +25,5 @@ def chosen_threads(tried: Tried | Refusal, most: int) -> tuple[int, str]:
     one = "one thread" if chosen == 1 else f"{chosen} threads"
     return chosen, (
         f"a pass takes {pass_ms[most]:.3g} ms with {most} CPU threads and {pass_ms[chosen]:.3g} ms with "
-        f"{one}: {one} for all rows (--threads, profile.threads)"
+        f"{one}: {one} for all rows (--threads; in a suite: profile.threads)"
     )
