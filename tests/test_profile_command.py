@@ -49,6 +49,8 @@ def test_the_file_says_what_where_and_how(measured):
         low, high = row["latency_interval_ms"]
         assert low <= row["latency_ms"] <= high
         assert row["conditions"]["threads"] == 1
+        assert row["conditions"]["cpu"] == found["environment"]["cpu"]
+        assert row["conditions"]["versions"]["torch"] == found["environment"]["packages"]["torch"]
         assert row["live_memory_mib"] == pytest.approx(row["extra_memory_mib"], abs=1)
         assert row["bytes_moved"] > 0
         assert row["ceiling_share"] > 0

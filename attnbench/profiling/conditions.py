@@ -6,6 +6,10 @@ import contextlib
 import os
 from pathlib import Path
 
+from attnbench.results import environment
+
+COMPUTING = ("torch", "numpy", "attnbench")
+"""Packages whose version a row tells of; the file of a profile has all of them."""
 _TASKS = Path("/proc/self/task")
 _STAT = Path("/proc/stat")
 _CPU = Path("/sys/devices/system/cpu/cpu0")
@@ -38,6 +42,14 @@ def stolen_s() -> float:
         return int(fields[_STOLEN]) / os.sysconf("SC_CLK_TCK") / (os.cpu_count() or 1)
     except (OSError, IndexError, ValueError):
         return 0.0
+
+
+def machine() -> tuple[str, dict[str, str]]:
+    """Return the CPU's name, and the versions of Python and of what computes."""
+    here = environment()
+    return here.cpu, {"python": here.python} | {
+        name: here.packages[name] for name in COMPUTING if name in here.packages
+    }
 
 
 def load() -> float | None:

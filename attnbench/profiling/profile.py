@@ -67,6 +67,7 @@ def _flat(line: dict[str, Any]) -> dict[str, Any]:
     """Move percentiles and conditions up into columns of their own."""
     for name, prefix in (("latency_percentiles_ms", "latency_ms_"), ("conditions", "")):
         line |= {f"{prefix}{key}": value for key, value in line.pop(name).items()}
+    line |= {f"version_{name}": version for name, version in line.pop("versions").items()}
     line |= line.pop("energy") or {}
     low, high = line.pop("latency_interval_ms") or (None, None)
     return {**line, "latency_ms_low": low, "latency_ms_high": high}
@@ -147,6 +148,7 @@ def profile_batches(
             say=say,
             worker=worker,
             fit_mib=fit_mib,
+            compare_precisions=batch_size == batch_sizes[0],
         )
     return rows
 
