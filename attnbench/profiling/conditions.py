@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import platform
 from pathlib import Path
 
-from attnbench.results import environment
+from attnbench.results import cpu_name, versions
 
 COMPUTING = ("torch", "numpy", "attnbench")
 """Packages whose version a row tells of; the file of a profile has all of them."""
@@ -44,12 +46,10 @@ def stolen_s() -> float:
         return 0.0
 
 
+@functools.cache
 def machine() -> tuple[str, dict[str, str]]:
     """Return the CPU's name, and the versions of Python and of what computes."""
-    here = environment()
-    return here.cpu, {"python": here.python} | {
-        name: here.packages[name] for name in COMPUTING if name in here.packages
-    }
+    return cpu_name(), {"python": platform.python_version(), **versions(COMPUTING)}
 
 
 def load() -> float | None:
