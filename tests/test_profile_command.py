@@ -164,6 +164,14 @@ def test_the_python_interface():
     assert {"threads", "latency_ms_p99", "latency_ms_low"} <= set(table.columns)
 
 
+def test_printed_numbers_are_of_the_recipe_as_it_stands():
+    """Another attention in its shell has none, whatever the recipe's name."""
+    asked = {"recipe": "dit-s", "resolutions": (256,), "measure": ("macs",), "quiet": True}
+    softmax, linear = package.profile(backends=("softmax", "linear"), device="cpu", **asked)
+    assert softmax.macs_published == 6_060_000_000
+    assert linear.macs_published is None
+
+
 def test_without_pandas_the_table_says_what_to_install(monkeypatch):
     """pandas is no dependency."""
     monkeypatch.setitem(sys.modules, "pandas", None)

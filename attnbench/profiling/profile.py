@@ -93,6 +93,8 @@ def requests_for(
     for name in backends:
         registry().backend(name)  # a wrong name is its own error, not one of the recipe's
         config = resolve(recipe, {"attention": {"name": name}})
+        if config.content() != load_recipe(recipe).content():  # what is printed is of the recipe as it stands
+            config = config.model_copy(update={"published": {}})
         requests.append(ProfileRequest(label=name, config=config, num_classes=num_classes))
     labels = [request.label for request in requests]
     twice = sorted({label for label in labels if labels.count(label) > 1})
