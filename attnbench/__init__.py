@@ -33,6 +33,7 @@ _HOME = {
     "load_model": "attnbench.api",
     "profile": "attnbench.api",
     "run_suite": "attnbench.api",
+    "sample": "attnbench.api",
     "AttentionBackend": "attnbench.contract",
     "AttentionContext": "attnbench.contract",
     "AttentionSite": "attnbench.contract",
@@ -57,6 +58,7 @@ __all__ = [
     "load_model",
     "profile",
     "run_suite",
+    "sample",
 ]
 
 

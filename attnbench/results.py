@@ -6,6 +6,7 @@ Format history: 1 (first); 2 (timed quantities keep their rounds, `Measurement.r
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -251,28 +252,32 @@ def latest(results: Iterable[Result]) -> list[Result]:
 @functools.cache
 def environment(device: str = "cpu", threads: int = 0) -> Environment:
     """Describe this process's machine, packages and source state."""
-    versions: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     commit, dirty = _git_state(Path(__file__).resolve().parent)
     return Environment(
         python=platform.python_version(),
         platform=platform.platform(),
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cpu_count=os.cpu_count() or 1,
         threads=threads or available_cores(),
         memory_gib=round(_memory_bytes() / 2**30, 1),
         device=device,
-        packages=versions,
+        packages=versions(PACKAGES),
         git_commit=commit,
         git_dirty=dirty,
     )
 
 
-def _cpu_name() -> str:
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those of these packages that are installed."""
+    found: dict[str, str] = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def cpu_name() -> str:
+    """Return what the CPU calls itself."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():

@@ -10,8 +10,11 @@ import sys
 import pytest
 from command_line import ROOT, attnbench, attnbench_here
 from extractor_cases import empty_caches
+from runner_cases import TINY
 
 from attnbench import __version__, cli
+from attnbench.running.plan import closed_form
+from attnbench.suite.loading import load_suite
 
 
 def test_version():
@@ -157,6 +160,10 @@ def test_listings_are_plain_text(kind):
         ("dit-s", "ffn kind: mlp, ratio: 4.0 public code: DiT, tanh-GELU MLP of ratio 4"),
         ("dit-s", "Table 1: 6.06 G, Table 3: no GFLOPs, Table 7: 6.06 G, Table 8: no GFLOPs"),
         ("quick", "dydila-token"),
+        ("quick", "cases 6 (attention: 6)"),
+        ("quick", "flow, 250 steps of 128 images"),
+        ("table8_guidance", "which is not there; taken for 100 classes"),
+        ("table8_guidance", "missing every case: data.path:"),
         ("digits", "digits"),
         ("efficientnet-lite0", "efficientnet-lite0"),
     ],
@@ -174,6 +181,23 @@ def test_show_has_no_empty_column(name):
     done = attnbench_here("show", name)
     assert done.returncode == 0, done.stderr
     assert "–" not in done.stdout.split()
+
+
+def test_show_explains_a_suites_file(tmp_path):
+    """One's own file: settings where cases differ, the compute of each, what is missing."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(TINY.replace("model.attention: [softmax, linear]", "train.steps: [8, 16]"))
+    done = attnbench_here("show", path)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert "tiny-dit: 1 block of width 32, 2 heads" in shown
+    assert "training steps=8: flow, 8 steps of 8 images" in shown
+    assert "missing nothing" in shown
+    case = load_suite(path).cases[1]
+    training = 3 * closed_form(case).full * 8 * 16
+    assert f"{training / 1e6:.1f} M" in shown
+    wrong = attnbench_here("show", tmp_path / "none.yaml")
+    assert (wrong.returncode, "none.yaml" in wrong.stderr) == (2, True)
 
 
 def test_profile_of_a_table_puts_published_numbers_beside_ours(tmp_path):

@@ -68,6 +68,7 @@ def test_config_tells_what_a_stranger_needs(run_dir, tmp_path):
     assert (origin.provider, origin.code) == ("built-in", plugins.registry().backends["dydila"].code)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "attnbench.load_model" in card
+    assert 'attnbench.sample("path/to/this/folder", labels=[0, 1])' in card
     assert "steps 2, batch_size 8" in card
 
 

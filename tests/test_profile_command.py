@@ -49,6 +49,8 @@ def test_the_file_says_what_where_and_how(measured):
         low, high = row["latency_interval_ms"]
         assert low <= row["latency_ms"] <= high
         assert row["conditions"]["threads"] == 1
+        assert row["conditions"]["cpu"] == found["environment"]["cpu"]
+        assert row["conditions"]["versions"]["torch"] == found["environment"]["packages"]["torch"]
         assert row["live_memory_mib"] == pytest.approx(row["extra_memory_mib"], abs=1)
         assert row["bytes_moved"] > 0
         assert row["ceiling_share"] > 0
@@ -160,6 +162,14 @@ def test_the_python_interface():
     table = rows.to_dataframe()
     assert list(table["latency_ms"]) == [row.latency_ms for row in rows]
     assert {"threads", "latency_ms_p99", "latency_ms_low"} <= set(table.columns)
+
+
+def test_printed_numbers_are_of_the_recipe_as_it_stands():
+    """Another attention in its shell has none, whatever the recipe's name."""
+    asked = {"recipe": "dit-s", "resolutions": (256,), "measure": ("macs",), "quiet": True}
+    softmax, linear = package.profile(backends=("softmax", "linear"), device="cpu", **asked)
+    assert softmax.macs_published == 6_060_000_000
+    assert linear.macs_published is None
 
 
 def test_without_pandas_the_table_says_what_to_install(monkeypatch):

@@ -16,13 +16,14 @@ import torch
 from attnbench.devices import available_cores
 from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
 from attnbench.plugins import registry
-from attnbench.profiling import turns
+from attnbench.profiling import session, turns
 from attnbench.profiling.child import Child
 from attnbench.profiling.draft import Draft
-from attnbench.profiling.protocol import Job, Ready, Refusal, Round, Tried, Workload
+from attnbench.profiling.profile import profile_batches
+from attnbench.profiling.protocol import Job, Ready, Refusal, Round, Tried, TriedPrecisions, Workload
 from attnbench.profiling.rows import ProfileRequest, ProfileRow
 from attnbench.profiling.session import profile_models
-from attnbench.profiling.threads import chosen_threads
+from attnbench.profiling.threads import chosen_threads, slow_bf16
 from attnbench.profiling.worker import refusal, serve
 from attnbench.specs import AttentionSpec, ModelConfig, ProfileSpec
 
@@ -467,6 +468,26 @@ def test_threads_that_do_not_help_are_not_taken():
     assert number == 1
     assert "300 ms with 4 CPU threads and 35 ms with one thread" in why
     assert chosen_threads(Tried(pass_ms={4: 9.5, 2: 10.0, 1: 35.0}), 4)[0] == 2
+
+
+def test_slow_bf16_is_told_with_its_ratio():
+    """By the ratio of two measured passes; where it helps, or makes no difference to speak of, not at all."""
+    told = slow_bf16(TriedPrecisions(fp32_ms=10.0, bf16_ms=32.0))
+    assert "32 ms in bf16 and 10 ms in fp32 on this CPU, 3.2 times as long" in told
+    assert slow_bf16(TriedPrecisions(fp32_ms=10.0, bf16_ms=11.0)) == ""
+    assert slow_bf16(Refusal(status="failed", reason="no")) == ""
+    (tried,) = serve(job("softmax").model_copy(update={"task": "precisions"}), iter(()))
+    assert min(tried.fp32_ms, tried.bf16_ms) > 0
+
+
+def test_slow_bf16_is_told_once(monkeypatch):
+    """Of two batch sizes on a CPU one sentence, the first row's."""
+    monkeypatch.setattr(session, "slow_bf16", lambda tried: f"slow: {type(tried).__name__}")
+    said: list[str] = []
+    spec = ProfileSpec(resolutions=[8], rounds=1, measure=["latency"], threads=1, precision="bf16")
+    requests = [ProfileRequest(label="elu", config=config("elu"), num_classes=3)]
+    profile_batches(requests, spec, (1, 2), device="cpu", within_s=0, say=said.append)
+    assert said == ["elu at 8 px: slow: TriedPrecisions"]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs the compiler g++")

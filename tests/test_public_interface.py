@@ -41,6 +41,7 @@ def test_public_names_are_these_and_resolve():
         "load_model",
         "profile",
         "run_suite",
+        "sample",
     ]
     assert all(getattr(package, name) is not None for name in package.__all__)
     assert dir(package) == sorted(package.__all__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -26,6 +27,7 @@ from attnbench.running.executors.process import run_in_process
 from attnbench.running.plan import plan
 from attnbench.running.runner import run
 from attnbench.stages.interrupts import Stopped
+from attnbench.storage.names import AVERAGED
 from attnbench.suite.loading import load_suite
 
 
@@ -108,10 +110,32 @@ def test_bad_plugins_are_failed_rows_beside_finished_cases(store, suite, bad_bac
     reasons = {r.label: r.reason for r in outcome.results}
     assert [r.status for r in outcome.results] == ["failed", "failed", "failed", "ok"]
     assert outcome.exit_code == 1
-    assert "Short in blocks.0.attn returned (8, 15, 32)" in reasons["short"]
+    assert (
+        "Short in blocks.0.attn returned (1, 15, 32)" in reasons["short"]
+    )  # of one image, where it is counted
     assert "blocks.0.attn" in reasons["poisoned"]
     assert "ZeroDivisionError: stranger's bug" in reasons["crashing"]
     assert "blocks.0.attn" in outcome.report.html.read_text()
+
+
+def test_wrong_counts_fail_before_the_training(store, suite, monkeypatch):
+    """A closed form that is wrong at one of the profile's sizes alone: nothing was trained for it."""
+    linear = registry().backend("linear")
+
+    def wrong(site, options):
+        more = 100 * site.num_tokens * site.dim if site.num_tokens > 16 else 0
+        return linear.macs(site, options) + MacCount(attention=more)
+
+    record = dataclasses.replace(linear, name="miscounted", macs=wrong)
+    provided = Provided(record=record, plugin="bad", origin="test")
+    monkeypatch.setitem(registry().backends, "miscounted", provided)
+    overrides = ("matrix.model.attention=[miscounted]", "profile.resolutions=[8, 16]")
+    outcome = run(suite("miscounted", *overrides), store, device="cpu", executor=run_inline)
+    (result,) = outcome.results
+    assert result.reason.startswith("train: nothing was trained: at 16 px the counts of multiply-adds differ")
+    assert "correct the backend's macs()" in result.reason
+    (case,) = suite("miscounted", *overrides).cases
+    assert not (store / "store" / "train" / case.key("train") / AVERAGED).exists()
 
 
 def test_unsupported_is_skipped_with_its_reason(store, suite):

@@ -336,7 +336,7 @@ def test_the_suite_in_the_guide_is_valid(tmp_path):
     """The suite a reader copies validates once my-attention is a backend that exists."""
     guide = (ROOT / "plugins" / "README.md").read_text()
     suite = guide.split("```yaml\n")[1].split("```")[0]
-    (tmp_path / "mine.yaml").write_text(suite.replace("my-attention", "linear"))
+    (tmp_path / "mine.yaml").write_text(suite.replace("my-attention", "elu"))
     done = attnbench_here("validate", "mine.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 cases" in done.stdout
+    assert "3 cases" in done.stdout

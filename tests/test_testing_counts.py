@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
+from broken_backends import Sound
 from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 
 from attnbench.contract import AttentionBackend, MacCount
+from attnbench.layers import contraction_macs, linear_attention, merge_heads, split_heads
 from attnbench.testing import run_checks
 
 
@@ -63,3 +66,42 @@ def test_flex_attention_fails_by_name_and_spoils_no_later_check():
         assert "register_flop_formula" in results[name].detail
     x = torch.randn(1, 1, 16, 8)
     assert flex_attention(x, x, x).shape == x.shape
+
+
+class EitherOrder(Sound):
+    """Linear attention in the cheaper order of its products, as `linear_attention` takes it."""
+
+    def mix(self, q, k, v):
+        heads = (split_heads(z, self.num_heads) for z in (q.relu(), k.relu(), v))
+        return merge_heads(linear_attention(*heads, eps=1e-6))
+
+
+def attention_macs(attention):
+    return lambda site, options: MacCount(linear=4 * site.num_tokens * site.dim**2, attention=attention(site))
+
+
+WRONG = {
+    "the linear order's, of fewer tokens, too": lambda s: 2 * s.num_tokens * s.dim * s.head_dim,
+    "the quadratic order's, of more tokens, too": lambda s: 2 * s.num_tokens**2 * s.dim,
+    "of three heads": lambda s: 2 * s.num_tokens * s.dim * min(s.num_tokens, s.dim // 3),
+    "of several heads": lambda s: (
+        2 * s.num_tokens * s.dim * (0 if s.num_heads == 1 else min(s.num_tokens, s.head_dim))
+    ),
+    "of one head": lambda s: 2 * s.num_tokens * s.dim * min(s.num_tokens, s.dim),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_count_that_is_right_at_some_sites_only_is_seen(wrong):
+    """Below and above the head's width, with one head and several: the right form alone is right at all."""
+    (result,) = run_checks(record(EitherOrder, attention_macs(WRONG[wrong])), only=["macs"])
+    assert result.status == "failed"
+    assert "num_heads" in result.detail  # where
+
+
+def test_the_right_count_of_either_order_passes():
+    """What the wrong ones are held against."""
+    right = record(EitherOrder, lambda s, o: attention_macs(lambda s: 0)(s, o) + contraction_macs(s, "auto"))
+    (result,) = run_checks(right, only=["macs"])
+    assert result.status == "passed", result.detail
+    assert result.detail == "N/D 16/4, 63/4, 256/4, 6/16, 6/12 (1 head), 16/12 (1 head)"

@@ -28,10 +28,14 @@ def list_catalogue(
 @app.command()
 def show(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A backend, model, suite, dataset or extractor.")
+        str,
+        typer.Argument(metavar="NAME", help="A backend, model, suite (name or file), dataset or extractor."),
     ],
 ) -> None:
-    """Show options, defaults, sizes and sources of one of them."""
+    """Show options, defaults, sizes and sources of one of them.
+
+    Of a suite: its cases, what they compute and read, and what is missing; runs nothing.
+    """
     from attnbench.commands.show import show as show_name
 
     show_name(name)

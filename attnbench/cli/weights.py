@@ -39,4 +39,6 @@ def weights_fetch(
     path = weights_command.fetch(name, to, yes=yes)
     typer.echo(f"{path}: there, SHA-256 as expected")
     if to is not None:
-        typer.echo(f"use it with --weights {path}, or in a suite with -o evaluate.weights={path}")
+        typer.echo(
+            f"use it with `attnbench evaluate --weights {path}`, or in a suite: -o evaluate.weights={path}"
+        )

@@ -24,19 +24,21 @@ class Shown:
 
     title: str
     facts: Facts
-    settings: tuple[tuple[str, str, str], ...] = ()
-    columns: tuple[str, str, str] = ("setting", "value", "meaning")
+    settings: tuple[tuple[str, ...], ...] = ()
+    columns: tuple[str, ...] = ("setting", "value", "meaning")
+    numeric: tuple[str, ...] = ()
+    """Columns that stand to the right."""
 
 
 def show(name: str) -> None:
-    """Print what is known about a backend, model, suite, dataset or extractor of that name."""
+    """Print what is known about a backend, model, suite (also a file), dataset or extractor of that name."""
     found = [shown for finder in (_backend, _model, _suite, _dataset, _extractor) for shown in finder(name)]
     if not found:
         raise UnknownNameError("name", name, _all_names())
     for shown in found:
         print_table(listing(shown.title, ("what", "value"), shown.facts))
         if shown.settings:
-            print_table(listing("", shown.columns, shown.settings))
+            print_table(listing("", shown.columns, shown.settings, numeric=shown.numeric))
 
 
 def _all_names() -> list[str]:
@@ -140,18 +142,18 @@ def _runs_of(attention: Any) -> Any:
 
 
 def _suite(name: str) -> Iterator[Shown]:
+    from attnbench.commands.show_suite import CASE_COLUMNS, case_rows, suite_facts
     from attnbench.suite.files import list_suites
     from attnbench.suite.loading import load_suite
 
-    if name in {row.name for row in list_suites()}:
+    if name in {row.name for row in list_suites()} or name.endswith((".yaml", ".yml")):
         suite = load_suite(name)
         yield Shown(
-            title=f"suite {name}",
-            facts=(
-                ("question", suite.question),
-                ("file", str(suite.path)),
-                *((f"case {number}", case.label) for number, case in enumerate(suite.cases, start=1)),
-            ),
+            title=f"suite {suite.name}",
+            facts=suite_facts(suite),
+            settings=case_rows(suite),
+            columns=CASE_COLUMNS,
+            numeric=CASE_COLUMNS[1:],
         )
 
 

@@ -34,8 +34,9 @@ def print_list() -> None:
     for file in published().values():
         if not any(path.is_file() for path in places(file)):
             notes += [
-                f"{file.extractor}: not found; {file.source}; or keep it anywhere and name it with --weights "
-                f"(in a suite: `evaluate.weights`) or in the environment variable {file.variable}",
+                f"{file.extractor}: not found; {file.source}; or keep it anywhere and name it "
+                "(`attnbench evaluate --weights FILE`; in a suite: evaluate.weights) or in the environment "
+                f"variable {file.variable}",
                 "",
             ]
     notes.append(
@@ -107,8 +108,8 @@ def _ask(file: WeightsFile, target: Path, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise UserInputError(
             f"nothing is fetched without consent: add --yes to fetch {what}; or fetch it yourself and name "
-            f"it with --weights (in a suite: `evaluate.weights`) or in the environment variable "
-            f"{file.variable}"
+            "it (`attnbench evaluate --weights FILE`; in a suite: evaluate.weights) or in the environment "
+            f"variable {file.variable}"
         )
     typer.confirm(f"Fetch {what}?", abort=True)
 

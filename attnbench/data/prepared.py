@@ -103,8 +103,8 @@ def read_fitting_card(spec: PreparedData) -> Card:
     if card.image_size != spec.image_size:
         raise DataError(
             f"{spec.path} holds images of {card.image_size} px, data.image_size is {spec.image_size}; set "
-            f"data.image_size to {card.image_size}, or prepare the set again with --image-size "
-            f"{spec.image_size}"
+            f"data.image_size to {card.image_size}, or prepare the set again (`attnbench data prepare SOURCE "
+            f"--image-size {spec.image_size} --to FOLDER`)"
         )
     return card
 

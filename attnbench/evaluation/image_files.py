@@ -170,7 +170,7 @@ def _one_shape(path: Path, files: Sequence[Path], warnings: list[str]) -> tuple[
             raise DataError(
                 f"{file} is {shape[1]} x {shape[0]} pixels, most images in {path} are {usual[1]} x "
                 f"{usual[0]}; all must be of one size: sample it again or remove it; real images of many "
-                "sizes are cut by --image-size SIDE (of --reference and `reference build`) or `data prepare`"
+                "sizes are cut by --image-size SIDE, or by `attnbench data prepare`"
             )
         if shape != usual:
             kinds = {1: "grey", 3: "RGB"}

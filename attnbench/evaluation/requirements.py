@@ -25,7 +25,7 @@ def extractor_problems(settings: EvaluateSpec, extractor: FeatureExtractor) -> I
         yield (
             "weights",
             f"extractor {extractor.name} takes no file, got {settings.weights}; name none, or choose the "
-            "extractor that the file belongs to (--extractor inception-tf)",
+            "extractor that the file belongs to (--extractor inception-tf; in a suite: evaluate.extractor)",
         )
     for needs, present, metrics in (
         ("logits", extractor.logits, ("is",)),
@@ -57,13 +57,14 @@ def size_problems(
         yield (
             "kd_subset_size",
             f"kd_subset_size is {settings.kd_subset_size}, but {sizes}; "
-            f"set it (--kd-subset-size) to 2 ... {smaller}, or give or draw more images",
+            f"set it (--kd-subset-size; in a suite: evaluate.kd_subset_size) to 2 ... {smaller}, or give or "
+            "draw more images",
         )
     if set(MANIFOLD) & set(settings.metrics) and settings.neighbours >= smaller:
         yield (
             "neighbours",
-            f"neighbours is {settings.neighbours}, but {sizes}; "
-            f"set it to 1 ... {smaller - 1}, or give or draw more images",
+            f"neighbours is {settings.neighbours}, but {sizes}; set it (--neighbours; in a suite: "
+            f"evaluate.neighbours) to 1 ... {smaller - 1}, or give or draw more images",
         )
 
 

@@ -112,7 +112,10 @@ class _Scores:
         )
         value, error = float(values.mean()), pairs.kernel_error
         if error is None:
-            note += "; no interval: one subset does not tell what its draw does (--kd-subsets 2 or more)"
+            note += (
+                "; no interval: one subset does not tell what its draw does (--kd-subsets; in a suite: "
+                "evaluate.kd_subsets)"
+            )
         return Score(
             value=value,
             std=float(values.std(correction=0)),

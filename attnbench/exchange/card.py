@@ -74,6 +74,7 @@ def _how_to_load(config: ExportedConfig) -> str:
     channels, height, width = config.input.shape
     strangers = sorted({b.provider for b in config.backends.values() if b.provider != "built-in"})
     needs = "".join(f"Needs `{provider}` installed. " for provider in strangers)
+    autoencoder = ', autoencoder="path/to/the/autoencoder"' if config.model.input == "latent" else ""
     return f"""{needs}In Python, with attnbench {config.attnbench}:
 
 ```python
@@ -83,4 +84,6 @@ import attnbench
 model = attnbench.load_model("path/to/this/folder")
 x = torch.randn(2, {channels}, {height}, {width})
 output = model(x, t=torch.tensor([500.0, 500.0]), y=torch.tensor([0, 1]))
+samples = attnbench.sample("path/to/this/folder", labels=[0, 1]{autoencoder})
+samples.image(0).save("first.png")
 ```"""

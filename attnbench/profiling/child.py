@@ -20,11 +20,12 @@ from attnbench.profiling.protocol import (
     Samples,
     Started,
     Tried,
+    TriedPrecisions,
 )
 
 WORKER = "attnbench.profiling.worker"
 START_LIMIT_S = 300.0  # importing torch from a cold, slow disk
-Kind = TypeVar("Kind", Started, Measured, Tried, Ceilings, Ready, Samples)
+Kind = TypeVar("Kind", Started, Measured, Tried, TriedPrecisions, Ceilings, Ready, Samples)
 
 
 class Child:
@@ -66,6 +67,10 @@ class Child:
     def try_threads(self, job: Job) -> Tried | Refusal:
         """Have a pass timed with several numbers of threads."""
         return self._first_answer(job, Tried)
+
+    def try_precisions(self, job: Job) -> TriedPrecisions | Refusal:
+        """Have a pass timed in fp32 and in bf16."""
+        return self._first_answer(job, TriedPrecisions)
 
     def find_ceilings(self, job: Job) -> Ceilings | Refusal:
         """Have the best of the machine measured, in the precision of the job's workload."""

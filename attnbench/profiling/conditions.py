@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import platform
 from pathlib import Path
 
+from attnbench.results import cpu_name, versions
+
+COMPUTING = ("torch", "numpy", "attnbench")
+"""Packages whose version a row tells of; the file of a profile has all of them."""
 _TASKS = Path("/proc/self/task")
 _STAT = Path("/proc/stat")
 _CPU = Path("/sys/devices/system/cpu/cpu0")
@@ -38,6 +44,12 @@ def stolen_s() -> float:
         return int(fields[_STOLEN]) / os.sysconf("SC_CLK_TCK") / (os.cpu_count() or 1)
     except (OSError, IndexError, ValueError):
         return 0.0
+
+
+@functools.cache
+def machine() -> tuple[str, dict[str, str]]:
+    """Return the CPU's name, and the versions of Python and of what computes."""
+    return cpu_name(), {"python": platform.python_version(), **versions(COMPUTING)}
 
 
 def load() -> float | None:

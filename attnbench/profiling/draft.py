@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from attnbench.models.published import published_gflops
+from attnbench.profiling.conditions import machine
 from attnbench.profiling.memory_plan import MemoryPlan
 from attnbench.profiling.protocol import Ceilings, Memory, Ready, Refusal, Round, Workload
 from attnbench.profiling.roofline import roofline
@@ -105,6 +106,7 @@ class Draft:
         has_memory = self.memory is not None
         printed = published_gflops(self.request.config, self.resolution)
         whole = "macs" in spec.measure and spec.scope == "model"
+        cpu, versions = machine()
         row = ProfileRow(
             model=self.request.label,
             size=self.request.config.size,
@@ -117,7 +119,7 @@ class Draft:
             precision=precision_of(spec),
             batch_size=spec.batch_size,
             session=self.session if rounds else "",
-            conditions=self.conditions,
+            conditions=self.conditions.model_copy(update={"cpu": cpu, "versions": versions}),
             **self.counts,
             rounds=rounds,
             stopped=self.stopped if rounds else "",

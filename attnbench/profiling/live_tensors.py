@@ -90,7 +90,8 @@ def _python_body(func: Any) -> Callable[..., Any]:
     if definition is None:
         raise UnsupportedError(
             f"the memory that {name} takes while it runs is unknown: it is no operation of torch's and has "
-            "no Python body (torch.library.custom_op) to follow; measure the peak instead (--measure memory)"
+            "no Python body (torch.library.custom_op) to follow; measure the peak instead (--measure memory; "
+            "in a suite: profile.measure)"
         )
     body: Callable[..., Any] = definition._init_fn
     return body

@@ -38,7 +38,7 @@ def prepare_for_memory() -> None:
     if mallopt is None or not all(mallopt(setting, value) for setting, value in _SETTINGS.items()):
         raise UnsupportedError(
             "peak memory on a CPU needs glibc's mallopt, which this system has not; the planned memory "
-            "(--measure memory-plan) needs nothing of the kind"
+            "(--measure memory-plan; in a suite: profile.measure) needs nothing of the kind"
         )
 
 

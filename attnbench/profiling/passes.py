@@ -92,8 +92,8 @@ def _then_decoded(
         raise UnsupportedError("mode train decodes no images; scope end-to-end goes with forward and sample")
     if decode is None:
         raise UnsupportedError(
-            "scope end-to-end needs the model's autoencoder, which is not named; name it (--autoencoder, "
-            "data.codec), or take scope model for a model on pixels"
+            "scope end-to-end needs the model's autoencoder, which is not named; name it (--autoencoder; "
+            "in a suite: data.codec), or take scope model for a model on pixels"
         )
 
     def decoded() -> torch.Tensor:

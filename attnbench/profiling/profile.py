@@ -67,6 +67,7 @@ def _flat(line: dict[str, Any]) -> dict[str, Any]:
     """Move percentiles and conditions up into columns of their own."""
     for name, prefix in (("latency_percentiles_ms", "latency_ms_"), ("conditions", "")):
         line |= {f"{prefix}{key}": value for key, value in line.pop(name).items()}
+    line |= {f"version_{name}": version for name, version in line.pop("versions").items()}
     line |= line.pop("energy") or {}
     low, high = line.pop("latency_interval_ms") or (None, None)
     return {**line, "latency_ms_low": low, "latency_ms_high": high}
@@ -92,6 +93,8 @@ def requests_for(
     for name in backends:
         registry().backend(name)  # a wrong name is its own error, not one of the recipe's
         config = resolve(recipe, {"attention": {"name": name}})
+        if config.content() != load_recipe(recipe).content():  # what is printed is of the recipe as it stands
+            config = config.model_copy(update={"published": {}})
         requests.append(ProfileRequest(label=name, config=config, num_classes=num_classes))
     labels = [request.label for request in requests]
     twice = sorted({label for label in labels if labels.count(label) > 1})
@@ -147,6 +150,7 @@ def profile_batches(
             say=say,
             worker=worker,
             fit_mib=fit_mib,
+            compare_precisions=batch_size == batch_sizes[0],
         )
     return rows
 

@@ -1,8 +1,8 @@
 """What a measuring child and its parent say to each other: one JSON object a line.
 
 The child says `Started` when it is there. The parent sends a `Job`; the child answers `Measured`, `Tried`,
-`Ceilings` or `Ready`, by the job's task (or `Refusal`). When it is ready, each further line of the parent's
-asks for one round, answered by `Samples`. The child ends when its input does.
+`TriedPrecisions`, `Ceilings` or `Ready`, by the job's task (or `Refusal`). When it is ready, each further
+line of the parent's asks for one round, answered by `Samples`. The child ends when its input does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Job(Record):
 
     workload: Workload
     device: str
-    task: Literal["memory", "latency", "threads", "ceilings"]
+    task: Literal["memory", "latency", "threads", "precisions", "ceilings"]
     """Each in a process of its own: the memory's holds its allocator still, which a timed pass must not."""
     threads: int
     """Of a pass; with the task `threads`, the most that are tried."""
@@ -142,6 +142,14 @@ class Tried(Record):
     pass_ms: dict[int, float]
 
 
+class TriedPrecisions(Record):
+    """What a pass took in each precision, ms."""
+
+    event: Literal["tried-precisions"] = "tried-precisions"
+    fp32_ms: float
+    bf16_ms: float
+
+
 class Ready(Record):
     """The model is built and warm."""
 
@@ -170,5 +178,5 @@ class Refusal(Record):
     reason: str
 
 
-Answer = Started | Measured | Tried | Ceilings | Ready | Samples | Refusal
+Answer = Started | Measured | Tried | TriedPrecisions | Ceilings | Ready | Samples | Refusal
 REPLY: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator="event")])

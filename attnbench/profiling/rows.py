@@ -45,6 +45,9 @@ class Conditions(Record):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
+    cpu: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of Python and of the packages that a time depends on; rows of earlier versions have none."""
     threads: int = 1
     """CPU threads of a pass."""
     load: float | None = None

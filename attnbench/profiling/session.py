@@ -16,11 +16,11 @@ from attnbench.processes import Nursery
 from attnbench.profiling.child import WORKER, Child
 from attnbench.profiling.conditions import governor, load, throttle_count
 from attnbench.profiling.counting import counts
-from attnbench.profiling.draft import Draft
+from attnbench.profiling.draft import Draft, precision_of
 from attnbench.profiling.memory_plan import largest_batch, plan_memory
 from attnbench.profiling.protocol import Ceilings, Job, Measured, Ready, Refusal
 from attnbench.profiling.rows import LEAST_ROUNDS, Conditions, ProfileRequest, ProfileRow
-from attnbench.profiling.threads import chosen_threads
+from attnbench.profiling.threads import chosen_threads, slow_bf16
 from attnbench.profiling.traffic import pass_traffic
 from attnbench.profiling.turns import RENEWED_BELOW_MS, SITTINGS, Group
 from attnbench.profiling.worker import refusal
@@ -48,6 +48,7 @@ def profile_models(
     say: Say = lambda text: None,
     worker: str = WORKER,
     fit_mib: float = 0.0,
+    compare_precisions: bool = True,
 ) -> list[ProfileRow]:
     """Measure every request at every resolution of `spec`; rows in that order.
 
@@ -58,7 +59,8 @@ def profile_models(
     skipped. Those in `finished`, by label and resolution, are taken over.
     `on_row` hears each row when it is finished, also when the session is interrupted: then of those that
     have an interval; `say` hears what a reader of the rows must know. `worker` is the children's module.
-    `fit_mib` asks a memory plan for the largest batch that so much memory holds.
+    `fit_mib` asks a memory plan for the largest batch that so much memory holds. `compare_precisions` tells
+    of bf16 that is slower than fp32 on this CPU: whoever runs several sessions does in the first.
     Raises UserInputError on a resolution, model, option or device that cannot be; nothing ran then.
     """
     if not spec.resolutions:
@@ -87,6 +89,7 @@ def profile_models(
             deadline=float("inf") if within_s is None else time.monotonic() + within_s,
             within_s=within_s or 0.0,
             fit_mib=fit_mib,
+            compare_precisions=compare_precisions,
             say=say,
         )
         if num_missing and {"latency", "memory"} & set(spec.measure):
@@ -160,6 +163,7 @@ class _Session:
     say: Say
     nursery: Nursery | None = None
     fit_mib: float = 0.0
+    compare_precisions: bool = True
     threads: int = 0
     ceilings: Ceilings | None = None
     seconds_per_mac: dict[str, float] = field(default_factory=dict)
@@ -186,6 +190,7 @@ class _Session:
             return list(drafts)
         if not self.threads:
             self._choose_threads(next(draft for draft in drafts if draft.refusal is None))
+        self._compare_precisions(next(_alive(drafts)))
         if "roofline" in self.spec.measure and self.ceilings is None:
             self._find_ceilings(next(_alive(drafts), drafts[0]))
         slowed = throttle_count()
@@ -311,6 +316,17 @@ class _Session:
                 )
             if why:
                 self.say(f"{draft.name}: {why}")
+
+    def _compare_precisions(self, draft: Draft) -> None:
+        """Say once where bf16 makes a pass of the first row slower on this CPU; it is timed as asked for."""
+        is_asked = self.compare_precisions and "latency" in self.spec.measure
+        if not is_asked or (precision_of(self.spec), self.device) != ("bf16", "cpu"):
+            return
+        self.compare_precisions = False
+        with self._child() as child:
+            tried = child.try_precisions(self._job(draft, "precisions"))
+        if why := slow_bf16(tried):
+            self.say(f"{draft.name}: {why}")
 
     def _find_ceilings(self, draft: Draft) -> None:
         with self._child() as child:

@@ -26,9 +26,10 @@ from attnbench.profiling.protocol import (
     Samples,
     Started,
     Tried,
+    TriedPrecisions,
 )
 from attnbench.profiling.roofline import measure_ceilings
-from attnbench.specs import CodecSpec
+from attnbench.specs import CodecSpec, Precision
 
 Run = Callable[[], torch.Tensor]
 DecoderOf = Callable[[CodecSpec, torch.device], Decode]
@@ -60,7 +61,7 @@ def main(decoder_of: DecoderOf | None = None) -> None:
 
 def serve(
     job: Job, requests: Iterable[str], decoder_of: DecoderOf | None = None
-) -> Iterator[Measured | Tried | Ceilings | Ready | Samples]:
+) -> Iterator[Measured | Tried | TriedPrecisions | Ceilings | Ready | Samples]:
     """Do a job; one that times takes one round for each line of `requests`."""
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
@@ -73,6 +74,9 @@ def serve(
         except UnsupportedError as error:
             yield Measured(reason=str(error))
             return
+    if job.task == "precisions":
+        yield _tried_precisions(job, device)
+        return
     codec = job.workload.codec
     decode = decoder_of(codec, device) if codec is not None and decoder_of is not None else None
     run = build_pass(job.workload, device, decode, compiled=job.compile and job.task == "latency").run
@@ -104,6 +108,23 @@ def _tried(run: Run, most: int) -> Tried:
             run()
             taken[number].append(_seconds_per_pass(run))
     return Tried(pass_ms={number: 1e3 * statistics.median(times) for number, times in taken.items()})
+
+
+def _tried_precisions(job: Job, device: torch.device) -> TriedPrecisions:
+    """Time a pass in either precision, in turns; of the model, without its decoder."""
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    runs: dict[Precision, Run] = {}
+    for precision in precisions:
+        scope = "model" if job.workload.scope == "end-to-end" else job.workload.scope
+        asked = {"precision": precision, "scope": scope, "codec": None}
+        runs[precision] = build_pass(job.workload.model_copy(update=asked), device).run
+    taken: dict[Precision, list[float]] = {precision: [] for precision in precisions}
+    for _ in range(_TRIALS):
+        for precision, run in runs.items():
+            run()
+            taken[precision].append(_seconds_per_pass(run))
+    fp32, bf16 = (1e3 * statistics.median(taken[precision]) for precision in precisions)
+    return TriedPrecisions(fp32_ms=fp32, bf16_ms=bf16)
 
 
 def _seconds_per_pass(run: Run) -> float:

@@ -13,6 +13,7 @@ from attnbench.storage.names import RUN
 from attnbench.storage.run_folders import read_run_record
 from attnbench.suite.files import find_suite, is_shipped
 from attnbench.suite.loading import Suite
+from attnbench.suite.teachers import missing_teacher
 
 
 def refusals(cases: Sequence[Case]) -> dict[str, list[str]]:

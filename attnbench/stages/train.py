@@ -20,6 +20,7 @@ from attnbench.stages.prepare import dataset_of
 from attnbench.stages.training.batches import cut_batch
 from attnbench.stages.training.block_origins import promises_the_same
 from attnbench.stages.training.checkpoint import ModelInput, load_into, previous_path, save_averaged
+from attnbench.stages.training.counts_agree import check_counts
 from attnbench.stages.training.growth import grown, require_preserved
 from attnbench.stages.training.held_out_loss import held_out_images
 from attnbench.stages.training.initial_weights import initial_weights, model_of
@@ -39,8 +40,8 @@ from attnbench.storage.store import NOTICE, StageOutput, Workspace, read_output,
 def run(case: Case, workspace: Workspace) -> StageOutput:
     """Train one case, or return what an earlier run finished.
 
-    Raises UserInputError, UnsupportedError, NonFiniteError, CheckpointError or StorageError; the last
-    checkpoint stays. Ctrl-C and SIGTERM raise Stopped after a checkpoint.
+    Raises UserInputError, UnsupportedError, PluginError, NonFiniteError, CheckpointError or StorageError; the
+    last checkpoint stays. Ctrl-C and SIGTERM raise Stopped after a checkpoint.
     """
     folder = workspace.folder("train", case)
     with workspace.holding(folder):
@@ -48,6 +49,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         if finished is not None:
             return finished
         check_objective(case)
+        check_counts(case)
         train_teacher(case, workspace)
         with together(case, workspace, "train") as world:
             output = train_case(case, workspace, world)

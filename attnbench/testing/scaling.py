@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from math import log
 
 import torch
@@ -12,7 +13,7 @@ from attnbench.layers.depthwise import fuse_reparameterised
 from attnbench.profiling.counters import check_agreement, count_with_fvcore, count_with_torch
 from attnbench.testing.outcome import NotApplicableError, require
 from attnbench.testing.question import check
-from attnbench.testing.subject import ODD, SQUARE, Grid, OnTensors, Subject, call
+from attnbench.testing.subject import ODD, SQUARE, Grid, OnTensors, Subject, call, site_of
 
 META = torch.device("meta")
 # Exponents of N. Measured ones of a linear cost are 1.00; N log N measures below 1.15 at these sizes.
@@ -21,6 +22,11 @@ LINEAR_AT_MOST, QUADRATIC_AT_LEAST, QUADRATIC_AT_MOST = 1.1, 1.9, 2.1
 # over a hundred times the projections, so the last two sizes show the slope.
 COUNTED: tuple[tuple[Grid, ...], ...] = (((64, 64), (128, 128)), ((56, 56), (112, 112)))
 LARGER: tuple[Grid, ...] = ((16, 16), (32, 32), (14, 14), (28, 28))
+# A wrong closed form can be right where all heads are narrower than there are tokens, or always three. So
+# it is asked of heads that are wider, too, and of four and one, each at the smallest site that is supported.
+FEW_TOKENS: tuple[Grid, ...] = ((2, 3), (4, 4), (7, 7), (8, 8), (14, 14), (16, 16))
+SEVERAL_HEADS = (*((16 * 4**n, 4) for n in range(1, 4)), *((16 * 4**n, 2) for n in range(1, 4)))
+ONE_HEAD = ((12, 1), *((2**n, 1) for n in range(4, 10)))
 KEPT: tuple[tuple[Grid, ...], ...] = (
     ((8, 8), (16, 16), (32, 32)),
     ((7, 7), (14, 14), (28, 28)),
@@ -30,7 +36,7 @@ KEPT: tuple[tuple[Grid, ...], ...] = (
 
 @check("macs")
 def macs(subject: Subject) -> str:
-    """The closed form is what two counters see, to 0.1 %, on three sites."""
+    """The closed form is what two counters see, to 0.1 %, for N below and above D, one head and several."""
     sites = _meta_sites(subject)
     for site in sites:
         module, inputs = _on_meta(subject, site)
@@ -39,19 +45,28 @@ def macs(subject: Subject) -> str:
         try:
             check_agreement(closed, by_fvcore, by_torch)
         except Exception as error:
-            error.add_note(f"grid {site.grid}, dim {site.dim}, {site.num_heads} heads")
+            error.add_note(f"grid {site.grid}, dim {site.dim}, num_heads {site.num_heads}")
             raise
-    return f"grids {', '.join(str(site.grid) for site in sites)}"
+    told = (f"{site.num_tokens}/{site.head_dim}{'' if site.num_heads > 1 else ' (1 head)'}" for site in sites)
+    return f"N/D {', '.join(told)}"
 
 
 def _meta_sites(subject: Subject) -> list[AttentionSite]:
-    """Return up to three sites: square, odd, and one with more tokens than the heads are wide."""
+    """Return what is supported of a square, an odd and a larger grid, and of wide heads and one head."""
     sites, refusal = [], None
     for grids in (SQUARE, ODD, LARGER):
         try:
             sites.append(subject.site(grids, device=META))
         except NotApplicableError as error:
             refusal = error
+    for widths, wider in ((SEVERAL_HEADS, True), (ONE_HEAD, True), (ONE_HEAD, False)):
+        fitting = (
+            site
+            for site in (site_of(*width, grid) for grid in FEW_TOKENS for width in widths)
+            if (site.head_dim > site.num_tokens if wider else site.head_dim < site.num_tokens)
+            and subject.refusal(site, device=META) is None
+        )
+        sites.extend(itertools.islice(fitting, 1))
     if not sites and refusal:
         raise refusal
     return list(dict.fromkeys(sites))

@@ -11,7 +11,7 @@ from attnbench.results import Direction, Record
 Verdict = Literal["supported", "contradicted", "not distinguishable", "not tested"]
 ONE_SEED = (
     "one seed supports nothing about methods, whatever the numbers: run the suite with several seeds "
-    "(--seeds 3)"
+    "(`attnbench run SUITE --seeds 3`)"
 )
 
 

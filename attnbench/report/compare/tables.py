@@ -261,7 +261,8 @@ def _advice(comparison: RunComparison) -> list[str]:
         found.append(f"Between two measured points: linear in the logarithm of the budget.{spent}")
     if any(row.basis == "images" or row.why in ("one value each", "one seed") for row in comparison.rows):
         found.append(
-            "Methods are told apart by several seeds only: run --seeds 3, or seed: [0, 1, 2] in the suite."
+            "Methods are told apart by several seeds only: `attnbench run SUITE --seeds 3`, or "
+            "seed: [0, 1, 2] in the suite."
         )
     return found
 
