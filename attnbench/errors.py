@@ -42,7 +42,7 @@ class UnknownNameError(UserInputError):
     """A name nobody provides; the message holds the nearest spelling and all that exist."""
 
     def __init__(self, kind: str, got: str, allowed: Iterable[str]) -> None:
-        self.kind, self.got, self.allowed = kind, got, sorted(allowed)
+        self.kind, self.got, self.allowed = kind, got, sorted(set(allowed))
         super().__init__(
             f"unknown {kind} {got!r}{did_you_mean(got, self.allowed)}; "
             f"available: {', '.join(self.allowed) or '(none)'}"

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from command_line import attnbench, attnbench_here
 from PIL import Image
 from skimage import data as photographs
 
+from attnbench.errors import UserInputError
+from attnbench.evaluation.figures import shown_classes
 from attnbench.specs import EvaluateSpec
 
 PHOTOS = ("coffee", "cat", "rocket")
@@ -327,3 +330,37 @@ def test_the_self_test_shows_what_may_differ():
     assert (cells["status"], cells["difference"], cells["allowed"]) == ("ok", "2.5e-04", "1.0e-03")
     assert "not run: golden: samples: give --golden FOLDER" in table.notes
     assert table.notes[-1] == "1 ok, 0 failed, 1 not run; levels that ran: network"
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_score(place, monkeypatch):
+    """The scores are printed and written; what failed is said by its option, and the exit code tells."""
+
+    def broken(*_):
+        raise ValueError("no font")
+
+    monkeypatch.setattr("attnbench.commands.evaluate.draw_tsne", broken)
+    words = ["--tsne", "no.png", "--metrics", "fd", "--json", "kept.json"]
+    done = attnbench_here(*SCORE, *words, *SMALL, cwd=place)
+    assert done.returncode == 1
+    assert "FD-efflite0" in done.stdout
+    assert "error: --tsne: not drawn (ValueError: no font)" in done.stderr
+    assert values(place / "kept.json")
+
+
+def test_few_classes_are_all_shown_where_nobody_chooses():
+    """Five close classes are the default; of three images' classes it is these three."""
+    labels = torch.arange(3).repeat_interleave(4)
+    features = SimpleNamespace(pooled=torch.randn(12, 5, generator=torch.Generator().manual_seed(0)))
+    real = SimpleNamespace(name="real", labels=labels, features=features, class_names=PHOTOS)
+    assert shown_classes(real, None) == [0, 1, 2]
+    with pytest.raises(UserInputError, match="--classes close:4: .*choose 2 ... 3"):
+        shown_classes(real, "close:4")
+
+
+@pytest.mark.parametrize("option", ["--json", "--per-class", "--nearest", "--tsne"])
+def test_a_file_that_cannot_be_written_is_found_first(place, monkeypatch, option):
+    """By the option's name, before an image is looked at."""
+    monkeypatch.setattr("attnbench.commands.evaluate.open_sets", None)
+    done = attnbench_here(*SCORE, option, "nowhere/x.png", *SMALL, cwd=place)
+    assert done.returncode == 2
+    assert f"error: {option}: the folder {place / 'nowhere'} does not exist" in done.stderr
