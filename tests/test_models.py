@@ -314,3 +314,13 @@ def test_tokens_lie_row_by_row():
         torch.randn(2, 1, 8, 8), torch.tensor([30.0, 900.0]), torch.tensor([1, 2])
     ).square().mean().backward()
     assert seen == [True] * 8
+
+
+@pytest.mark.parametrize(
+    ("side", "told"),
+    [(8, "; the smallest is 16"), (40, "; the nearest are 32 and 48"), (0, "smallest is 16")],
+)
+def test_a_side_that_does_not_fit_is_told_ones_that_do(side, told):
+    """Below the smallest side there is no second one to name."""
+    with pytest.raises(UserInputError, match=told):
+        input_size(recipe("dit-s"), side)
