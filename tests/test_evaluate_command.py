@@ -353,7 +353,7 @@ def test_few_classes_are_all_shown_where_nobody_chooses():
     features = SimpleNamespace(pooled=torch.randn(12, 5, generator=torch.Generator().manual_seed(0)))
     real = SimpleNamespace(name="real", labels=labels, features=features, class_names=PHOTOS)
     assert shown_classes(real, None) == [0, 1, 2]
-    with pytest.raises(UserInputError, match="--classes close:4: .*choose 2 ... 3"):
+    with pytest.raises(UserInputError, match=r"--classes close:4: .*choose 2 \.\.\. 3"):
         shown_classes(real, "close:4")
 
 
