@@ -117,7 +117,7 @@ def plan(
     ] = "",
     device: Device = "auto",
 ) -> None:
-    """Estimate compute, time and disk of a suite, by case and stage, and what it lacks.
+    """Estimate compute, time and disk of a suite, and what it lacks.
 
     Runs nothing and needs neither images nor weights: what is not there yet is said below the cases.
     """
