@@ -176,7 +176,7 @@ def test_a_folder_of_other_files_is_refused(attnbench, run_dir, tmp_path):
             ("test", "--npz", "a.npz", "--case", "onne"),
             "unknown case of runs/test 'onne' (did you mean 'one'?)",
         ),
-        (("test", "--npz", "no/a.npz", "--case", "one"), "name one in a folder that exists"),
+        (("test", "--npz", "no/a.npz", "--case", "one"), "does not exist; create it first"),
         (
             ("test", "--npz", "a.npz", "--case", "one", "--count", "11"),
             "has 10 samples, got 11; take 1 to 10",

@@ -117,9 +117,10 @@ def plan(
     ] = "",
     device: Device = "auto",
 ) -> None:
-    """Estimate compute, time and disk of a suite, and what it lacks.
+    """Estimate a suite: compute, time, disk, and what it lacks.
 
-    Runs nothing and needs neither images nor weights: what is not there yet is said below the cases.
+    By case and by stage. Runs nothing and needs neither images nor weights: what is not there yet is said
+    below the cases.
     """
     from attnbench.commands import suites as suite_commands
 
