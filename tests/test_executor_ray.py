@@ -141,7 +141,7 @@ def test_cases_get_the_same_share_on_every_node(
             "a case needs 8 CPUs and 2 GPUs on one node, and the nodes of the cluster have 2 CPUs and 0 "
             "GPUs, 4 CPUs and 1 GPUs; lower --threads or --processes, or choose another --device",
         ),
-        ({"device": "cuda:1"}, "--device cuda:1 names a GPU of one machine, and Ray hands out the GPUs"),
+        ({"device": "cuda:1"}, "--device cuda:1 names a GPU of one machine, and the cluster hands out its"),
     ],
 )
 def test_what_no_node_has_is_refused(asked, said):

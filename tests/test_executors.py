@@ -76,7 +76,7 @@ PLUGIN = '''
     def attnbench_backends():
         yield AttentionBackend(
             name="breaks", summary="-", source="-", build=lambda site, options: Breaks(site.dim),
-            macs=lambda site, options: MacCount(),
+            macs=lambda site, options: MacCount(linear=site.num_tokens * site.dim**2),
         )
 '''
 STEPS = {"ray": 400, "slurm": 1000}  # what cases say comes late: a signal must find the training at work

@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,11 +33,20 @@ def stop(*_, **__):
     interrupt(signal.SIGTERM)
 
 
+def cpu_ticks(pid):
+    """Return the hundredths of a second that a process has computed."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+
 def test_a_signal_is_heard_inside_a_step_that_goes_on():
     """The word comes while the step still runs; a third signal ends it there."""
     command = [sys.executable, "-c", ONE_STEP]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout.readline() == "begun\n"
+        before = cpu_ticks(process.pid)
+        while cpu_ticks(process.pid) < before + 20:  # a fifth of a second: it is in the step by now
+            assert process.poll() is None
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline().startswith("Ctrl-C heard: stopping after the step")
         assert process.poll() is None

@@ -41,6 +41,7 @@ SAID_BY: dict[str, tuple[str, ...]] = {
     "commands/compare.py": ("compare",),
     "commands/data.py": ("data prepare",),
     "cli/evaluate.py": ("evaluate",),
+    "cli/suites.py": ("run",),
     "cli/weights.py": ("weights fetch",),
     "commands/evaluate.py": ("evaluate", "reference build"),
     "commands/evaluate_inputs.py": ("evaluate",),
@@ -54,6 +55,7 @@ SAID_BY: dict[str, tuple[str, ...]] = {
     "commands/suites.py": SUITES,
     "commands/tables.py": ("report",),
     "commands/weights.py": ("weights list", "weights fetch"),
+    "console/plan_view.py": ("run",),
     "console/profile_view.py": ("profile",),
     "data/": ("data prepare",),
     "data/prepared.py": (*SUITES, "evaluate", "figures"),
@@ -78,6 +80,7 @@ SAID_BY: dict[str, tuple[str, ...]] = {
     "report/profile_tables.py": ("profile",),
     "report/sections.py": ("run",),  # the command that made a run
     "running/": ("run",),
+    "running/machines.py": ("plan",),
     "scaffold/": ("new-plugin",),
     "stages/": ("run",),
     "stages/sampling/export.py": ("samples export",),
@@ -93,6 +96,8 @@ OF_OTHER_PROGRAMS = {
     "report/page/__init__.py": {"--line", "--series"},  # style sheets
     "results.py": {"--error-unmatch", "--porcelain"},  # git
     "running/executors/ray_cluster.py": {"--head"},  # ray
+    "running/executors/slurm.py": {"--signal", "--state"},  # scancel
+    "running/executors/slurm_queue.py": {"--array", "--signal", "--state", "--test-only"},  # scancel, sbatch
     "storage/hub.py": {"--include", "--local-dir", "--revision"},  # hf
 }
 
