@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from command_line import attnbench_here
 from kills import clocks
+from process_cases import digits_case
 from ray_cluster import wait_for
 from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
 from struck_runs import Driver, assert_as_undisturbed, command, finished, python_path, run_whole
 
 from attnbench.errors import UserInputError
 from attnbench.running.executors import slurm_queue
-from attnbench.running.executors.slurm_queue import minutes
+from attnbench.running.executors.interface import Asked, Order, Progress
+from attnbench.running.executors.slurm import Slurm, _Task
+from attnbench.running.executors.slurm_queue import TaskState, minutes
+from attnbench.running.executors.slurm_submit import _further
+from attnbench.running.executors.slurm_task import SAID
+from attnbench.running.status import submitted_tasks
+from attnbench.storage.locks import alone_in
+from attnbench.storage.store import NOTICE
 
 MISSING = missing_programs() or (
     "needs attnbench[slurm]" if importlib.util.find_spec("submitit") is None else ""
@@ -75,6 +86,118 @@ def test_what_is_no_time_limit_is_refused(time):
     """Not a day later, by the cluster."""
     with pytest.raises(UserInputError, match="--time is"):
         minutes(time)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("nodes=2", "nodes is no further option: attnbench sets it; leave it out"),
+        ("cpus_per_task=1", "cpus_per_task is no further option: say it by --threads"),
+        ("--mem=3G", "without dashes before it"),
+        ("=3", "write an option of sbatch as NAME=VALUE"),
+    ],
+)
+def test_options_that_attnbench_sets_are_no_further_ones(word, said):
+    """Two nodes would start one case twice, another number of cores would not be the threads'."""
+    with pytest.raises(UserInputError, match=re.escape(said)):
+        _further([word])
+    assert _further(["account=lab", "exclusive"]) == {"account": "lab", "exclusive": True}
+
+
+@pytest.fixture
+def task(tmp_path):
+    """A submitted task of a driver, which nobody runs, and all that was told of it."""
+    told: list[object] = []
+    order = Order(case=digits_case(), store=tmp_path, device="cpu", log=tmp_path / "run" / "logs" / "a.log")
+    driver = Slurm(Asked())
+    driver._spool = tmp_path / "spool"
+    made = _Task(
+        order=order, tell=lambda order, event: told.append(event), folder=tmp_path / "spool/a", tries=1
+    )
+    made.folder.mkdir(parents=True)
+    made.job = "7_0"
+    driver._tasks = [made]
+    return driver, made, told
+
+
+def test_half_a_line_of_a_dead_node_costs_no_other(task):
+    """The requeued attempt writes on in the same file."""
+    driver, made, told = task
+    half = b'["notice", 0, 0, "ab'
+    whole = [NOTICE, 0, 0, "whole"]
+    (made.folder / SAID).write_bytes(half + b"\n" + json.dumps(whole).encode() + b"\n" + half)
+    driver._hear_one(made)
+    driver._hear_one(made)
+    assert told == [Progress(*whole)]
+
+
+def test_an_error_of_the_drivers_thread_ends_the_task_alone(task):
+    """A disk that is away is looked at again and told once; anything else is the task's failure."""
+    driver, made, told = task
+
+    def away(task):
+        raise OSError(5, "stale file handle")
+
+    for _ in range(2):
+        driver._guarded(away, made)
+    (notice,) = told
+    assert "stale file handle" in notice.note
+
+    def wrong(task):
+        raise ValueError("no Slurm says so")
+
+    driver._guarded(wrong, made)
+    assert told[1].result.reason.startswith("ValueError: no Slurm says so")
+    assert driver._tasks == []
+
+
+def test_a_requeued_task_is_not_taken_for_one_without_locks(task, monkeypatch):
+    """Locks that were seen once are seen on this file system; a task that starts again holds none yet."""
+    driver, made, told = task
+    made.state, made.progress = TaskState(state="RUNNING", node="n1"), "begun"
+    monkeypatch.setattr(slurm_queue, "cancel", lambda *words: None)
+    driver._sees_locks = True
+    for _ in range(100):
+        driver._look_after(made)
+    assert told == []
+    driver._sees_locks = False
+    for _ in range(100):
+        driver._look_after(made)
+    assert "does not see the file locks (flock) that node n1 holds" in told[0].result.reason
+
+
+def test_only_the_tasks_of_a_run_at_work_are_told(tmp_path):
+    """What a driver that died has left says nothing of a case that is run elsewhere now."""
+    spool = tmp_path / "slurm" / "a"
+    spool.mkdir(parents=True)
+    (spool / "tasks.json").write_text('{"x": {"task": "7_0", "state": "PENDING"}}')
+    assert submitted_tasks(tmp_path) == {}
+    code = (
+        "import sys; from pathlib import Path; from attnbench.running.status import submitted_tasks; "
+        "print(submitted_tasks(Path(sys.argv[1]))['x'].task)"
+    )
+    with alone_in(spool, print):
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONPATH": python_path()},
+        )  # fmt: skip
+    assert done.stdout.strip() == "7_0"
+
+
+SINFO = """\
+n1|4|gpu:a100:8(S:0-1)|idle|main
+n2|2|(null)|drng|main
+n3|8+|gpu:4,lscratch:900|mix-|main
+n4|64|(null)|idle*|main
+n5|1|(null)|maint|main
+broken
+"""
+
+
+def test_nodes_that_take_no_tasks_decide_nothing(monkeypatch):
+    """A draining node of two cores would set the threads of every case, and so its weights."""
+    monkeypatch.setattr(slurm_queue, "_ask", lambda *words: SINFO)
+    assert [(n.id, n.cpus, n.gpus) for n in slurm_queue.nodes_of("main")] == [("n1", 4, 8), ("n3", 8, 4)]
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +344,8 @@ def test_a_signal_saves_what_runs_and_takes_back_what_waits(cluster, whole, tmp_
         (["--partition", "gpu"], "Slurm has no partition 'gpu'; choose one of main, urgent with --partition"),
         (["--threads", "3"], "a case needs 3 CPUs on one node, and the nodes of the cluster have 1 CPUs"),
         (["--slurm", "mem=1T"], "Slurm would not take these cases"),
-        (["--slurm", "array=3"], "array, output, error and signal are attnbench's"),
+        (["--slurm", "array=3"], "array is no further option: attnbench sets it; leave it out"),
+        (["--slurm", "cpus_per_task=3"], "cpus_per_task is no further option: say it by --threads"),
         (["--slurm", "no-such-option=3"], "Slurm would not take these cases"),
         (["--time", "soon"], "--time is 'soon'; write minutes"),
     ],

@@ -145,7 +145,7 @@ PLUGIN = '''
             yield AttentionBackend(
                 name=way.__name__, summary="-", source="-",
                 build=lambda site, options, way=way: Misbehaves(site.dim, way),
-                macs=lambda site, options: MacCount(),
+                macs=lambda site, options: MacCount(linear=site.num_tokens * site.dim**2),
             )
         yield AttentionBackend(
             name="exits_when_built", summary="-", source="-", build=exits_when_built,
@@ -255,7 +255,7 @@ def test_a_plugin_that_exits_does_not_end_what_is_done_in_this_process(plugin, t
     """Plans, profiles and cases without a process of their own call plugins here."""
     case = digits_case("exits_when_built")
     (planned,) = plan([case], tmp_path / "store")
-    assert planned.problem == "SystemExit: 0"
+    assert planned.problem == "its model cannot be built: SystemExit: 0"
     request = ProfileRequest(label="it", config=case.model, num_classes=10)
     (row,) = profile_models([request], ProfileSpec(resolutions=[8], measure=["params"]))
     assert (row.status, row.reason) == ("failed", "SystemExit: 0")

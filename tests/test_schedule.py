@@ -147,3 +147,18 @@ def test_a_signal_waits_for_all_and_says_what_each_saved(tmp_path):
     assert (raised.value.message, raised.value.code) == ("saves: step 7 is saved", 130)
     assert (executor.started, finished) == (["saves", "ends"], ["ends"])
     assert "ends" in (tmp_path / "run" / "results.jsonl").read_text()
+
+
+def test_a_case_that_a_cluster_ends_is_a_failed_one(tmp_path):
+    """Interrupted without a signal to the run: a result with the reason, and the others go on."""
+
+    def behave(executor, order, tell):
+        if order.case.label == "ended":
+            tell(order, Interrupted("its task was ended"))
+        else:
+            tell(order, Finished(result_of(order.case)))
+
+    cases = [a_case("ended", 0), a_case("other", 1)]
+    results, _ = run_all(tmp_path, cases, Imagined(behave))
+    assert [result.status for result in results] == ["failed", "ok"]
+    assert results[0].reason == "its task was ended, though nobody has stopped the run"

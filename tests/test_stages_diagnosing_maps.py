@@ -233,7 +233,7 @@ def test_every_backend_has_a_map():
         torch.testing.assert_close(sums, torch.ones_like(sums))
         over_tokens |= {name} if found.path == "tokens" else set()
     # these project other tokens than those that come in
-    assert over_tokens <= {"edit", "spatial-reduction", "linfusion", "pvt-v2"}
+    assert over_tokens <= {"edit", "spatial-reduction", "linfusion", "pvt-v2", "diffussm"}
 
 
 def test_measures_of_maps_that_are_known():

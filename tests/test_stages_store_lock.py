@@ -285,5 +285,8 @@ def test_ctrl_c_while_waiting_ends_at_once(tmp_path):
         os.killpg(run.pid, signal.SIGINT)
         _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert errors == "tiny-dit: stopped; run the same command again to go on from there\n"
+    heard, said = errors.splitlines()
+    assert heard.startswith("Ctrl-C heard: stopping after the step")
+    start = "interrupted: 0 of 1 cases are finished; tiny-dit: stopped"
+    assert said == f"{start}; run the same command again to go on from there"
     assert sorted(path.name for path in folder.iterdir()) == [LOCK]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attnbench.results import Result, append_result
+from attnbench.running.executors.conversation import failed_result
 from attnbench.running.executors.interface import Event, Executor, Finished, Order, Progress
 from attnbench.running.listener import Listener
 from attnbench.specs import Case
@@ -237,8 +238,11 @@ class _Schedule:
         self.looked_s = float("-inf")
         if isinstance(event, Finished):
             self._end(one.number, event.result)
-        else:
+        elif self.signals:
             self.saved.append(event.message)
+        else:  # a cluster ended it
+            reason = f"{event.message}, though nobody has stopped the run"
+            self._end(one.number, failed_result(order.case, reason, order.device))
 
     def _pass_on(self, case: Case, event: Progress) -> None:
         if event.stage == NOTICE:

@@ -40,12 +40,17 @@ class SubmittedTask(Record):
 
 
 def submitted_tasks(run_dir: Path) -> dict[str, SubmittedTask]:
-    """Return the tasks that a run has at Slurm, by case id, as its process wrote them last."""
-    try:
-        written = json.loads((run_dir / SLURM / SLURM_TASKS).read_bytes())
-        return {case_id: SubmittedTask.model_validate(task) for case_id, task in written.items()}
-    except (OSError, ValueError):  # none, or being written by another version
-        return {}
+    """Return the tasks that runs at work have at Slurm, by case id, as their processes wrote them last."""
+    found: dict[str, SubmittedTask] = {}
+    for path in sorted((run_dir / SLURM).glob(f"*/{SLURM_TASKS}")):
+        if not is_held(path.parent):  # of a run that has ended, in whatever way
+            continue
+        try:
+            written = json.loads(path.read_bytes()).items()
+            found |= {case_id: SubmittedTask.model_validate(task) for case_id, task in written}
+        except (OSError, ValueError, AttributeError):  # of another version
+            continue
+    return found
 
 
 def statuses(

@@ -119,11 +119,11 @@ class Conversation:
         """
         self._hear()
         case = self.request.case
+        if self.result is not None:  # it was done when the signal came
+            return Finished(self.result)
         if self.signal is not None:
             return Interrupted(self.stopped or f"{case.label}: {self.killed or 'stopped'}; {GO_ON}")
-        return Finished(
-            self.result or failed_result(case, self.failure, self.request.device, self.request.threads)
-        )
+        return Finished(failed_result(case, self.failure, self.request.device, self.request.threads))
 
     def _hear(self) -> None:
         """Hear the child until it has ended; kills one that does not stop or not end, or talks nonsense."""

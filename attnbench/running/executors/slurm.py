@@ -11,11 +11,12 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+from attnbench.errors import AttnbenchError, StorageError
 from attnbench.results import Result
 from attnbench.running.executors import slurm_queue as queue
 from attnbench.running.executors.asking import Asking, plain, source_digest
@@ -36,7 +37,7 @@ from attnbench.running.executors.slurm_submit import script, share_of, submit
 from attnbench.running.executors.slurm_task import ANSWER, PROGRESS, SAID, STOP, SlurmTask
 from attnbench.stages.interrupts import GO_ON
 from attnbench.storage.atomic import atomic_write, storage_errors
-from attnbench.storage.locks import is_held
+from attnbench.storage.locks import alone_in, is_held
 from attnbench.storage.names import SLURM, SLURM_TASKS
 from attnbench.storage.store import NOTICE
 
@@ -86,7 +87,9 @@ class Slurm(Executor):
         self._spool: Path | None = None
         self._signals: list[int] = []
         self._second_s = float("inf")
-        self._is_stopping = False
+        self._is_stopping = self._sees_locks = False
+        self._complaint = ""
+        self._alone = contextlib.ExitStack()
         self._asked_s = float("-inf")
         self._is_closing = threading.Event()
         self._pump: threading.Thread | None = None
@@ -100,6 +103,7 @@ class Slurm(Executor):
         spool = orders[0].log.parent.parent / SLURM / uuid4().hex[:12]
         with storage_errors(spool):
             spool.mkdir(parents=True)
+            self._alone.enter_context(alone_in(spool, lambda text: None))  # `status` sees that it is at work
         self._spool = spool
         self._pump = threading.Thread(target=self._hear, daemon=True)
         self._pump.start()
@@ -124,13 +128,12 @@ class Slurm(Executor):
             self._pump.join()
             queue.cancel([task.job for task in self._tasks if task.job])
             self._pump = None
+            self._alone.close()
 
     def _submit(self, tasks: Sequence[_Task]) -> None:
         """Hand tasks to sbatch; those that it refuses are answered as failed."""
         assert self._spool is not None
         note = "a task of Slurm"
-        for task in tasks:
-            task.folder.mkdir()
         carried = [
             SlurmTask(
                 Asking(
@@ -150,6 +153,8 @@ class Slurm(Executor):
         ]
         with self._lock:
             try:
+                for task in tasks:
+                    task.folder.mkdir()
                 jobs = submit(carried, self._asked, self._share, self._spool)
             except Exception as error:  # noqa: BLE001 - sbatch, submitit or the disk: it costs these cases alone
                 reason = f"it could not be submitted ({type(error).__name__}: {error})"
@@ -165,12 +170,28 @@ class Slurm(Executor):
         """Pass on what tasks say, and what becomes of them, until the executor is closed."""
         while not self._is_closing.wait(LOOK_S):
             if self._signals and not self._is_stopping:
-                self._stop_tasks()
+                self._guarded(self._stop_tasks)
             if time.monotonic() - self._second_s > STOP_S:
-                self._give_up()
-            self._ask_the_queue()
+                self._guarded(self._give_up)
+            self._guarded(self._ask_the_queue)
             for task in tuple(self._tasks):
-                self._hear_one(task)
+                self._guarded(self._hear_one, task)
+
+    def _guarded(self, step: Callable[..., None], *task: _Task) -> None:
+        """Take a step; a disk that is full or away is looked at again, any other error ends the task."""
+        try:
+            step(*task)
+            self._complaint = ""
+        except (OSError, AttnbenchError) as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                for one in (*task, *self._tasks)[:1]:
+                    one.tell(
+                        one.order, Progress(NOTICE, 0, 0, f"tasks cannot be heard ({error}); trying again")
+                    )
+        except Exception as error:  # noqa: BLE001 - nobody may wait for an answer that will not come
+            for one in task:
+                self._end(one, Finished(self._failed(one, f"{type(error).__name__}: {error}")))
 
     def _ask_the_queue(self) -> None:
         if not self._tasks or time.monotonic() - self._asked_s < QUEUE_S:
@@ -202,11 +223,13 @@ class Slurm(Executor):
             self._look_after(task)
             return
         self._pass_on(task)
+        label = task.order.case.label
         if "result" in answer:
             self._end(task, Finished(Result.model_validate(answer["result"])))
-        else:
-            label = task.order.case.label
+        elif self._signals:
             self._end(task, Interrupted(answer["interrupted"] or f"{label}: not begun; {GO_ON}"))
+        else:
+            self._try_again(task, "it was stopped by somebody else")
 
     def _pass_on(self, task: _Task) -> None:
         """Tell the last progress, and every notice and ended stage once."""
@@ -216,7 +239,9 @@ class Slurm(Executor):
                 if not line.endswith(b"\n"):
                     break
                 task.heard += len(line)
-                task.tell(task.order, Progress(*json.loads(line)))
+                if line.strip():
+                    with contextlib.suppress(ValueError, TypeError):  # half a line of a node that died
+                        task.tell(task.order, Progress(*json.loads(line)))
         with contextlib.suppress(FileNotFoundError):
             progress = (task.folder / PROGRESS).read_text()
             if progress != task.progress:
@@ -228,7 +253,8 @@ class Slurm(Executor):
     def _look_after(self, task: _Task) -> None:
         """End, or try again, a task that will not answer any more."""
         if task.state.state == "RUNNING" and task.progress and task.left_s is None:
-            task.unheld = 0 if is_held(task.folder) else task.unheld + 1
+            self._sees_locks = self._sees_locks or is_held(task.folder)
+            task.unheld = 0 if self._sees_locks else task.unheld + 1
             if task.unheld > GONE_S / LOOK_S:
                 queue.cancel([task.job])
                 where = task.folder.parent
@@ -248,19 +274,26 @@ class Slurm(Executor):
         label = task.order.case.label
         if self._signals:
             self._end(task, Interrupted(f"{label}: its task ended ({state}); {GO_ON}"))
-        elif state in NOT_REPEATED or task.tries > RETRIES:
-            why = NOT_REPEATED.get(state, f"its task ended {task.tries} times without an answer")
-            self._end(task, Finished(self._failed(task, f"{why} (task {task.job}, {state})")))
+        elif state in NOT_REPEATED:
+            self._end(task, Finished(self._failed(task, f"{NOT_REPEATED[state]} (task {task.job}, {state})")))
         else:
-            note = (
-                f"{label}: its Slurm task {task.job} ended without an answer ({state}); try "
-                f"{task.tries + 1} of {RETRIES + 1} goes on from its checkpoint"
-            )
-            task.tell(task.order, Progress(NOTICE, 0, 0, note))
-            with self._lock:
-                self._tasks.remove(task)
-            again = task.folder.with_name(uuid4().hex[:12])
-            self._submit([_Task(order=task.order, tell=task.tell, folder=again, tries=task.tries + 1)])
+            self._try_again(task, f"it ended without an answer ({state})")
+
+    def _try_again(self, task: _Task, how: str) -> None:
+        """Submit a case once more, which goes on from its checkpoint, unless that was done often enough."""
+        if task.tries > RETRIES:
+            reason = f"its Slurm task was lost {task.tries} times, at last {task.job}: {how}"
+            self._end(task, Finished(self._failed(task, reason)))
+            return
+        note = (
+            f"{task.order.case.label}: Slurm task {task.job}: {how}; try {task.tries + 1} of {RETRIES + 1} "
+            "goes on from its checkpoint"
+        )
+        task.tell(task.order, Progress(NOTICE, 0, 0, note))
+        with self._lock:
+            self._tasks.remove(task)
+        again = task.folder.with_name(uuid4().hex[:12])
+        self._submit([_Task(order=task.order, tell=task.tell, folder=again, tries=task.tries + 1)])
 
     def _stop_tasks(self) -> None:
         """Let nothing more begin, and have what runs save its work."""
@@ -293,8 +326,8 @@ class Slurm(Executor):
             if task not in self._tasks:
                 return
             self._tasks.remove(task)
-        self._write_states()
         task.tell(task.order, event)
+        self._write_states()
 
     def _write_states(self) -> None:
         """Write down how tasks do, for `attnbench status`."""
@@ -309,8 +342,8 @@ class Slurm(Executor):
                 }
                 for task in self._tasks
             }
-        with contextlib.suppress(OSError):
-            atomic_write(self._spool.parent / SLURM_TASKS, json.dumps(told).encode())
+        with contextlib.suppress(OSError, StorageError):
+            atomic_write(self._spool / SLURM_TASKS, json.dumps(told).encode())
 
     def _failed(self, task: _Task, reason: str) -> Result:
         return failed_result(

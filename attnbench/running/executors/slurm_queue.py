@@ -17,6 +17,8 @@ from attnbench.running.executors.cluster_shares import Node
 
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun")
 ANSWER_S = 120.0  # a controller with 100,000 tasks is slow
+USABLE = ("idle", "alloc", "mix", "comp", "resv", "plnd")
+"""Short states of a node that takes tasks, now or when others have ended."""
 WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 """States of a task that is in the queue and computes nothing."""
 
@@ -61,8 +63,10 @@ def nodes_of(partition: str) -> list[Node]:
         raise UserInputError(f"Slurm cannot be asked for its nodes: {error}") from error
     found: dict[str, Node] = {}
     for line in said.splitlines():
-        name, cpus, resources, state, _ = line.split("|", 4)
-        if not state.startswith(("down", "drain", "fail", "unk", "inval")) and "*" not in state:
+        if line.count("|") < 3:
+            continue
+        name, cpus, resources, state = line.split("|", 4)[:4]
+        if state.startswith(USABLE) and not state.endswith("*"):  # * : it does not respond
             number = sum(int(n) for n in re.findall(r"\bgpu(?::[^,:(]+)?:(\d+)", resources))
             found[name] = Node(id=name, address=name, cpus=int(cpus.rstrip("+")), gpus=number)
     if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,15 @@ from attnbench.storage.names import SLURM
 DEFAULT_MINUTES = 12 * 60
 SIGNAL_S = 120  # from the announcement of the time limit to the kill: a checkpoint of tens of gigabytes
 REQUEUES = 1000  # after time limits: a training of weeks in a partition of hours
-OURS = ("array", "output", "error", "signal", "time", "partition")
-"""Options of sbatch that attnbench sets itself."""
+OURS: Mapping[str, str] = {
+    **dict.fromkeys(("array", "output", "error", "open-mode", "signal", "requeue", "no-requeue"), ""),
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "job-name"), ""),
+    "time": "--time",
+    "partition": "--partition",
+    "cpus-per-task": "--threads",
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "gres"), "--device and --processes"),
+}
+"""Options of sbatch that attnbench sets itself, and which of its own say them."""
 
 
 def submit(tasks: Sequence[SlurmTask], asked: Asked, share: Share, folder: Path) -> list[str]:
@@ -56,6 +63,7 @@ def script(asked: Asked, share: Share, orders: Sequence[Order]) -> str:
 
 def _executor(asked: Asked, share: Share, folder: Path) -> Any:
     """Return submitit's executor with what a case is given; raises UserInputError for unknown settings."""
+    further = _further(asked.slurm)
     import submitit
 
     with storage_errors(folder):
@@ -75,18 +83,26 @@ def _executor(asked: Asked, share: Share, folder: Path) -> Any:
         settings["partition"] = asked.partition
     if share.gpus:
         settings["gpus_per_node"] = share.gpus
-    further: dict[str, Any] = {"requeue": True}
-    for word in asked.slurm:
-        name, _, value = word.partition("=")
-        if not name or name.startswith("-") or name in OURS:
-            raise UserInputError(
-                f"--slurm is {word!r}; write an option of sbatch as NAME=VALUE, without dashes (account=lab, "
-                "mem=16G); time and partition have options of their own, and array, output, error and signal "
-                "are attnbench's"
-            )
-        further[name] = value or True
-    made.update_parameters(**settings, additional_parameters=further)
+    made.update_parameters(**settings, additional_parameters={"requeue": True, **further})
     return made
+
+
+def _further(words: Sequence[str]) -> dict[str, Any]:
+    """Return the options of sbatch that a user has named; raises UserInputError for those that are ours."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if not name or name.startswith("-"):
+            raise UserInputError(
+                f"--slurm is {word!r}; write an option of sbatch as NAME=VALUE, without dashes before it "
+                "(account=lab, mem=16G)"
+            )
+        said_by = OURS.get(name.replace("_", "-"))
+        if said_by is not None:
+            way = f"say it by {said_by}" if said_by else "attnbench sets it; leave it out"
+            raise UserInputError(f"--slurm is {word!r}, and {name} is no further option: {way}")
+        found[name] = value or True
+    return found
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ the time limit.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from attnbench.errors import StorageError
 from attnbench.processes import ChildProcess
 from attnbench.running.executors.asking import Asking, lacking_for, other_code
 from attnbench.running.executors.conversation import Conversation, failed_result
@@ -100,12 +102,19 @@ class SlurmTask:
         self._outcome = self._talk.hear_out()
 
     def _hear(self, stage: str, done: int, total: int, note: str) -> None:
-        """Write down what the case's process says; of progress at most once in POST_S."""
-        if stage in (NOTICE, STAGE_ENDED):
-            with (self._folder / SAID).open("a") as file:
-                file.write(json.dumps([stage, done, total, note]) + "\n")
-        elif time.monotonic() - self._posted_s >= POST_S:
-            self._write(PROGRESS, [stage, done, total, note])
+        """Write down what the case's process says; of progress at most once in POST_S.
+
+        A disk that is full costs news, not the case.
+        """
+        words = [stage, done, total, note]
+        with contextlib.suppress(OSError, StorageError):
+            if stage in (NOTICE, STAGE_ENDED):
+                with (self._folder / SAID).open(
+                    "ab"
+                ) as file:  # after a line that a dead node left unfinished
+                    file.write(b"\n" + json.dumps(words).encode() + b"\n")
+            elif time.monotonic() - self._posted_s >= POST_S:
+                self._write(PROGRESS, words)
 
     _posted_s = float("-inf")
 
