@@ -38,6 +38,7 @@ FAMILIES = (
     "tiny",
     # what is in no table
     "linear-dit",
+    "later-dit",
 )
 
 
