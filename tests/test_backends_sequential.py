@@ -93,7 +93,7 @@ def test_the_bias_of_mambas_steps_is_added_in_fp32():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             steps = way(torch.randn(1, 15, 16)).steps
         assert steps.dtype == torch.float32
-        # two softplus of a few roundings each, by how many numbers are computed at once; bf16 would be off by 2^-8
+        # two softplus of a few roundings each, by how many are computed at once; bf16 is off by up to 2^-8
         eps = torch.finfo(torch.float32).eps
         torch.testing.assert_close(steps, F.softplus(way.step.bias).expand_as(steps), rtol=8 * eps, atol=0)
 
