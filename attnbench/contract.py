@@ -27,9 +27,11 @@ that choose by the input or the step (dynamic)."""
 
 
 class BackendOptions(BaseModel):
-    """Base of every backend's options: frozen, strict; a field's docstring is its documentation."""
+    """Base of every backend's options: frozen, strict, numbers finite; a field's docstring documents it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import torch
 from backend_counts import built, module_counts
 from pydantic import ValidationError
 
+from attnbench.backends import gated_deltanet
 from attnbench.backends.gated_deltanet import GatedDeltaNetOptions, macs, supports
 from attnbench.contract import AttentionContext, AttentionSite
 
@@ -61,6 +62,21 @@ def test_the_papers_count_takes_the_cheaper_form():
     assert recurrent.attention == 2 * 6 * 256 * 3 * 48 * 96
     assert chunked.attention > recurrent.attention
     assert chunked.paper == recurrent.paper == recurrent.full
+
+
+def test_both_gates_are_in_fp32(monkeypatch):
+    """Under bf16 the sigmoid of the step is rounded no more than its logit is."""
+    seen = []
+    monkeypatch.setattr(
+        gated_deltanet, "gated_delta_rule", lambda q, k, v, *gates, **_: seen.extend(gates) or v
+    )
+    module = built("gated-deltanet", dim=12, num_heads=3, grid=(4, 3), dtype=torch.bfloat16)
+    x = torch.randn(2, 12, 12, dtype=torch.bfloat16)
+    module(x, AttentionContext(grid=(4, 3)))
+    decay, beta = seen
+    assert (decay.dtype, beta.dtype) == (torch.float32, torch.float32)
+    forward = module.step(x)[..., :3].float().sigmoid().transpose(1, 2)  # [B, H, N]
+    assert torch.equal(beta[:2, ..., 0], forward)
 
 
 def test_what_is_refused_is_explained():

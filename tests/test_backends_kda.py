@@ -7,6 +7,7 @@ import torch
 from backend_counts import built, module_counts
 from pydantic import ValidationError
 
+from attnbench.backends import kda
 from attnbench.backends.kda import KdaOptions
 from attnbench.contract import AttentionContext
 
@@ -28,6 +29,19 @@ def test_both_forms_and_all_chunks_agree():
     )
     for other in others:
         torch.testing.assert_close(other, one)
+
+
+def test_both_gates_are_in_fp32(monkeypatch):
+    """Under bf16 the sigmoid of the step is rounded no more than its logit is."""
+    seen = []
+    monkeypatch.setattr(kda, "gated_delta_rule", lambda q, k, v, *gates, **_: seen.extend(gates) or v)
+    module = built("kda", dim=12, num_heads=3, grid=(4, 3), dtype=torch.bfloat16)
+    x = torch.randn(2, 12, 12, dtype=torch.bfloat16)
+    module(x, AttentionContext(grid=(4, 3)))
+    decay, beta = seen
+    assert (decay.dtype, beta.dtype) == (torch.float32, torch.float32)
+    forward = module.step(x)[..., :3].float().sigmoid().transpose(1, 2)  # [B, H, N]
+    assert torch.equal(beta[:2, ..., 0], forward)
 
 
 def test_what_is_refused_is_explained():

@@ -60,7 +60,22 @@ def test_more_blocks_than_tokens_a_side_are_refused():
     assert BACKEND.supports(site, BACKEND.options(blocks=3), torch.float32, torch.device("cpu")) is None
 
 
-@pytest.mark.parametrize("options", [{}, {"blocks": 3, "lepe": False}])
+@pytest.mark.parametrize("grid", [(7, 9), (9, 7), (5, 5)])
+def test_blocks_without_a_token_are_refused(grid):
+    """Exactly the listed numbers leave no block empty: a block without a token would mix nothing."""
+    site = AttentionSite(dim=12, num_heads=3, grid=grid)
+
+    def refusal(blocks):
+        return BACKEND.supports(site, BACKEND.options(blocks=blocks), torch.float32, torch.device("cpu"))
+
+    assert f"blocks=4 leave blocks of grid {grid} without a token; choose one of " in refusal(4)
+    for number in range(1, min(grid) + 1):
+        filled = to_blocks(torch.ones(1, grid[0] * grid[1], 1), grid, number, 1).sum((3, 4)).bool().all()
+        assert (refusal(number) is None) == bool(filled)
+        assert (f"{number}" in refusal(4).partition("one of")[2]) == bool(filled)
+
+
+@pytest.mark.parametrize("options", [{"blocks": 2}, {"blocks": 3, "lepe": False}])
 def test_closed_form_is_what_executes(options):
     """Both counters see the closed form to the last multiply-add, on blocks that are cut short."""
     counts = module_counts("mhla", options)

@@ -75,6 +75,29 @@ def test_chunked_equals_recurrent(name, grid):
     torch.testing.assert_close(chunked(x, context), recurrent(x, context))
 
 
+def test_heads_of_one_channel_are_scanned():
+    """As wide a model as it has heads, on more tokens than a block."""
+    backend = registry().backend("mamba2")
+    site = AttentionSite(dim=4, num_heads=4, grid=(3, 3))
+    module = backend.build(site, backend.options()).double()
+    x, context = torch.randn(1, 9, 4, dtype=torch.float64), AttentionContext(grid=(3, 3))
+    torch.testing.assert_close(module(x, context), FILES["mamba2"].reference(module, x, context, 0))
+
+
+def test_the_bias_of_mambas_steps_is_added_in_fp32():
+    """Under autocast a step of a projection of 0 is softplus(bias) to the rounding of fp32."""
+    way = build("mamba").float().ways[0]
+    with torch.no_grad():
+        way.step.weight.zero_()
+        way.step.bias.uniform_(-7, -2)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            steps = way(torch.randn(1, 15, 16)).steps
+        assert steps.dtype == torch.float32
+        # two softplus of a few roundings each, by how many are computed at once; bf16 is off by up to 2^-8
+        eps = torch.finfo(torch.float32).eps
+        torch.testing.assert_close(steps, F.softplus(way.step.bias).expand_as(steps), rtol=8 * eps, atol=0)
+
+
 def test_directions_of_mamba_differ_by_a_half():
     """DiS adds what Vim averages."""
     x, context = torch.randn(1, 15, 8, dtype=torch.float64), AttentionContext(grid=(3, 5))
@@ -161,9 +184,10 @@ def test_rejected_options_are_explained():
     """What cannot be is refused with what, got, and what would do."""
     site = AttentionSite(dim=12, num_heads=4, grid=(4, 4))
     for name, options, parts in (
-        ("gated-conv", {"conv_ratio": 3.0}, ("36 convolved", "32 hidden", "expansion")),
-        ("gated-conv", {"conv_ratio": 0.01}, ("0 convolved", "at least 1")),
-        ("diffussm", {"hourglass": 5}, ("hourglass 5", "dim 12", "divisor")),
+        ("gated-conv", {"conv_ratio": 3.0}, ("36 convolved", "32 hidden", "int(conv_ratio x 12) is 1 to 32")),
+        ("gated-conv", {"conv_ratio": 0.01}, ("0 convolved", "int(conv_ratio x 12) is 1 to 32")),
+        ("gated-conv", {"expansion": 0.05}, ("expansion 0.05 of dim 12", "no hidden channel", "at least 1")),
+        ("diffussm", {"hourglass": 5}, ("hourglass 5", "dim 12", "choose one of [1, 2, 3, 4, 6, 12]")),
     ):
         backend = registry().backend(name)
         reason = backend.supports(site, backend.options(**options), torch.float32, DEVICE)
@@ -175,5 +199,29 @@ def test_rejected_options_are_explained():
     for name in ("mamba", "mamba2"):
         with pytest.raises(ValidationError, match="chunk_size: 16 does nothing with form: recurrent"):
             registry().backend(name).options(form="recurrent", chunk_size=16)
-    with pytest.raises(ValidationError, match="even, got 7"):
-        registry().backend("diffussm").options(state_dim=7)
+    for states, words in ((7, "even, got 7.*choose 6 or 8"), (1, "even, got 1.*choose 2$|choose 2 ")):
+        with pytest.raises(ValidationError, match=words):
+            registry().backend("diffussm").options(state_dim=states)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e300])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("gated-conv", "expansion"),
+        ("gated-conv", "conv_ratio"),
+        ("gated-deltanet", "expand_k"),
+        ("gated-deltanet", "expand_v"),
+        ("dig", "expand_k"),
+    ],
+)
+def test_a_width_beyond_all_is_refused_as_an_option(name, option, value):
+    """Not an OverflowError where widths are made."""
+    with pytest.raises(ValidationError, match=rf"{option}\n.*(finite|less than or equal to 64)"):
+        registry().backend(name).options(**{option: value})
+
+
+def test_no_number_of_any_backend_is_infinite():
+    """Where an option has no upper bound of its own, too."""
+    with pytest.raises(ValidationError, match="finite"):
+        registry().backend("mhla").options(eps=float("inf"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from backend_counts import built, module_counts
 
+from attnbench.backends.sla import shares
 from attnbench.contract import AttentionContext, AttentionSite
 from attnbench.models import build_model
 from attnbench.models.recipes import resolve
@@ -53,22 +54,29 @@ def test_a_window_of_single_tokens_is_neighbourhood_attention():
 
 @pytest.mark.parametrize("own_tile", [True, False])
 def test_a_query_keeps_its_own_tile_where_it_must(own_tile):
-    """With one tile of keys per query, that is its own, or the one whose mean suits it best."""
+    """Of two tiles of keys per query, one is its own, or both are those whose means suit it best."""
     seen = {}
-    run(of("moba", {"top_k": 1, "own_tile": own_tile}), inputs(), recorder=seen.__setitem__)
+    run(of("moba", {"top_k": 2, "own_tile": own_tile}), inputs(), recorder=seen.__setitem__)
     (chosen,) = seen.values()
     tile = torch.tensor([i // 4 * 3 + j // 4 for i in range(7) for j in range(9)])
-    assert bool((chosen[..., 0] == tile).all()) == own_tile
+    assert bool((chosen == tile[:, None]).any(-1).all()) == own_tile
 
 
 def test_the_coarse_stage_reaches_tokens_that_were_not_chosen():
     """In `vsa` every output depends on every token, by means of tiles; in `moba` on the chosen ones alone."""
-    reached = {}
-    for name, options in {"vsa": {"top_k": 1}, "moba": {"top_k": 1}}.items():
+    reached, seen = {}, {}
+    for name in ("vsa", "moba"):
         x = inputs().requires_grad_()
-        (gradient,) = torch.autograd.grad(run(of(name, options), x)[:, 0].sum(), x)
-        reached[name] = int((gradient[0].abs().sum(-1) > 0).sum())
-    assert reached == {"vsa": 63, "moba": 16}
+        options = {"top_k": 1} | ({"own_tile": False} if name == "moba" else {})
+        y = run(of(name, options), x, recorder=seen.__setitem__)
+        (gradient,) = torch.autograd.grad(y[:, 0].sum(), x)
+        reached[name] = gradient[0].abs().sum(-1) > 0
+    tile = torch.tensor([i // 4 * 3 + j // 4 for i in range(7) for j in range(9)])
+    chosen = torch.isin(tile, seen["blocks.0.chosen_tiles"][0, :, 0])
+    chosen[0] = True  # the query itself
+    assert reached["vsa"].all()
+    assert torch.equal(reached["moba"], chosen)
+    assert not chosen.all()
 
 
 def test_skipped_tiles_reach_nothing():
@@ -122,6 +130,7 @@ def test_closed_form_is_what_executes(name, options, grid):
     ("name", "options", "reason"),
     [
         ("moba", {"top_k": 7}, "choose 1 to 6, or a smaller tile_size"),
+        ("moba", {"top_k": 1}, "nothing is chosen; set top_k to 2 or more, or own_tile: false"),
         (
             "vsa",
             {"top_k": 2, "tile_size": 16},
@@ -137,6 +146,24 @@ def test_what_does_not_fit_the_grid_says_what_does(name, options, reason):
     backend, site = registry().backend(name), AttentionSite(dim=12, num_heads=3, grid=GRID)
     said = backend.supports(site, backend.options(**options), torch.float32, torch.device("cpu"))
     assert reason in said
+
+
+@pytest.mark.parametrize("tile_size", [4, 9])
+def test_one_tile_that_is_chosen_or_all_there_is_is_supported(tile_size):
+    """`moba` with one tile per query needs a choice, or a grid of one tile."""
+    backend, site = registry().backend("moba"), AttentionSite(dim=12, num_heads=3, grid=GRID)
+    options = backend.options(top_k=1, tile_size=tile_size, own_tile=tile_size == 9)
+    assert backend.supports(site, options, torch.float32, torch.device("cpu")) is None
+
+
+def test_beside_all_tokens_nothing_is_skipped():
+    """`sla` with linear: all takes every tile as critical, whatever share is skipped by default."""
+    backend, site = registry().backend("sla"), AttentionSite(dim=12, num_heads=3, grid=GRID)
+    options = backend.options(critical=1.0, linear="all")
+    assert backend.supports(site, options, torch.float32, torch.device("cpu")) is None
+    assert shares(6, options) == (6, 0)
+    with pytest.raises(ValueError, match=r"negligible: 0\.3 does nothing with linear: all; leave it out"):
+        backend.options(negligible=0.3, linear="all")
 
 
 def test_an_even_window_of_tiles_has_no_middle():

@@ -15,10 +15,10 @@ HEADS, WIDTH, STATES = 2, 3, 4
 DECAYS = torch.tensor([0.0, -1e-4, -0.05, -1.0, -30.0], dtype=torch.float64)
 
 
-def draw(tokens, seed, weights=(1, 1, 1, 1, 1)):
+def draw(tokens, seed, weights=(1, 1, 1, 1, 1), width=WIDTH):
     """x, log_decay, b, c in fp32 values kept as float64; log decays mixed from DECAYS by weight."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(2, tokens, HEADS, WIDTH, generator=generator)
+    x = torch.randn(2, tokens, HEADS, width, generator=generator)
     b, c = (torch.randn(2, tokens, STATES, generator=generator) for _ in range(2))
     odds = torch.tensor(weights, dtype=torch.float64)
     chosen = torch.multinomial(odds, 2 * tokens * HEADS, replacement=True, generator=generator)
@@ -27,7 +27,7 @@ def draw(tokens, seed, weights=(1, 1, 1, 1, 1)):
 
 def loop(x, log_decay, b, c):
     """The recurrence as printed, one token at a time."""
-    state, rows = torch.zeros(2, HEADS, STATES, WIDTH, dtype=x.dtype), []
+    state, rows = torch.zeros(2, HEADS, STATES, x.shape[-1], dtype=x.dtype), []
     for t in range(x.shape[1]):
         new = torch.einsum("bs,bhp->bhsp", b[:, t], x[:, t])
         state = log_decay[:, t].exp()[..., None, None] * state + new
@@ -46,11 +46,12 @@ def with_gradients(function, inputs, weight):
     tokens=st.integers(1, 75),
     chunk=st.sampled_from([1, 2, 8, 32, 64]),
     mix=st.tuples(*[st.integers(0, 3)] * 5).filter(any),
+    width=st.sampled_from([1, WIDTH]),
     seed=st.integers(0, 999),
     form=st.sampled_from(["chunked", "chunked", "recurrent"]),
 )
 @settings(max_examples=20, deadline=None)
-def test_fp32_is_the_recurrence_at_any_decay(tokens, chunk, mix, seed, form):
+def test_fp32_is_the_recurrence_at_any_decay(tokens, chunk, mix, width, seed, form):
     """Outputs and gradients in fp32 keep to the rounding of their sums, whatever mix of decays (0 to -30).
 
     With absolute values in place of all factors the recurrence gives the sum of their sizes, of which
@@ -59,7 +60,7 @@ def test_fp32_is_the_recurrence_at_any_decay(tokens, chunk, mix, seed, form):
     additions, moves e^x by 6 eps |x| e^x / 2 at most, and |x| e^x < 0.74 e^(x / 2): the sums with half the
     log decay.
     """
-    inputs = draw(tokens, seed, mix)
+    inputs = draw(tokens, seed, mix, width)
     weight = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(seed + 1)).double()
 
     def ours(*z):
@@ -70,7 +71,7 @@ def test_fp32_is_the_recurrence_at_any_decay(tokens, chunk, mix, seed, form):
     x, g, b, c = inputs
     size = with_gradients(loop, (x.abs(), g, b.abs(), c.abs()), weight.abs())
     moved = with_gradients(loop, (x.abs(), g / 2, b.abs(), c.abs()), weight.abs())
-    roundings = 3 * tokens + STATES + HEADS * WIDTH + 4 * 6
+    roundings = 3 * tokens + STATES + HEADS * width + 4 * 6
     for got, want, scale, more in zip(found, exact, size, moved, strict=True):
         limit = torch.finfo(torch.float32).eps * (roundings * scale + 3 * more) + 1e-30  # 1e-30: underflow
         assert got.isfinite().all()
@@ -92,6 +93,13 @@ def test_gradients_pass_gradcheck():
     """The backward pass is the derivative, with padding, blocks merged and several chunks."""
     inputs = [z[:1].clone().requires_grad_() for z in draw(37, 2, (1, 0, 2, 2, 0))]
     assert torch.autograd.gradcheck(lambda *z: state_space_duality(*z, chunk_size=16), inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 40])
+def test_heads_of_one_channel_are_the_recurrence(tokens):
+    """Blocks of such heads are merged like others, one block, two, and several chunks."""
+    inputs = draw(tokens, 4, width=1)
+    torch.testing.assert_close(state_space_duality(*inputs, chunk_size=16), loop(*inputs))
 
 
 @pytest.mark.parametrize("form", ["chunked", "recurrent"])

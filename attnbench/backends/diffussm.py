@@ -36,7 +36,10 @@ class DiffuSSMOptions(attnbench.BackendOptions):
     @classmethod
     def _even(cls, value: int) -> int:
         if value % 2:
-            raise ValueError(f"state_dim must be even, got {value}: states come in conjugate pairs")
+            near = f"{value - 1} or {value + 1}" if value > 1 else "2"
+            raise ValueError(
+                f"state_dim must be even, got {value}: states come in conjugate pairs; choose {near}"
+            )
         return value
 
 
@@ -55,7 +58,7 @@ class DiffuSSMAttention(nn.Module):
     (arXiv:2212.10544, same authors), whose gated bidirectional layer the paper builds on; directions that are
     added, as in S4's code (BiGS multiplies). The paper keeps labels and times in every position as DiT does:
     here the skeleton's AdaLN. The block replaces attention and feed-forward there; here the skeleton keeps
-    its feed-forward. Linear layers start as DiT's, the state-space model as S4D's.
+    its feed-forward. Linear layers but W_down start as DiT's, the state-space model as S4D's.
     Source: DiffuSSM arXiv:2311.18257 as said; S4D arXiv:2206.11893 and BiGS, released code of both read.
     """
 
@@ -86,9 +89,10 @@ def supports(
 ) -> str | None:
     """Refuse widths that the hourglass does not divide."""
     if site.dim % options.hourglass:
+        divisors = [m for m in range(1, site.dim + 1) if site.dim % m == 0]
         return (
             f"hourglass {options.hourglass} must divide dim {site.dim}, of which each of its tokens gives a "
-            "part back; choose a divisor"
+            f"part back; choose one of {divisors}"
         )
     return None
 

@@ -27,7 +27,7 @@ class DigOptions(attnbench.BackendOptions):
     """Tokens of a chunk in the chunked form, a power of two."""
     scan: Literal["alternating", "row-major"] = "alternating"
     """`alternating`: four directions by layer, as released; `row-major`: every layer forward."""
-    expand_k: float = Field(default=0.5, gt=0)
+    expand_k: float = Field(default=0.5, gt=0, le=64)
     """Width of queries, keys and forget gates over dim."""
     gate_rank: PositiveInt = 16
     """Rank of the forget gate's projection."""

@@ -21,9 +21,9 @@ class GatedConvOptions(attnbench.BackendOptions):
 
     kernel_size: Literal[3, 5, 7, 9] = 7
     """Side of the depthwise convolution (released code: 7)."""
-    expansion: float = Field(default=8 / 3, gt=0)
+    expansion: float = Field(default=8 / 3, gt=0, le=64)
     """Hidden width over dim, rounded down."""
-    conv_ratio: float = Field(default=1.0, gt=0)
+    conv_ratio: float = Field(default=1.0, gt=0, le=64)
     """Convolved channels over dim; the other hidden channels pass as they are."""
 
 
@@ -65,13 +65,18 @@ class GatedConvAttention(nn.Module):
 def supports(
     site: attnbench.AttentionSite, options: GatedConvOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """Refuse convolutions over no channel or over more than there are."""
+    """Refuse no hidden channel, and convolutions over no channel or over more than there are."""
     hidden, convolved = widths(site, options)
+    if hidden < 1:
+        return (
+            f"expansion {options.expansion:g} of dim {site.dim} leaves no hidden channel; choose at least 1 "
+            "(dim x expansion rounds down)"
+        )
     if not 1 <= convolved <= hidden:
         return (
             f"conv_ratio {options.conv_ratio:g} x dim {site.dim} = {convolved} convolved channels, of "
             f"{hidden} hidden ones (expansion {options.expansion:g}) at least 1 and at most all can be; "
-            "choose a conv_ratio up to expansion"
+            f"choose a conv_ratio for which int(conv_ratio x {site.dim}) is 1 to {hidden}"
         )
     return None
 

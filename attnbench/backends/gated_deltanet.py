@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -24,6 +23,7 @@ from attnbench.layers import (
     merge_heads,
     split_heads,
     unit_length,
+    unit_steps,
 )
 
 
@@ -32,9 +32,9 @@ class GatedDeltaNetOptions(attnbench.BackendOptions):
 
     scan: Literal["bidirectional", "forward"] = "bidirectional"
     """`bidirectional`: the mean of two scans, each with its own gates; `forward`: causal, row by row."""
-    expand_k: float = Field(default=0.75, gt=0)
+    expand_k: float = Field(default=0.75, gt=0, le=64)
     """Width of queries and keys over dim."""
-    expand_v: float = Field(default=1.5, gt=0)
+    expand_v: float = Field(default=1.5, gt=0, le=64)
     """Width of values over dim."""
     kernel_size: Literal[3, 5, 7] = 3
     """Side of the depthwise convolution on queries, keys and values, on the grid of tokens."""
@@ -101,7 +101,7 @@ class GatedDeltaNetAttention(nn.Module):
         mixed = F.silu(self.conv(self.project(x), context.grid))
         q, k, v, g = (split_heads(z, self.num_heads) for z in (*mixed.split(self.split, -1), self.gate(x)))
         log_decay, _ = self.decay(self.forget(x))
-        beta = rearrange(self.step(x), "b n (s h w) -> s b h n w", s=self.options.scans, w=1).sigmoid()
+        beta = unit_steps(self.step(x), self.options.scans)
         scan = functools.partial(gated_delta_rule, form=self.options.form, chunk_size=self.options.chunk_size)
         q = unit_length(q) * q.shape[-1] ** -0.5
         o = mean_of_scans(scan, (q, unit_length(k), v), (log_decay, beta))  # [B, H, N, Dv]

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import model_validator
 from torch import nn
 
@@ -25,6 +24,7 @@ from attnbench.layers import (
     merge_heads,
     split_heads,
     unit_length,
+    unit_steps,
 )
 
 
@@ -96,7 +96,7 @@ class KimiDeltaAttention(nn.Module):
         mixed = F.silu(self.conv(self.qkv.qkv(x), context.grid))  # one convolution for all three
         q, k, v, g = (split_heads(z, self.num_heads) for z in (*mixed.chunk(3, -1), self.gate(x)))
         log_decay, _ = self.decay(self.forget(x))  # [S, B, H, N, D]
-        beta = rearrange(self.step(x), "b n (s h w) -> s b h n w", s=self.options.scans, w=1).sigmoid()
+        beta = unit_steps(self.step(x), self.options.scans)
         scan = functools.partial(gated_delta_rule, form=self.options.form, chunk_size=self.options.chunk_size)
         q = unit_length(q) * q.shape[-1] ** -0.5
         o = mean_of_scans(scan, (q, unit_length(k), v), (log_decay, beta))  # [B, H, N, D]

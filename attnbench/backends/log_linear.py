@@ -46,7 +46,7 @@ class LogLinearAttention(nn.Module):
     i and j, l(i, j) the level at which i and j meet. Multiply-adds grow as N log N.
     q, k, v = SiLU(conv(W x)); dt = softplus(W_t x + bias), decay exp(-exp(A) dt); w = softplus(L * W_w x), L
     a number for each head and level, 1 at first; output W_o RMSNorm((o + D v) * SiLU(W_z x)). Scores, states,
-    gates and norm in at least fp32.
+    gates and norm in at least fp32. A starts as Mamba-2's, uniform in (1, 16] (released: 1 ... H).
 
     For images: the paper's layer is causal, and no paper on it for images was found. Its mask of decays and
     levels is continued above the diagonal by its mirror image, as LION does it for decays: the tree is the

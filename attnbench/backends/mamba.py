@@ -84,9 +84,11 @@ class Direction(nn.Module):
         """Make the scan of x [B, N, E], without its dimension of sequences."""
         x = self.conv(x)
         low, b, c = self.select(x).split(self.parts, -1)
-        steps = self.step(low)
+        steps = F.linear(low, self.step.weight)
         dtype = torch.promote_types(steps.dtype, torch.float32)
-        return ScanInputs(x, F.softplus(steps.to(dtype)), -self.log_a.to(dtype).exp(), b, c)
+        # added here, not in the layer: biases lie around -5, next to which half types round steps away
+        steps = F.softplus(steps.to(dtype) + self.step.bias.to(dtype))
+        return ScanInputs(x, steps, -self.log_a.to(dtype).exp(), b, c)
 
 
 class MambaAttention(nn.Module):
@@ -109,7 +111,8 @@ class MambaAttention(nn.Module):
     its long skips between shallow and deep blocks, which belong to the skeleton, and its tokens for time and
     class, which are the skeleton's AdaLN.
     Source: Mamba arXiv:2312.00752; Vim arXiv:2401.09417; ZigMa arXiv:2403.13802; DiS arXiv:2402.05608;
-    mamba_simple.py of Mamba, Vim and ZigMa, models_dis.py and utils_zigzag.py read.
+    mamba_simple.py of Mamba, Vim and ZigMa, models_dis.py and utils_zigzag.py read; selective_scan_ref
+    (selective_scan_interface.py of state-spaces/mamba) read, the CUDA kernel not.
     """
 
     keeps_own_init = True

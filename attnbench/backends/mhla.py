@@ -44,8 +44,10 @@ class MHLAAttention(nn.Module):
     the end cut short by the grid. LePE(v) is added. [B, N, C] -> [B, N, C]; z, the division in at least fp32.
     Source: MHLA arXiv:2601.07832, sec. 3-5 read; released code (DAGroup-PKU/MHLA, mhla_dit) read. Different
     from that code: coefficients are clipped (sec. 4.2; there not at all), where they are used and not at
-    every update, so that one below 0 has no gradient; z_i is eq. 4's, where the code mixes q_b . z_b of the
-    blocks' own queries; x is not normalised once more behind the transformer block's LayerNorm.
+    every update, so that one below 0 has no gradient; they start by rows, each against its own farthest
+    block, where the code normalises columns against the farthest pair; z_i is eq. 4's, where the code mixes
+    q_b . z_b of the blocks' own queries; x is not normalised once more behind the transformer block's
+    LayerNorm.
     """
 
     def __init__(self, site: attnbench.AttentionSite, options: MHLAOptions) -> None:
@@ -75,13 +77,25 @@ class MHLAAttention(nn.Module):
 def supports(
     site: attnbench.AttentionSite, options: MHLAOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """Refuse more blocks a side than a side has tokens."""
+    """Refuse more blocks a side than a side has tokens, and those that leave some without a token."""
     if options.blocks > min(site.grid):
         return (
             f"blocks={options.blocks} a side exceed the shorter side of grid {site.grid}; "
             f"choose at most {min(site.grid)}"
         )
+    if not _all_hold_tokens(site.grid, options.blocks):
+        fitting = [blocks for blocks in range(1, min(site.grid) + 1) if _all_hold_tokens(site.grid, blocks)]
+        return (
+            f"blocks={options.blocks} leave blocks of grid {site.grid} without a token; "
+            f"choose one of {fitting}"
+        )
     return None
+
+
+def _all_hold_tokens(grid: tuple[int, int], blocks: int) -> bool:
+    """Whether blocks of sides rounded up reach the end of the grid with the last one, not before."""
+    sides = block_sides(grid, blocks)
+    return all((blocks - 1) * side < tokens for side, tokens in zip(sides, grid, strict=True))
 
 
 def macs(site: attnbench.AttentionSite, options: MHLAOptions) -> attnbench.MacCount:

@@ -80,7 +80,13 @@ class MobaAttention(nn.Module):
 def supports(
     site: attnbench.AttentionSite, options: MobaOptions, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """Refuse more tiles than the grid has."""
+    """Refuse more tiles than the grid has, and no choice among several."""
+    rows, columns = tile_grid(site.grid, options.tile_size)
+    if options.top_k == 1 and options.own_tile and rows * columns > 1:
+        return (
+            "top_k=1 is a query's own tile, so that nothing is chosen; set top_k to 2 or more, or "
+            "own_tile: false"
+        )
     return why_not_that_many(options.top_k, site.grid, options.tile_size, "top_k")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 import attnbench
@@ -33,8 +33,8 @@ class SlaOptions(attnbench.BackendOptions):
     tile_size: int = Field(default=4, ge=1)
     """Side of a tile in tokens. The paper's blocks are runs of 64 tokens; a tile of 4 x 4 has 16."""
     critical: float = Field(default=0.125, gt=0.0, le=1.0)
-    """Share of tiles, rounded up, that a tile's queries attend to exactly (paper: an eighth on images, a
-    twentieth on videos)."""
+    """Share of tiles, rounded up (released code: down), that a tile's queries attend to exactly (paper: an
+    eighth on images, a twentieth on videos)."""
     negligible: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of tiles, rounded down, that they skip (paper: a tenth; released code: none)."""
     linear: Literal["marginal", "all"] = "marginal"
@@ -44,6 +44,15 @@ class SlaOptions(attnbench.BackendOptions):
     """phi of linear attention: softmax over a head's channels (paper: the best), or ELU + 1."""
     qkv_bias: bool = True
     """Bias of the query, key, value projection."""
+
+    @model_validator(mode="after")
+    def _nothing_is_skipped_of_all(self) -> SlaOptions:
+        if self.linear == "all" and self.negligible not in (0, type(self).model_fields["negligible"].default):
+            raise ValueError(
+                f"negligible: {self.negligible} does nothing with linear: all; leave it out, or set "
+                "linear: marginal"
+            )
+        return self
 
 
 class SlaAttention(nn.Module):
@@ -120,13 +129,16 @@ def _divided(sums: torch.Tensor) -> torch.Tensor:
 
 
 def shares(tiles: int, options: SlaOptions) -> tuple[int, int]:
-    """Return how many tiles are critical, and how many negligible.
+    """Return how many tiles are critical, and how many negligible: none where linear attention sees all.
 
     >>> shares(16, SlaOptions())
     (2, 1)
     """
     # a tenth of 30 is 3.0000000000000004 in floating point, which rounds up to 4
-    return math.ceil(round(options.critical * tiles, 9)), math.floor(round(options.negligible * tiles, 9))
+    critical = math.ceil(round(options.critical * tiles, 9))
+    if options.linear == "all":
+        return critical, 0
+    return critical, math.floor(round(options.negligible * tiles, 9))
 
 
 def supports(

@@ -38,6 +38,7 @@ from attnbench.layers.recurrent_parts import (
     mean_of_scans,
     softplus,
     unit_length,
+    unit_steps,
 )
 from attnbench.layers.routed import routed_projection
 from attnbench.layers.routing import (
@@ -127,6 +128,7 @@ __all__ = [
     "to_blocks",
     "unit_gate",
     "unit_length",
+    "unit_steps",
     "why_not_that_many",
     "without_autocast",
 ]

@@ -82,6 +82,12 @@ def unit_length(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
 
 
+def unit_steps(logits: torch.Tensor, scans: int) -> torch.Tensor:
+    """Sigmoid in at least fp32 of one logit a scan, head and token: [B, N, S H] -> [S, B, H, N, 1]."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return rearrange(logits, "b n (s h w) -> s b h n w", s=scans, w=1).sigmoid()
+
+
 def mean_of_scans(
     scan: Callable[..., torch.Tensor], shared: Sequence[torch.Tensor], directed: Sequence[torch.Tensor]
 ) -> torch.Tensor:

@@ -46,8 +46,8 @@ def selective_scan(
     2^(z log2(e)), which vectorises better on CPUs and is as exact: the exponent's additional rounding moves
     e^z by eps |z| e^z / 2 < eps / 5. Outside compilers and tracers the backward pass keeps the inputs and the
     border states alone and computes the rest again, and both passes go through the images in portions.
-    Source: Mamba arXiv:2312.00752, sec. 3.2 and 3.3.2 (recomputation); selective_scan_ref as copied in public
-    repositories read, the CUDA kernel not.
+    Source: Mamba arXiv:2312.00752, sec. 3.2 and 3.3.2 (recomputation); selective_scan_ref
+    (selective_scan_interface.py of state-spaces/mamba) read, the CUDA kernel not.
     """
     if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
         raise UserInputError(f"chunk_size must be a power of two (8, 16, 32, ...), got {chunk_size}")

@@ -144,7 +144,9 @@ def _blocks(
     exponents, before, after = _exponents(log_decay.transpose(1, 2))
     scores = (c @ b.transpose(1, 2))[:, None] * exponents.exp()  # [R, H, m, m]
     out = scores @ x.unflatten(-1, (heads, -1)).transpose(1, 2)
-    return out.transpose(1, 2).reshape(-1, m, x.shape[-1]), before.transpose(1, 2), after.transpose(1, 2)
+    # of heads of one channel, reshape makes a view, whose parts could not be merged nor written to later
+    out = out.transpose(1, 2).reshape(-1, m, x.shape[-1]).contiguous()
+    return out, before.transpose(1, 2), after.transpose(1, 2)
 
 
 def _exponents(log_decay: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

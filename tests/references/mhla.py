@@ -9,8 +9,8 @@ import torch
 from references.pieces import conv_on_grid, output, per_head, project
 
 CASES = {
-    "mhla": {},
-    "mhla-alone": {"lepe": False, "blocks": 3, "qkv_bias": False},
+    "mhla": {"blocks": 3},
+    "mhla-alone": {"lepe": False, "blocks": 2, "qkv_bias": False},
     "mhla-one-block": {"blocks": 1},
 }
 
