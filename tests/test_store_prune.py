@@ -299,7 +299,7 @@ def test_half_a_removal_is_not_a_finished_stage(place, cases, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("attnbench.storage.inventory.shutil.rmtree", struck)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped):
         store_command.prune(place / "runs", [], unfinished=False, features=False, dry_run=False, yes=True)
     gone = of(cases["two"]) - of(cases["one"], cases["killed"])
     left = [stage for stage, key in gone if (place / "runs/store" / stage / key / DONE).exists()]

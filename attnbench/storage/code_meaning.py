@@ -83,7 +83,7 @@ def _leave_out(trees: list[ast.Module], *, unseen_users: bool) -> None:
     """Take out of a plugin's files what its records only say, and the functions that only that uses."""
     uses = Counter(name for tree in trees for name in _names(tree))
     left_out: Counter[str] = Counter()
-    unseen_users |= any(_uses_unseen(node) for tree in trees for node in ast.walk(tree))
+    unseen_users |= any(_uses_unseen(tree) for tree in trees)
     for tree in trees:
         own = set(_defined(tree))
         for node in ast.walk(tree):
@@ -125,10 +125,19 @@ def _only_used_by(
                 yield tree, function
 
 
-def _uses_unseen(node: ast.AST) -> bool:
-    if isinstance(node, ast.Attribute) and node.attr == "eval":
-        return False  # of a module of torch: no text is evaluated
-    return any(name in UNSEEN_USE for name in _named(node))
+def _uses_unseen(tree: ast.Module) -> bool:
+    """Tell whether a file may use a function without its name being written somewhere."""
+    plain = set()  # what calls with written texts alone call: import_module("natten") is an import
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and all(isinstance(a, ast.Constant) for a in node.args):
+            plain.add(id(node.func))
+    for node in ast.walk(tree):
+        for name in UNSEEN_USE.intersection(_named(node)):
+            if name == "eval" and isinstance(node, ast.Attribute):
+                continue  # of a module of torch: no text is evaluated
+            if name != "import_module" or id(node) not in plain:
+                return True
+    return False
 
 
 def _defined(tree: ast.Module) -> Iterator[str]:
