@@ -112,6 +112,10 @@ def sample(
     from attnbench.devices import chosen_device
     from attnbench.exchange.drawn import draw
 
+    if not str(path).strip():
+        raise UserInputError(
+            f"path is the folder of a run or of an exported model, got {path!r}; name one, as in 'runs/quick'"
+        )
     with console.progress_bar("sample", quiet=quiet) as progress:
         return draw(
             Path(path),

@@ -450,6 +450,13 @@ class TeacherSpec(Spec):
     features_of: Literal["attention", "block"] = "attention"
     """`attention`: output of each block's attention; `block`: the tokens that leave each block."""
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _names_a_place(cls, model: Any) -> Any:
+        if isinstance(model, str) and not model.strip():
+            raise ValueError("is a folder, or a run's case as RUN:CASE, got an empty text; name one")
+        return model
+
     @model_validator(mode="after")
     def _does_something(self) -> TeacherSpec:
         if (self.model is None) == (self.case is None):

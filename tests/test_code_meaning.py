@@ -152,6 +152,47 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         code_sha256({"gone": tmp_path / "gone.py"})
 
 
+@pytest.mark.parametrize(
+    ("reader", "counts"),
+    [
+        ("X = globals()['tok' + 'ens']", True),
+        ("X = vars(Options)", True),
+        ("X = eval('tok' + 'ens')", True),
+        ("import importlib\nX = importlib.import_module('plug' + 'in')", True),
+        ("X = Options.__dict__", True),
+        ("import importlib\nX = importlib.import_module('torch')", False),  # an import like any other
+        ("X = nn.Linear(1, 1).eval()", False),
+    ],
+)
+def test_where_a_function_may_be_used_unseen_all_count(reader, counts, tmp_path):
+    """A name that is put together while it runs cannot be found by looking for it."""
+    hashes = {
+        meaning(tmp_path, plugin=edited("return site.num_tokens", f"return {text}") + f"\n\n{reader}\n")
+        for text in ("site.num_tokens", "site.num_tokens + 1")
+    }
+    assert len(hashes) == (2 if counts else 1)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        "from torch.nn import Linear as AttentionBackend\nX = AttentionBackend(source={})\n",
+        "class AttentionBackend(nn.Linear):\n    pass\n\n\nX = AttentionBackend(source={})\n",
+    ],
+)
+def test_a_record_of_ones_own_is_no_description(own, tmp_path):
+    """What a class of the same name as the contract's does with `source` nobody knows."""
+    assert len({meaning(tmp_path, plugin=PLUGIN + own.format(number)) for number in (1, 2)}) == 2
+
+
+def test_a_count_that_changes_the_module_counts(tmp_path):
+    """A function that sets a name of its module computes more than a count."""
+    kept = "def tokens(site):\n    global SCALE\n    SCALE = {}\n    return site.num_tokens\n"
+    old = "def tokens(site):\n    return site.num_tokens\n"
+    first, second = (edited(old, kept.format(number)) for number in (1, 2))
+    assert meaning(tmp_path, plugin=first) != meaning(tmp_path, plugin=second)
+
+
 def test_the_hash_is_pinned(tmp_path):
     """Trainings lie in stores under it: it must not move with our code, or Python's version."""
     assert meaning(tmp_path)[0][:16] == "98308c2c5672893e"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from command_line import attnbench_here
+from exchange_cases import digits_case
 from report_cases import make_result
 from runner_cases import tiny_suite
+from teaching_cases import student, teacher_case
 
 from attnbench import plugins
 from attnbench.results import append_result
-from attnbench.running.made_anew import made_anew
+from attnbench.running.made_anew import _differences, made_anew
+from attnbench.specs import TeacherOrigin, TeacherSpec
 from attnbench.storage.names import DONE, RESULTS, STORE
 from attnbench.storage.store import StageOutput, write_output
 
@@ -78,3 +82,46 @@ def test_what_is_finished_or_was_never_there_has_no_reason(run_dir, tmp_path):
     with (run_dir / RESULTS).open("ab") as file:
         file.write(b"{}\n")
     assert made_anew(cases, run_dir) == {}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "asked", "reason"),
+    [
+        ({"steps": 4}, {}, "of its teacher, train.steps is 4 (was 3)"),
+        ({"code": {"softmax": "edited"}}, {}, "of its teacher, the code of attention 'softmax' has changed"),
+        ({"identity": "0" * 64}, {}, "its teacher is another"),
+        ({}, {"noise": 0.25}, "train.teacher.noise is 0.25 (was 0.5)"),
+        ({}, {"label": "taught", "case": {"model.attention": "linear"}}, None),
+        (None, {}, "it has no teacher (had one)"),
+    ],
+)
+def test_another_teacher_is_named(teacher, asked, reason):
+    """What of it differs, where that can be told; how a suite calls it and where it lies is in no key."""
+    plain = teacher_case().model_copy(update={"code": {"softmax": "first"}})
+    before = student(plain, asked={})
+    if teacher is None:
+        now = before.model_copy(
+            update={"teacher": None, "train": before.train.model_copy(update={"teacher": None})}
+        )
+    else:
+        own = {"train": plain.train.model_copy(update=teacher)} if "steps" in teacher else teacher
+        identity = own.get("identity")
+        theirs = plain if identity else plain.model_copy(update=own)
+        spec = TeacherSpec.model_validate(before.train.teacher.model_dump() | asked)
+        origin = TeacherOrigin(identity=identity or theirs.key("train"), case=theirs)
+        train = before.train.model_copy(update={"teacher": spec})
+        now = before.model_copy(update={"teacher": origin, "train": train})
+    assert (before.key("train") != now.key("train")) == (reason is not None)
+    told = list(_differences(before, now))
+    assert [line[: len(reason)] for line in told] == [reason] if reason else not told
+
+
+def test_where_weights_lie_is_no_reason():
+    """The same weights in another folder are the same training; others are told with their folder."""
+    case = digits_case("grown", {"name": "softmax"}, init_from=Path("/a"))
+    before = case.model_copy(update={"initial": "1"})
+    moved = before.model_copy(update={"train": before.train.model_copy(update={"init_from": Path("/b")})})
+    assert not list(_differences(before, moved))
+    others = moved.model_copy(update={"initial": "2"})
+    assert list(_differences(before, others)) == ['train.init_from is "/b" (was "/a")']
+    assert list(_differences(moved, others)) == ["the weights in train.init_from are others"]

@@ -68,6 +68,14 @@ def test_latents_need_the_autoencoder_they_are_of(tmp_path):
         ({"labels": [10]}, UserInputError, "classes 0 to 9"),
         ({"labels": ["ten"]}, UnknownNameError, "unknown class 'ten'"),
         ({"labels": []}, UserInputError, "nothing to draw"),
+        ({"count": 0}, UserInputError, "from 1 on, got 0; give one"),
+        ({"count": 2.5}, UserInputError, "a whole number from 1 on, got 2.5"),
+        ({"count": True}, UserInputError, "a whole number from 1 on, got True"),
+        ({"labels": 3}, UserInputError, r"a list of classes .*, got 3; .* labels=\[3\]"),
+        ({"labels": "37"}, UserInputError, r"a list of classes .*, got '37'"),
+        ({"seed": -1}, UserInputError, r"0 to 2\^63 - 1, got -1"),
+        ({"seed": 2**63}, UserInputError, r"0 to 2\^63 - 1, got 9223372036854775808"),
+        ({"seed": 0.5}, UserInputError, r"0 to 2\^63 - 1, got 0\.5"),
         ({"sampler": "euler"}, UserInputError, "cannot sample a model trained with objective 'ddpm'"),
         ({"num_step": 2}, UserInputError, "unknown key 'num_step'.*did you mean 'num_steps'"),
         ({"autoencoder": "vae"}, UserInputError, "makes pixels"),
@@ -78,3 +86,9 @@ def test_what_cannot_be_drawn(run_dir, asked, error, told):
     """What was got, and what there is."""
     with pytest.raises(error, match=told):
         attnbench.sample(run_dir, **({"device": "cpu", "quiet": True} | asked))
+
+
+def test_a_folder_is_named():
+    """An empty path would be the working directory."""
+    with pytest.raises(UserInputError, match="folder of a run or of an exported model, got ''; name one"):
+        attnbench.sample("")

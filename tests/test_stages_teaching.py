@@ -14,15 +14,16 @@ from attnbench.errors import AttnbenchError, CheckpointError, DataError, UserInp
 from attnbench.exchange import write_exported
 from attnbench.models import build_model
 from attnbench.models.macs import macs_by_part
-from attnbench.specs import TeacherOrigin, TeacherSpec
+from attnbench.specs import PhotoPatchesData, TeacherOrigin, TeacherSpec
 from attnbench.stages import train
+from attnbench.stages.interrupts import Stopped
 from attnbench.stages.training import trainer
 from attnbench.stages.training.checkpoint import ModelInput
 from attnbench.stages.training.distillation import Distillation
 from attnbench.stages.training.inheritance import ATTENTION
-from attnbench.stages.training.teaching import load_teacher
+from attnbench.stages.training.teaching import Teacher, inherit, load_teacher
 from attnbench.storage.names import AVERAGED, CHECKPOINT, TRAIN_LOG
-from attnbench.storage.store import read_output
+from attnbench.storage.store import StageOutput, read_output
 
 DIGITS = ModelInput(shape=(1, 8, 8), num_classes=10)
 EVERYTHING = {"noise": 0.5, "variance": 0.05, "features": 0.5}
@@ -182,6 +183,51 @@ def test_a_teacher_that_cannot_be_trained_is_told(tmp_path):
     case = student(teacher_case(batch_size=7, grad_accumulation=7, lr=1e30), asked={})
     with pytest.raises(AttnbenchError, match=r"the teacher 'teacher' could not be trained: training step"):
         run_both(tmp_path, case)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel"), SystemExit("no kernel")])
+def test_a_stranger_s_error_is_the_teacher_s(tmp_path, monkeypatch, error):
+    """Whatever the teacher's attention raises; a signal is not its error."""
+    case = student(teacher_case(), asked={})
+
+    def fail(self, number, *rest):
+        raise error
+
+    monkeypatch.setattr(trainer.Trainer, "_step", fail)
+    with pytest.raises(AttnbenchError, match=rf"'teacher' could not be trained: {type(error).__name__}: no"):
+        run_both(tmp_path, case)
+    error = Stopped(2, "interrupted")
+    with pytest.raises(Stopped):
+        run_both(tmp_path, case)
+
+
+def test_a_teacher_on_other_data_is_prepared_first(tmp_path, monkeypatch):
+    """Its latents may be of another autoencoder: nobody else makes them."""
+    called = []
+    monkeypatch.setattr(train.prepare, "run", lambda case, workspace: called.append(case.label))
+    monkeypatch.setattr(
+        train, "train_case", lambda case, *rest: called.append(f"train {case.label}") or StageOutput()
+    )
+    teacher = teacher_case()
+    for data, expected in ((teacher.data, []), (PhotoPatchesData(), ["teacher"])):
+        called.clear()
+        case = student(teacher.model_copy(update={"data": data, "seed": len(expected)}), asked={})
+        train.train_teacher(case, workspace_of(tmp_path / "run"))
+        assert called == [*expected, "train teacher"]
+
+
+@pytest.mark.parametrize("change", [{"ffn": {"kind": "swiglu"}}, {"stream_conv": True}])
+def test_less_than_everything_is_not_inherited(change):
+    """A part that only one of them has is named, not left as it is."""
+    sizes = small_model(SOFTMAX, 1)
+    case = student(teacher_case(), asked={})
+    theirs = Teacher(origin=case.teacher, sha256="", weights=sizes.float().state_dict())
+    model = case.model.model_validate(case.model.model_dump() | {"depth": 2} | change)
+    ours = build_model(model, 8, 10)
+    with pytest.raises(
+        UserInputError, match=r"inherit: rest takes everything but the attention.*set train\.teacher\.inherit"
+    ):
+        inherit(ours, theirs, case)
 
 
 def test_a_killed_conversion_goes_on_bit_for_bit(taught, tmp_path, monkeypatch):

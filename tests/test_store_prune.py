@@ -9,19 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import attnbench_here
+from exchange_cases import digits_case
+from report_cases import make_result
 from runner_cases import tiny_suite
+from teaching_cases import SOFTMAX, student
 
 from attnbench.commands import store as store_command
 from attnbench.errors import UserInputError
-from attnbench.results import append_result, read_results
+from attnbench.results import Record, append_result, read_results
 from attnbench.running.executors.inline import run_inline
 from attnbench.running.runner import run
-from attnbench.specs import DiagnoseSpec
+from attnbench.specs import DiagnoseSpec, PhotoPatchesData
 from attnbench.stages.interrupts import Stopped
-from attnbench.storage.claims import claims, keys_of, note_claim
+from attnbench.storage.claims import claim_folder, claims, keys_of, note_claim
 from attnbench.storage.inventory import removable, remove, take_inventory
 from attnbench.storage.locks import alone_at_once, alone_in, beside_others
-from attnbench.storage.names import DONE, RESULTS
+from attnbench.storage.names import CLAIM, DONE, RESULTS
+from attnbench.storage.records import write_record
 from attnbench.storage.store import StageOutput, write_output
 
 STAGES = ("prepare", "train", "sample", "evaluate")
@@ -300,3 +304,50 @@ def test_half_a_removal_is_not_a_finished_stage(place, cases, monkeypatch):
     gone = of(cases["two"]) - of(cases["one"], cases["killed"])
     left = [stage for stage, key in gone if (place / "runs/store" / stage / key / DONE).exists()]
     assert len(left) == 1, "the one that it was not at yet"
+
+
+@pytest.fixture
+def taught(tmp_path):
+    """A student, and a store that holds the finished training of its teacher alone, on other data."""
+    teacher = digits_case("teacher", SOFTMAX, steps=3)
+    teacher = teacher.model_copy(update={"data": PhotoPatchesData()})
+    for stage in ("prepare", "train"):
+        folder = tmp_path / "runs/store" / stage / teacher.key(stage)
+        folder.mkdir(parents=True)
+        write_output(folder, StageOutput())
+    return tmp_path / "runs", student(teacher, asked={})
+
+
+def test_a_teacher_s_training_is_named_by_its_student_s_result(taught):
+    """`--case` may have chosen the student alone: no other result names its teacher."""
+    runs, case = taught
+    assert len(removable(take_inventory(runs))) == 2
+    (runs / "taught").mkdir()
+    settings = case.model_dump(mode="json")
+    append_result(runs / "taught" / RESULTS, make_result(case.label, case=settings, case_id=case.id))
+    assert not removable(take_inventory(runs))
+
+
+def test_a_killed_student_keeps_its_teacher_s_training(taught):
+    """Until its stages are asked for; a note of an earlier version, which knows no teacher, still reads."""
+    runs, case = taught
+    claim_folder(case, runs / "store").mkdir(parents=True)
+    note_claim(case, runs / "store")
+    assert not removable(take_inventory(runs))
+    path = claim_folder(case, runs / "store") / CLAIM
+    (claim,) = claims(runs / "store")
+    write_record(path, Earlier(**claim.model_dump(exclude={"teacher", "format", "checksum"})))
+    (earlier,) = claims(runs / "store")
+    assert (earlier.keys, earlier.teacher) == (claim.keys, {})
+    note_claim(case, runs / "store")
+    remove(take_inventory(runs), partial(removable, unfinished=True), partial(take_inventory, runs), print)
+    assert not stages(runs)
+    assert not list(claims(runs / "store"))
+
+
+class Earlier(Record):
+    """A claim as it was written before cases had teachers."""
+
+    suite: str
+    label: str
+    keys: dict[str, str]

@@ -6,10 +6,12 @@ import pytest
 from exchange_cases import digits_case, random_export, train_case
 from suite_registry import errors, load
 
+from attnbench.commands.show_suite import _amount, case_rows, suite_facts
 from attnbench.errors import SuiteError
 from attnbench.exchange import write_exported
 from attnbench.exchange.config import CodecInfo
 from attnbench.results import Measurement
+from attnbench.running.estimates import training_macs
 from attnbench.running.plan import missing_inputs, plan, warnings
 from attnbench.running.schedule import _in_other_hands, _wanted
 from attnbench.specs import ModelConfig
@@ -142,6 +144,9 @@ def test_a_folder_s_weights_are_in_the_key_and_its_place_is_not(tmp_path):
             {"data": "photo-patches at 16 px"},
             r"was trained on photo-patches at 16 px \(here digits at 8 px\)",
         ),
+        ({"ffn": {"kind": "swiglu"}}, r"model with ffn swiglu of width 64 \(here ffn mlp of width 64\)"),
+        ({"ffn": {"hidden": 8}}, r"model with ffn mlp of width 8 \(here ffn mlp of width 64\)"),
+        ({"stream_conv": True}, r"model with stream_conv true \(here stream_conv false\)"),
         ({"class_dropout": 0.0}, r"was trained without dropped labels \(here model\.class_dropout 0\.1\)"),
     ],
 )
@@ -157,7 +162,7 @@ def test_a_teacher_that_cannot_teach_is_refused_with_the_suite(tmp_path, given, 
 
 def test_a_teacher_of_other_sizes_may_teach_outputs_alone(tmp_path):
     """LiT's S is taught by XL: without inheritance and features only the input has to be the same."""
-    folder(tmp_path, depth=2, dim=32)
+    folder(tmp_path, depth=2, dim=32, ffn={"kind": "swiglu"}, stream_conv=True)
     (case,) = load(tmp_path, ONE.replace("model: given", "model: given, inherit: none"))
     assert case.teacher.model.depth == 2
 
@@ -170,6 +175,7 @@ def test_a_teacher_of_other_sizes_may_teach_outputs_alone(tmp_path):
         ("model: given, rest: frozen, inherit: none", r"frozen needs something inherited"),
         ("model: 'hub:facebook/DiT-XL-2-256'", r"attnbench import hub:facebook/DiT-XL-2-256 --to FOLDER"),
         ("noise: 1", r"one of them, got neither"),
+        ("model: ''", r"train\.teacher\.model: .*got an empty text; name one"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(tmp_path, asked, line):
@@ -223,6 +229,21 @@ def test_a_run_s_case_teaches(tmp_path):
         load(tmp_path, text)
 
 
+def test_a_teacher_that_this_machine_lacks_is_missing(tmp_path):
+    """A node of a cluster gets the case with its teacher found: the folder or the store is not there."""
+    folder(tmp_path)
+    (case,) = load(tmp_path, ONE)
+    assert missing_inputs(case) == ()
+    (tmp_path / "given").rename(tmp_path / "elsewhere")
+    (said,) = missing_inputs(case)
+    assert said.startswith(f"train.teacher.model: {tmp_path / 'given'} does not exist; name a folder")
+    *_, student = load(tmp_path, SUITE)
+    assert missing_inputs(student) == ()  # its own run trains it
+    origin = student.teacher.model_copy(update={"store": tmp_path / "store"})
+    (said,) = missing_inputs(student.model_copy(update={"teacher": origin}))
+    assert f"{tmp_path / 'store' / 'train' / student.teacher.identity / AVERAGED} does not exist" in said
+
+
 def test_a_missing_teacher_is_named_before_a_run(tmp_path):
     """A suite is valid without it; plan and run say what is missing."""
     (case,) = load(tmp_path, ONE)
@@ -241,6 +262,18 @@ def test_a_student_waits_for_its_teacher_and_the_plan_counts_it_once(tmp_path):
     assert alone > both[1].time_s > 0
     untaught = plan([cases[2]], tmp_path)[0].time_s  # as many steps, without a teacher's pass
     assert both[1].time_s > 0.5 * untaught
+    disk = plan([student], tmp_path)[0].disk["train"]
+    assert disk == both[1].disk["train"] + both[0].disk["train"]
+
+
+def test_show_counts_and_names_the_teacher(tmp_path):
+    """Its passes are in the training's multiply-adds, as `plan` counts them, and it stands in the line."""
+    load(tmp_path, SUITE)
+    suite = load_suite(tmp_path / "s.yaml")
+    (row,) = (row for row in case_rows(suite) if row[0] == "linear · converted · steps=5")
+    assert row[3] == _amount(training_macs(suite.cases[-1]))
+    (line,) = (text for title, text in suite_facts(suite) if title == "training" and "taught by" in text)
+    assert line.endswith("taught by softmax · from scratch · steps=20, of which it inherits rest")
 
 
 def test_the_shipped_conversions_name_their_teachers():

@@ -40,14 +40,18 @@ def suite_facts(suite: Suite) -> Facts:
 def case_rows(suite: Suite) -> tuple[tuple[str, ...], ...]:
     """Return a row for each case: parameters, and multiply-adds in the full count of every product.
 
-    Training: three passes' worth (forward, and twice that backward) of every image of every step. Samples:
-    two passes each where they are guided.
+    Training: three passes' worth (forward, and twice that backward) of every image of every step, and the
+    teacher's pass where one is made. Samples: two passes each where they are guided.
     """
     known: dict[str, tuple[str, ...]] = {}  # seeds share a model
     rows = []
     for case in suite.cases:
         key = content_hash(
-            [case.model_dump(mode="json", include={"model", "data", "train", "sample"}), case.code]
+            [
+                case.model_dump(mode="json", include={"model", "data", "train", "sample"}),
+                case.code,
+                case.teacher.identity if case.teacher is not None else None,
+            ]
         )
         if key not in known:
             known[key] = _compute(case)
@@ -56,10 +60,11 @@ def case_rows(suite: Suite) -> tuple[tuple[str, ...], ...]:
 
 
 def _compute(case: Case) -> tuple[str, ...]:
-    from attnbench.running.estimates import closed_form, model_side, num_classes, num_params
+    from attnbench.running.estimates import closed_form, model_side, num_classes, num_params, training_macs
 
     try:
         full, classes = closed_form(case).full, num_classes(case)
+        training = training_macs(case)
         parameters = num_params(case.model, model_side(case), classes)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's backend may raise anything
         return ("cannot be built", " ".join(str(error).split()), "", "")
@@ -67,7 +72,7 @@ def _compute(case: Case) -> tuple[str, ...]:
     return (
         _amount(parameters),
         _amount(full),
-        _amount(3 * full * case.train.batch_size * case.train.steps),
+        _amount(training),
         _amount(full * passes * case.sample.per_class * classes),
     )
 
@@ -127,6 +132,12 @@ def _data(case: Case) -> str:
 def _training(case: Case) -> str:
     train = case.train
     start = f", from {train.init_from}" if train.init_from else ""
+    if train.growth is not None:
+        start += f", grown by {train.growth.strategy}"
+    if train.teacher is not None:
+        own = case.teacher.trains_here if case.teacher is not None else None
+        start += f", taught by {train.teacher.model if own is None else own.label}"
+        start += f", of which it inherits {train.teacher.inherit}"
     return (
         f"{train.objective}, {train.steps:,} steps of {train.batch_size} images, lr {train.lr:g}, "
         f"{train.precision}, average with decay {train.ema_decay:g}{start}"

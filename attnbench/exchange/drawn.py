@@ -86,6 +86,7 @@ def draw(
     them `count` images are drawn as `sample.labels` has it. `device` is one that torch knows.
     Raises UserInputError, also for a setting that does not go with the model, and DataError.
     """
+    _check_asked(labels, count, seed)
     exported = open_model(source, label)
     trained = find_case(source, label) if (source / RESULTS).is_file() else None
     case = _case(exported.config, trained, settings, seed)
@@ -106,6 +107,29 @@ def draw(
     return Samples(
         images=np.asarray(drawn.images), labels=np.asarray(drawn.labels, np.int64), class_names=names
     )
+
+
+def _check_asked(labels: Any, count: Any, seed: Any) -> None:
+    """Refuse what is no number of images, no list of classes or no seed; raises UserInputError."""
+    if not _is_whole(count) or count < 1:
+        raise UserInputError(
+            f"count is a number of images, a whole number from 1 on, got {count!r}; give one, as in count=16"
+        )
+    if labels is not None and (
+        isinstance(labels, str | bytes) or not isinstance(labels, Sequence | np.ndarray | torch.Tensor)
+    ):
+        raise UserInputError(
+            f"labels is a list of classes by number or name, got {labels!r}; put it in brackets, as in "
+            f"labels=[{labels!r}]"
+        )
+    if seed is not None and not (_is_whole(seed) and 0 <= seed < 2**63):
+        raise UserInputError(
+            f"seed is a whole number from 0 to 2^63 - 1, got {seed!r}; give one, as in seed=0"
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 class _Asked(Sampler):

@@ -61,16 +61,36 @@ def _finished_before(results: Path, wanted: Mapping[str, Case]) -> dict[str, Cas
 
 
 def _differences(before: Case, now: Case) -> Iterator[str]:
-    """Yield what of the keys of a case's stages is another."""
+    """Yield what of the keys of a case's stages is another, its teacher included."""
+    told = list(_own_differences(before, now))
+    yield from told
+    then, here = before.teacher, now.teacher
+    if then is None or here is None or then.identity == here.identity:
+        return
+    theirs = []
+    if then.case is not None and here.case is not None:
+        theirs = list(_own_differences(then.case, here.case))
+    if not theirs:
+        yield "its teacher is another"
+    yield from (f"of its teacher, {difference}" for difference in theirs if difference not in told)
+
+
+def _own_differences(before: Case, now: Case) -> Iterator[str]:
+    """Yield what of a case itself is another."""
     for name in sorted(now.code):
         if before.code.get(name, now.code[name]) != now.code[name]:
             yield f"the code of attention {name!r} has changed ({_provider(name)})"
-    old, new = _settings(before), _settings(now)
+    taught = [case.train.teacher is not None for case in (before, now)]
+    if taught[0] != taught[1]:
+        yield "it has a teacher (had none)" if taught[1] else "it has no teacher (had one)"
+    old, new = (_settings(case, taught=all(taught)) for case in (before, now))
     for place in sorted(old.keys() | new.keys()):
         if old.get(place) != new.get(place):
             yield f"{place} is {_shown(new, place)} (was {_shown(old, place)})"
-    if before.initial != now.initial and before.train.init_from == now.train.init_from:
-        yield "the weights in train.init_from are others"
+    if before.initial != now.initial:  # the weights; where they lie is in no key
+        start, begun = (json.dumps(c.train.model_dump(mode="json")["init_from"]) for c in (now, before))
+        others = f"train.init_from is {start} (was {begun})"
+        yield others if start != begun else "the weights in train.init_from are others"
 
 
 def _provider(name: str) -> str:
@@ -80,11 +100,19 @@ def _provider(name: str) -> str:
     return f"plugin {provided.plugin} of {provided.origin}"
 
 
-def _settings(case: Case) -> dict[str, Any]:
-    """Return what the keys of a case's stages are made of, by the name a suite gives it."""
+def _settings(case: Case, *, taught: bool) -> dict[str, Any]:
+    """Return what the keys of a case's stages are made of, by the name a suite gives it.
+
+    Without what names a place, as the keys are, and, unless `taught`, without what is asked of a teacher.
+    """
     kept: dict[str, Any] = {"model": case.model.content(), "seed": case.seed}
     for name in ("data", "train", "sample", "evaluate"):
         kept[name] = getattr(case, name).model_dump(mode="json", exclude=OUTSIDE_KEY.get(name))
+    del kept["train"]["init_from"]
+    teacher = kept["train"].pop("teacher", None)
+    if taught and teacher is not None:
+        asked = {name: value for name, value in teacher.items() if name not in ("model", "case", "label")}
+        kept["train"]["teacher"] = asked
     return dict(_flat(kept, ""))
 
 

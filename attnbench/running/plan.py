@@ -83,16 +83,18 @@ def plan(cases: Sequence[Case], store: Path, machine: Machine | None = None) -> 
         one = PlannedCase(case=case, finished=finished, missing=missing, assumed=assumed)
         try:
             times_s = {s: stage_time_s(case, s, machine) for s in open_stages}
+            disk = {s: disk_needed_bytes(case, [s]) for s in open_stages}
             if first is not None and ("train", first.key("train")) not in counted:
                 counted.add(("train", first.key("train")))
                 taught = stage_time_s(first, "train", machine)
                 times_s["train"] = (times_s["train"] or 0.0) + (taught or 0.0)
+                disk["train"] += disk_needed_bytes(first, ["train"])
             estimated = replace(
                 one,
                 macs=closed_form(case).full,
                 training_macs=training_macs(case),
                 times_s=times_s,
-                disk={s: disk_needed_bytes(case, [s]) for s in open_stages},
+                disk=disk,
             )
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's backend may raise anything
             estimated = replace(one, problem=_in_words(error, missing))

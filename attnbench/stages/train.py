@@ -10,13 +10,14 @@ from torch import nn
 
 from attnbench.devices import device_of_rank
 from attnbench.diffusion.noise import fork_rng
-from attnbench.errors import AttnbenchError, UserInputError
+from attnbench.errors import UserInputError
 from attnbench.models import build_model
 from attnbench.specs import Case
+from attnbench.stages import prepare
 from attnbench.stages.compatibility import check_objective
 from attnbench.stages.distributed import World, together
+from attnbench.stages.interrupts import Stopped
 from attnbench.stages.latents.model_space import training_source
-from attnbench.stages.prepare import dataset_of
 from attnbench.stages.training.batches import cut_batch
 from attnbench.stages.training.block_origins import promises_the_same
 from attnbench.stages.training.checkpoint import ModelInput, load_into, previous_path, save_averaged
@@ -60,24 +61,28 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
 
 
 def train_teacher(case: Case, workspace: Workspace) -> None:
-    """Train the case of the same suite that teaches this one, unless it is finished.
+    """Prepare and train the case of the same suite that teaches this one, unless it is finished.
 
-    Raises what a training raises, saying that it was the teacher's.
+    Raises AttnbenchError, whatever a stranger's attention has raised, saying that it was the teacher's.
     """
     teacher = case.teacher.trains_here if case.teacher is not None else None
     if teacher is None or read_output(workspace.root / "train" / teacher.key("train")) is not None:
         return
     workspace.report(NOTICE, 0, 0, f"{case.label}: its teacher {teacher.label} is trained first")
     try:
+        if teacher.key("prepare") != case.key("prepare"):  # another autoencoder, or other images
+            prepare.run(teacher, workspace)
         run(teacher, workspace)
-    except AttnbenchError as error:
+    except Stopped:
+        raise
+    except (Exception, SystemExit) as error:
         raise untaught(error, teacher) from error
 
 
 def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     """Train one case as one of the processes of a world; the first of them writes the averaged weights."""
     device = device_of_rank(workspace.device, world.rank, world.size)
-    dataset = dataset_of(case, workspace)
+    dataset = prepare.dataset_of(case, workspace)
     source = training_source(case, dataset, workspace)
     model_input = ModelInput(shape=source.shape, num_classes=dataset.num_classes)
     flip = dataset.flip if case.train.horizontal_flip is None else case.train.horizontal_flip

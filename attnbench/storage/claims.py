@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import Field
+
 from attnbench.errors import StorageError
 from attnbench.results import Record
 from attnbench.specs import Case
@@ -20,11 +22,25 @@ class Claim(Record):
     suite: str
     label: str
     keys: dict[Stage, str]
+    teacher: dict[Stage, str] = Field(default_factory=dict)
+    """Those of the case of the same suite that teaches it; empty in what earlier versions wrote."""
+
+    @property
+    def places(self) -> set[tuple[str, str]]:
+        """All of these folders, as stage and name."""
+        return {*self.keys.items(), *self.teacher.items()}
 
 
 def keys_of(case: Case) -> dict[Stage, str]:
     """Return the name of the folder of each of a case's stages."""
     return {stage: case.key(stage) for stage in stages_of(case)}
+
+
+def teacher_keys_of(case: Case) -> dict[Stage, str]:
+    """Return likewise what a case needs of the one of its suite that teaches it; empty where none does."""
+    teacher = case.teacher.trains_here if case.teacher is not None else None
+    needed: tuple[Stage, ...] = ("prepare", "train")
+    return {} if teacher is None else {stage: teacher.key(stage) for stage in needed}
 
 
 def claim_folder(case: Case, store: Path) -> Path:
@@ -36,7 +52,7 @@ def note_claim(case: Case, store: Path) -> None:
     """Keep beside the lock of a case which stages it is made of; for who holds it."""
     path, claim = (
         claim_folder(case, store) / CLAIM,
-        Claim(suite=case.suite, label=case.label, keys=keys_of(case)),
+        Claim(suite=case.suite, label=case.label, keys=keys_of(case), teacher=teacher_keys_of(case)),
     )
     with suppress(StorageError):  # a full disk is the stages' to tell
         if read_record(path, Claim) != claim:

@@ -20,6 +20,10 @@ DESCRIBING: Mapping[str, frozenset[str]] = {
 """Of the records of a plugin: what is said, counted or refused. It changes no number that is computed."""
 READS_ITSELF = frozenset({"__doc__", "getdoc", "getsource", "getsourcelines", "getcomments"})
 """Code with one of these names may compute with its own text: it counts letter by letter."""
+UNSEEN_USE = frozenset(
+    {"globals", "vars", "locals", "eval", "exec", "builtins", "__dict__", "__globals__", "import_module"}
+)
+"""Code with one of these names may use a function without naming it: then no function is left out."""
 NO_MEANING = frozenset({"ctx", "kind"})
 """Fields of Python's syntax trees that say nothing their place does not say."""
 
@@ -79,9 +83,14 @@ def _leave_out(trees: list[ast.Module], *, unseen_users: bool) -> None:
     """Take out of a plugin's files what its records only say, and the functions that only that uses."""
     uses = Counter(name for tree in trees for name in _names(tree))
     left_out: Counter[str] = Counter()
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.Call):
-            describing = DESCRIBING.get(next(iter(_named(node.func)), ""), frozenset())
+    unseen_users |= any(_uses_unseen(tree) for tree in trees)
+    for tree in trees:
+        own = set(_defined(tree))
+        for node in ast.walk(tree):
+            called = next(iter(_named(node.func)), "") if isinstance(node, ast.Call) else ""
+            if not isinstance(node, ast.Call) or called in own:
+                continue
+            describing = DESCRIBING.get(called, frozenset())
             for keyword in [k for k in node.keywords if k.arg in describing]:
                 left_out.update(_names(keyword.value))
                 node.keywords.remove(keyword)
@@ -102,6 +111,8 @@ def _only_used_by(
         for function in tree.body:
             if not isinstance(function, ast.FunctionDef) or function.decorator_list:
                 continue  # a decorator may keep it
+            if any(isinstance(node, ast.Global) for node in ast.walk(function)):
+                continue  # it may change what the module computes with
             name, own = function.name, sum(name == function.name for name in _names(function))
             defaults = [*function.args.defaults, *filter(None, function.args.kw_defaults)]
             runs_at_import = any(isinstance(n, ast.Call) for d in defaults for n in ast.walk(d))
@@ -112,6 +123,30 @@ def _only_used_by(
                 and not runs_at_import
             ):
                 yield tree, function
+
+
+def _uses_unseen(tree: ast.Module) -> bool:
+    """Tell whether a file may use a function without its name being written somewhere."""
+    plain = set()  # what calls with written texts alone call: import_module("natten") is an import
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and all(isinstance(a, ast.Constant) for a in node.args):
+            plain.add(id(node.func))
+    for node in ast.walk(tree):
+        for name in UNSEEN_USE.intersection(_named(node)):
+            if name == "eval" and isinstance(node, ast.Attribute):
+                continue  # of a module of torch: no text is evaluated
+            if name != "import_module" or id(node) not in plain:
+                return True
+    return False
+
+
+def _defined(tree: ast.Module) -> Iterator[str]:
+    """Yield the names that a file gives to something of its own, or to an import of another name."""
+    for statement in tree.body:
+        yield from _bound(statement)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.alias) and node.asname not in (None, node.name):
+            yield str(node.asname)
 
 
 def _imported(tree: ast.Module) -> Iterator[ast.alias]:

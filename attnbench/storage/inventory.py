@@ -11,7 +11,7 @@ from pathlib import Path
 from attnbench.errors import UserInputError
 from attnbench.results import each_result
 from attnbench.storage.atomic import storage_errors
-from attnbench.storage.claims import claims, keys_of
+from attnbench.storage.claims import claims, keys_of, teacher_keys_of
 from attnbench.storage.locks import alone_at_once, is_held
 from attnbench.storage.names import CLAIM, CLAIMS, DAMAGED_RESULTS, DONE, FEATURES, LOCK, RESULTS, RUN, STORE
 from attnbench.storage.run_folders import case_of
@@ -189,7 +189,7 @@ def _forget_claims(store: Path, removed: Sequence[StoredFolder]) -> None:
     """Remove the notes on cases that lack a stage now: what is left of them would count as begun for ever."""
     gone = {(folder.stage, folder.path.name) for folder in removed}
     for claim in list(claims(store)):
-        if gone.intersection(claim.keys.items()):
+        if gone & claim.places:
             (store / CLAIMS / claim.keys["evaluate"] / CLAIM).unlink(missing_ok=True)
 
 
@@ -202,11 +202,12 @@ def _named(run_dirs: Sequence[Path], runs: Path) -> tuple[dict[tuple[str, str], 
         try:
             # every line counts: those of one case may ask for different diagnoses
             results = {(r.case_id, str(r.case.get("diagnose"))): r for r in each_result(run_dir / RESULTS)}
-            keys = [keys_of(case_of(run_dir, result)) for result in results.values()]
+            cases = [case_of(run_dir, result) for result in results.values()]
         except UserInputError as error:
             unclear.append(str(error))
             continue
-        for place in dict.fromkeys(place for stages in keys for place in stages.items()):
+        needed = [stages for case in cases for stages in (keys_of(case), teacher_keys_of(case))]
+        for place in dict.fromkeys(place for stages in needed for place in stages.items()):
             named.setdefault(place, []).append(title)
     return named, unclear
 
@@ -217,7 +218,7 @@ def _begun(store: Path) -> set[tuple[str, str]]:
         place
         for claim in claims(store)
         if any(read_output(store / stage / key) is None for stage, key in claim.keys.items())
-        for place in claim.keys.items()
+        for place in claim.places
     }
 
 

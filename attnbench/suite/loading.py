@@ -305,6 +305,6 @@ def _resolve_paths(draft: Draft, settings: Settings) -> None:
         for part in path[:-1]:
             place = place.get(part) if isinstance(place, dict) else None
         written = place.get(path[-1]) if isinstance(place, dict) else None
-        if isinstance(written, str):
+        if isinstance(written, str) and (written.strip() or path != ("train", "teacher", "model")):
             folder = settings.origin(draft.written(path)).folder
             place[path[-1]] = absolute_path(folder, written)

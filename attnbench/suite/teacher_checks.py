@@ -99,18 +99,37 @@ def _other_shape(case: Case, theirs: _Taught) -> Iterator[tuple[str, str]]:
         for name in needed
         if getattr(theirs.model, name) != getattr(case.model, name)
     ]
+    if teacher.inherit != "none":
+        parts = zip(_parts(theirs.model), _parts(case.model), strict=True)
+        differing += [f"{their} (here {our})" for their, our in parts if their != our]
     if differing:
         yield (
             f"is a model with {', '.join(differing)}",
             "choose a model of these sizes, or teacher.inherit: none and features: 0, which need the same "
             "input and channels alone",
         )
-    if teacher.is_asked and case.model.class_dropout and not theirs.model.class_dropout:
+    needs_null = teacher.is_asked or teacher.inherit != "none"
+    if needs_null and case.model.class_dropout and not theirs.model.class_dropout:
         yield (
             f"was trained without dropped labels (here model.class_dropout {case.model.class_dropout:g}), so "
-            "it has nothing to say of them",
+            "it knows nothing of them",
             "set model.class_dropout: 0, or choose another teacher",
         )
+
+
+def _parts(model: ModelConfig) -> tuple[str, ...]:
+    """Describe what is beside a model's attention and has weights of its own, beyond the sizes in SHELL."""
+    ffn, moe = model.ffn, model.ffn.moe
+    experts = ""
+    if moe is not None:
+        where = "every" if moe.every_block else "every second"
+        experts = f" with {moe.num_experts} experts in {where} block ({moe.routing})"
+    learned = "learned" if model.position_embedding == "learned" else "not learned"
+    return (
+        f"ffn {ffn.kind} of width {ffn.hidden_width(model.dim)}{experts}",
+        f"stream_conv {str(model.stream_conv).lower()}",
+        f"positions {learned}",
+    )
 
 
 def _other_input(case: Case, theirs: _Taught) -> Iterator[tuple[str, str]]:

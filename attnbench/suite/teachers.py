@@ -54,13 +54,21 @@ def with_teachers(pairs: Pairs) -> tuple[list[tuple[Draft, Case]], list[tuple[Dr
 
 def missing_teacher(case: Case) -> str:
     """Return what to do where the teacher that a case names is not there, else nothing."""
-    teacher = case.train.teacher
-    if teacher is None or case.teacher is not None:
-        return ""
+    teacher, origin = case.train.teacher, case.teacher
+    place = None if origin is None else _place_of(origin)
+    if teacher is None or (origin is not None and (place is None or place.exists())):
+        return ""  # what this run trains itself has no place yet
     return (
-        f"train.teacher.model: {teacher.model} does not exist; name a folder of `attnbench export` or "
-        "`attnbench import` with -o train.teacher.model=PATH, or a case of a run as RUN:CASE"
+        f"train.teacher.model: {place or teacher.model} does not exist; name a folder of `attnbench export` "
+        "or `attnbench import` with -o train.teacher.model=PATH, or a case of a run as RUN:CASE"
     )
+
+
+def _place_of(origin: TeacherOrigin) -> Path | None:
+    """Return where a teacher's weights lie on this machine: a case may have been checked on another one."""
+    if origin.folder is not None or origin.store is None or origin.case is None:
+        return origin.folder
+    return origin.store / "train" / origin.case.key("train") / AVERAGED
 
 
 def _outside(named: str) -> TeacherOrigin | None:

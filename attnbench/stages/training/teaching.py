@@ -30,6 +30,7 @@ from attnbench.storage.store import Workspace
 
 SETTING = "train.teacher.model"
 FORWARD_AND_BACKWARD = 3  # of a step: two products in the backward pass for each of the forward pass
+SHOWN_TENSORS = 3  # of those that an error is about
 WITHOUT_WEIGHTS = 2  # of them where a weight is frozen: its own gradient is not computed
 
 
@@ -118,12 +119,26 @@ def _codec_of(store: Path, case: Case) -> str:
 
 
 def inherit(model: nn.Module, teacher: Teacher, case: Case) -> frozenset[str]:
-    """Copy into a case's model what it inherits, freeze what is to stay, and return the inherited names."""
+    """Copy into a case's model what it inherits, freeze what is to stay, and return the inherited names.
+
+    Raises UserInputError where something outside the attention has no counterpart in the other model.
+    """
     settings = case.train.teacher
     assert settings is not None
     if settings.inherit == "none":
         return frozenset()
     report = transfer(teacher.weights, model, projections=settings.inherit == "rest-and-projections")
+    lost = {name: f"stays behind: {reason}" for name, reason in report.left}
+    lost |= {name: "is not the teacher's" for name in report.missing if name not in lost}
+    lost = {name: reason for name, reason in lost.items() if not ATTENTION.fullmatch(name)}
+    if lost:
+        told = "; ".join(f"{name} {reason}" for name, reason in list(lost.items())[:SHOWN_TENSORS])
+        more = f"; {len(lost) - SHOWN_TENSORS} more" if len(lost) > SHOWN_TENSORS else ""
+        raise UserInputError(
+            f"train.teacher.inherit: {settings.inherit} takes everything but the attention from the teacher, "
+            f"which must have the same parts; {told}{more}. Choose a model or a teacher with these parts, or "
+            "set train.teacher.inherit: none"
+        )
     if settings.rest == "frozen":
         for name, parameter in model.named_parameters():
             if name in report.copied and not ATTENTION.fullmatch(name):
@@ -199,7 +214,8 @@ def _memory(module: nn.Module, part: MicroBatch) -> Measurement:
     )
 
 
-def untaught(error: AttnbenchError, teacher: Case) -> AttnbenchError:
+def untaught(error: BaseException, teacher: Case) -> AttnbenchError:
     """Return the error of a student whose teacher could not be trained: skipped where the teacher is."""
     kind = UnsupportedError if isinstance(error, UnsupportedError) else AttnbenchError
-    return kind(f"the teacher {teacher.label!r} could not be trained: {error}")
+    told = str(error) if isinstance(error, AttnbenchError) else f"{type(error).__name__}: {error}"
+    return kind(f"the teacher {teacher.label!r} could not be trained: {told}")
