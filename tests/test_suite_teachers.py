@@ -6,7 +6,7 @@ import pytest
 from exchange_cases import digits_case, random_export, train_case
 from suite_registry import errors, load
 
-from attnbench.commands.show_suite import _amount, case_rows, suite_facts
+from attnbench.commands.show_suite import _amount, _training, case_rows, suite_facts
 from attnbench.errors import SuiteError
 from attnbench.exchange import write_exported
 from attnbench.exchange.config import CodecInfo
@@ -14,7 +14,7 @@ from attnbench.results import Measurement
 from attnbench.running.estimates import training_macs
 from attnbench.running.plan import missing_inputs, plan, warnings
 from attnbench.running.schedule import _in_other_hands, _wanted
-from attnbench.specs import ModelConfig
+from attnbench.specs import GrowthSpec, ModelConfig
 from attnbench.storage.hashing import file_sha256
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import AVERAGED
@@ -274,6 +274,11 @@ def test_show_counts_and_names_the_teacher(tmp_path):
     assert row[3] == _amount(training_macs(suite.cases[-1]))
     (line,) = (text for title, text in suite_facts(suite) if title == "training" and "taught by" in text)
     assert line.endswith("taught by softmax · from scratch · steps=20, of which it inherits rest")
+    grown = suite.cases[0].train.model_copy(
+        update={"init_from": tmp_path / "small", "growth": GrowthSpec(strategy="cyclic")}
+    )
+    said = _training(suite.cases[0].model_copy(update={"train": grown}))
+    assert said.endswith(f"from {tmp_path / 'small'}, grown by cyclic")
 
 
 def test_the_shipped_conversions_name_their_teachers():
