@@ -319,10 +319,11 @@ def test_what_is_struck_loses_nothing(cluster, whole, tmp_path, strike, codes, s
 def test_a_signal_saves_what_runs_and_takes_back_what_waits(cluster, whole, tmp_path):
     """One task at a time: SIGTERM to the driver ends both, the second before it began; nothing is left."""
     runs = tmp_path / "runs"
-    driver = start(cluster, whole, runs, "--slurm", "nodelist=n1", "-o", "train.steps=4000")
+    longer = ("-o", "train.steps=4000")
+    driver = start(cluster, whole, runs, "--slurm", "nodelist=n1", *longer)
     driver.wait_for_checkpoint()
     told = subprocess.run(
-        command(["status", whole / "struck.yaml", "--runs", runs]),
+        command(["status", whole / "struck.yaml", "--runs", runs, *longer]),
         env=os.environ | {"PYTHONPATH": python_path(), "COLUMNS": "200"},
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
