@@ -79,7 +79,7 @@ PLUGIN = '''
             macs=lambda site, options: MacCount(linear=site.num_tokens * site.dim**2),
         )
 '''
-STEPS = {"ray": 400, "slurm": 1000}  # what cases say comes late: a signal must find the training at work
+STEPS = {"ray": 400, "slurm": 900}  # what cases say comes late: a signal must find the training at work
 LACKS = {
     "ray": "" if importlib.util.find_spec("ray") else "needs attnbench[ray]",
     "slurm": missing_programs() or ("" if importlib.util.find_spec("submitit") else "needs attnbench[slurm]"),
