@@ -247,7 +247,7 @@ def test_a_misspelt_extends_is_an_unknown_key(write) -> None:
 
 CONTENTS = {
     "cifar10": "6 8fb578ac93e8057f",
-    "convert_digits": "49 5cc074e4115cfd1a",
+    "convert_digits": "67 0aa9b46b6f54a0e1",
     "convert_imagenet": "4 db24e4c96b928a22",
     "digits_all": "41 1c31ee18f805cf48",
     "imagenet_256": "18 96b7e8326714a09c",
