@@ -18,6 +18,7 @@ from attnbench.stages.compatibility import check_objective
 from attnbench.stages.distributed import World, together
 from attnbench.stages.interrupts import Stopped
 from attnbench.stages.latents.model_space import training_source
+from attnbench.stages.prepare import dataset_of
 from attnbench.stages.training.batches import cut_batch
 from attnbench.stages.training.block_origins import promises_the_same
 from attnbench.stages.training.checkpoint import ModelInput, load_into, previous_path, save_averaged
@@ -82,7 +83,7 @@ def train_teacher(case: Case, workspace: Workspace) -> None:
 def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     """Train one case as one of the processes of a world; the first of them writes the averaged weights."""
     device = device_of_rank(workspace.device, world.rank, world.size)
-    dataset = prepare.dataset_of(case, workspace)
+    dataset = dataset_of(case, workspace)
     source = training_source(case, dataset, workspace)
     model_input = ModelInput(shape=source.shape, num_classes=dataset.num_classes)
     flip = dataset.flip if case.train.horizontal_flip is None else case.train.horizontal_flip
