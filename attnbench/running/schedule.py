@@ -94,6 +94,8 @@ class _Schedule:
     wanted: dict[int, _Wanted] = field(default_factory=dict)
     signals: list[int] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
+    unasked: list[tuple[int, Order, str]] = field(default_factory=list)
+    """Cases that were interrupted without a signal to this run, by whoever ends processes on a cluster."""
     events: queue.SimpleQueue[tuple[Order, Event]] = field(default_factory=queue.SimpleQueue)
     thread: int = field(default_factory=threading.get_ident)
 
@@ -110,6 +112,7 @@ class _Schedule:
             times_s = {number: self.times_s.get(self.cases[number].id, 0.0) for number in self.pending}
             self.pending = longest_first(self.pending, times_s)
         while self.pending or self.under_way:
+            self._end_unasked()
             if not self.signals:
                 self._start_what_can_start()
             if self.under_way:
@@ -118,8 +121,16 @@ class _Schedule:
                 break
             elif self.pending:
                 self._wait_for_another_run()
+        self._end_unasked()
         if self.signals:
             raise Stopped(self.signals[0], "\n".join(self.saved) or f"stopped; {GO_ON}")
+
+    def _end_unasked(self) -> None:
+        """Take cases that were interrupted by nobody here for failed ones, as the run goes on."""
+        for number, order, message in self.unasked:
+            reason = f"{message}, though nobody has stopped the run"
+            self._end(number, failed_result(order.case, reason, order.device))
+        self.unasked.clear()
 
     def leave(self) -> None:
         """Write down what has ended and stands behind what has not, and let go of the cases."""
@@ -240,9 +251,8 @@ class _Schedule:
             self._end(one.number, event.result)
         elif self.signals:
             self.saved.append(event.message)
-        else:  # a cluster ended it
-            reason = f"{event.message}, though nobody has stopped the run"
-            self._end(one.number, failed_result(order.case, reason, order.device))
+        else:
+            self.unasked.append((one.number, order, event.message))
 
     def _pass_on(self, case: Case, event: Progress) -> None:
         if event.stage == NOTICE:
