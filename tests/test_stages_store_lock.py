@@ -285,8 +285,8 @@ def test_ctrl_c_while_waiting_ends_at_once(tmp_path):
         os.killpg(run.pid, signal.SIGINT)
         _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
-    heard, said = errors.splitlines()
-    assert heard.startswith("Ctrl-C heard: stopping after the step")
+    *words, said = errors.splitlines()  # it may have said once more for whom it waits
+    assert any(line.startswith("Ctrl-C heard: stopping after the step") for line in words)
     start = "interrupted: 0 of 1 cases are finished; tiny-dit: stopped"
     assert said == f"{start}; run the same command again to go on from there"
     assert sorted(path.name for path in folder.iterdir()) == [LOCK]
