@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from command_line import ROOT
+from kills import clocks
 from ray_cluster import wait_for
 
 from attnbench.results import latest, read_results
@@ -100,3 +101,29 @@ def assert_as_undisturbed(runs: Path, whole: Path) -> None:
         )
         assert len(one) == 2
         assert one == two
+
+
+def assert_nothing_is_lost(
+    begin: Callable[[], Driver],
+    strike: Callable[[Driver], None],
+    whole: Path,
+    codes: Collection[int],
+    said: str,
+) -> None:
+    """Strike a run at work; the same command again ends well, and computes nothing twice that was saved."""
+    driver = begin()
+    driver.wait_for_checkpoint()
+    runs = driver.runs
+    before, trained = finished(runs), clocks(runs)
+    assert any(trained.values())
+    strike(driver)
+    code, log = driver.wait()
+    assert code in codes, log
+    assert said in log
+    code, log = begin().wait()
+    assert code == 0, log
+    now = finished(runs)
+    assert {path: now[path] for path in before} == before
+    again = clocks(runs)
+    assert {key: again[key][: len(saved)] for key, saved in trained.items()} == trained
+    assert_as_undisturbed(runs, whole)

@@ -9,16 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from command_line import ROOT, attnbench_here
-from kills import clocks
 from process_cases import digits_case
 from ray_cluster import descendants, local_cluster, wait_for
 from runner_cases import tiny_suite
-from struck_runs import Driver, assert_as_undisturbed, command, finished, python_path, run_whole
+from struck_runs import Driver, assert_nothing_is_lost, command, python_path, run_whole
 
 from attnbench.errors import UserInputError
 from attnbench.running.executors import make_executor, ray_cluster
@@ -297,22 +297,8 @@ def kill_driver(cluster, driver: Driver) -> None:
 )
 def test_what_is_killed_loses_nothing(cluster, whole, tmp_path, strike, codes, said):
     """The same command again ends with every case ok; what was finished or saved is not computed twice."""
-    runs = tmp_path / "runs"
-    driver = start(cluster, whole, runs)
-    driver.wait_for_checkpoint()
-    before, trained = finished(runs), clocks(runs)
-    assert any(trained.values())
-    strike(cluster, driver)
-    code, log = driver.wait()
-    assert code in codes, log
-    assert said in log
-    code, log = start(cluster, whole, runs).wait()
-    assert code == 0, log
-    now = finished(runs)
-    assert {path: now[path] for path in before} == before
-    again = clocks(runs)
-    assert {key: again[key][: len(saved)] for key, saved in trained.items()} == trained
-    assert_as_undisturbed(runs, whole)
+    begin = partial(start, cluster, whole, tmp_path / "runs")
+    assert_nothing_is_lost(begin, partial(strike, cluster), whole, codes, said)
 
 
 @real_ray

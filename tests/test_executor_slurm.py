@@ -9,15 +9,15 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from command_line import attnbench_here
-from kills import clocks
 from process_cases import digits_case
 from ray_cluster import wait_for
 from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
-from struck_runs import Driver, assert_as_undisturbed, command, finished, python_path, run_whole
+from struck_runs import Driver, assert_nothing_is_lost, command, python_path, run_whole
 
 from attnbench.errors import UserInputError
 from attnbench.running.executors import slurm_queue
@@ -295,22 +295,8 @@ def kill_driver(cluster, driver) -> None:
 )
 def test_what_is_struck_loses_nothing(cluster, whole, tmp_path, strike, codes, said):
     """The same command again ends with every case ok; what was finished or saved is not computed twice."""
-    runs = tmp_path / "runs"
-    driver = start(cluster, whole, runs)
-    driver.wait_for_checkpoint()
-    before, trained = finished(runs), clocks(runs)
-    assert any(trained.values())
-    strike(cluster, driver)
-    code, log = driver.wait()
-    assert code in codes, log
-    assert said in log
-    code, log = start(cluster, whole, runs).wait()
-    assert code == 0, log
-    now = finished(runs)
-    assert {path: now[path] for path in before} == before
-    again = clocks(runs)
-    assert {key: again[key][: len(saved)] for key, saved in trained.items()} == trained
-    assert_as_undisturbed(runs, whole)
+    begin = partial(start, cluster, whole, tmp_path / "runs")
+    assert_nothing_is_lost(begin, partial(strike, cluster), whole, codes, said)
 
 
 @real_slurm
