@@ -98,6 +98,36 @@ def test_nobody_waits_for_a_training_while_there_is_other_work(tmp_path):
     assert executor.started == ["first", "other", "same training"]
 
 
+def trained_for(label: str, steps: int, seed: int = 0) -> Case:
+    case = a_case(label, seed)
+    return case.model_copy(update={"train": case.train.model_copy(update={"steps": steps})})
+
+
+def test_a_longer_training_waits_for_the_shorter_one(tmp_path):
+    """Trainings that differ in their steps alone are begun from the shortest on, each when the last is there.
+
+    Others are begun meanwhile; a shorter one that fails does not keep the longer from its own training.
+    """
+    cases = [trained_for("9", 9), trained_for("3", 3), trained_for("6", 6), trained_for("9 of 1", 9, seed=1)]
+    there: list[tuple[str, bool]] = []
+
+    def behave(executor, order, tell):
+        store = order.store / "train"
+        there.append((order.case.label, (store / cases[1].key("train") / "done.json").exists()))
+        if order.case.label == "3":
+            time.sleep(0.1)
+            folder = store / order.case.key("train")
+            folder.mkdir(parents=True)
+            write_output(folder, StageOutput())
+            tell(order, Progress(STAGE_ENDED, 1, 0, "train"))
+        tell(order, Finished(result_of(order.case, "failed" if order.case.label == "6" else "ok")))
+
+    executor = Imagined(behave)
+    run_all(tmp_path, cases, executor, {"9": 9.0, "3": 3.0, "6": 6.0, "9 of 1": 9.0})
+    assert executor.started == ["3", "9 of 1", "6", "9"]
+    assert [seen for label, seen in there if label in ("6", "9")] == [True, True]
+
+
 def test_a_case_is_held_while_it_is_under_way(tmp_path):
     """Against other runs, from start to end; one that another run holds comes last, and is waited for."""
     cases = [a_case("theirs", 0), a_case("ours", 1)]

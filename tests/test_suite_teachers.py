@@ -1,7 +1,5 @@
 """Teachers in suites: a case, a run or a folder; part of the key; refused where they cannot teach."""
 
-from dataclasses import replace
-
 import pytest
 from exchange_cases import digits_case, random_export, train_case
 from suite_registry import errors, load
@@ -10,15 +8,14 @@ from attnbench.commands.show_suite import _amount, _training, case_rows, suite_f
 from attnbench.errors import SuiteError
 from attnbench.exchange import write_exported
 from attnbench.exchange.config import CodecInfo
-from attnbench.results import Measurement
 from attnbench.running.estimates import training_macs
-from attnbench.running.plan import missing_inputs, plan, warnings
+from attnbench.running.machines import this_machine
+from attnbench.running.plan import missing_inputs, plan
 from attnbench.running.schedule import _in_other_hands, _wanted
 from attnbench.specs import GrowthSpec, ModelConfig
 from attnbench.storage.hashing import file_sha256
 from attnbench.storage.locks import alone_in
 from attnbench.storage.names import AVERAGED
-from attnbench.storage.store import StageOutput, write_output
 from attnbench.suite.loading import load_suite
 
 SUITE = """\
@@ -302,17 +299,17 @@ def test_a_teacher_that_another_run_trains_is_waited_for_elsewhere(tmp_path):
     assert not _in_other_hands(student, tmp_path)
 
 
-def test_a_shorter_training_of_the_same_suite_is_no_oversight(tmp_path):
-    """A suite that asks for 5 and for 20 steps means both; one that asks for 20 is told of the 5."""
+def test_a_longer_training_of_the_same_suite_is_planned_from_the_shorter_one(tmp_path):
+    """Of 5 and 20 steps the second training is planned with 15; the compute it stands for is of all 20."""
     load(tmp_path, SUITE)
     suite = load_suite(tmp_path / "s.yaml")
-    for case in suite.cases:
-        if case.train.steps == 5:
-            folder_ = tmp_path / "train" / case.key("train")
-            folder_.mkdir(parents=True)
-            write_output(folder_, StageOutput(measurements=[Measurement(name="steps", values=[5])]))
-    assert not any("not gone on from" in told for told in warnings(suite, tmp_path))
-    longer = replace(suite, cases=tuple(case for case in suite.cases if case.train.steps == 20))
-    assert any(
-        "finished training of 5 steps is not gone on from" in told for told in warnings(longer, tmp_path)
-    )
+    chosen = {
+        (case.model.attention.name, case.train.steps): case
+        for case in suite.cases
+        if case.train.teacher is None
+    }
+    longer, machine = chosen["linear", 20], this_machine("cpu")
+    (alone,), together = plan([longer], tmp_path, machine), plan(suite.cases, tmp_path, machine)
+    (beside,) = (one for one in together if one.case.id == longer.id)
+    assert beside.times_s["train"] == pytest.approx(0.75 * alone.times_s["train"], rel=1e-12)
+    assert beside.training_macs == alone.training_macs

@@ -13,12 +13,12 @@ from runner_cases import TINY, tiny_suite
 from attnbench.errors import SuiteError
 from attnbench.report.sections import warnings
 from attnbench.running.executors.inline import run_inline
-from attnbench.running.plan import finished_shorter, finished_trainings
 from attnbench.running.runner import Listener, run
 from attnbench.specs import TrainSpec
 from attnbench.stages import prepare, train
 from attnbench.storage.names import STORE
 from attnbench.storage.store import Workspace
+from attnbench.storage.trainings import finished_shorter, finished_trainings
 from attnbench.suite.loading import list_suites, load_suite
 
 
@@ -132,7 +132,7 @@ def test_the_report_warns_of_results_of_any_age():
 
 
 def test_more_steps_of_a_finished_training_are_announced(tmp_path):
-    """A finished training of 8 steps is not gone on from by one of 12; `plan` and `validate` say so."""
+    """A finished training of 8 steps is gone on from by one of 12; `plan` and `validate` say so."""
     short, long = (
         tiny_suite(tmp_path, "grows", f"train.steps={steps}", "matrix.model.attention=[softmax]")
         for steps in (8, 12)
@@ -140,7 +140,8 @@ def test_more_steps_of_a_finished_training_are_announced(tmp_path):
     store = tmp_path / "runs" / STORE
 
     def shorter(suite):
-        return finished_shorter(suite.cases[0], store, finished_trainings(store))
+        found = finished_shorter(suite.cases[0], store, finished_trainings(store))
+        return None if found is None else found.train.steps
 
     assert shorter(long) is None
     workspace = Workspace(root=store, device=torch.device("cpu"))
@@ -155,7 +156,7 @@ def test_more_steps_of_a_finished_training_are_announced(tmp_path):
     planned = attnbench_here("plan", *command, cwd=tmp_path)
     for said in (checked.stderr, planned.stdout):
         words = " ".join(said.split())
-        assert "the finished training of 8 steps is not gone on from, all 12 are made anew" in words
+        assert "train.steps 12: goes on from the finished training of 8 steps; the other 4 are made" in words
 
 
 @pytest.mark.parametrize("override", ["seed=9223372036854775808", "seed=[0,9223372036854775808]"])

@@ -23,20 +23,22 @@ from attnbench.evaluation.image_files import cropped_key
 from attnbench.specs import PreparedData
 
 
-def dataset_images(dataset: Dataset, part: PartName) -> ImageCollection:
-    """Return one part of a dataset; raises DataError where it holds no image."""
+def dataset_images(dataset: Dataset, part: PartName, rows: torch.Tensor | None = None) -> ImageCollection:
+    """Return one part of a dataset, or some rows of it; raises DataError where it holds no image."""
     images = dataset.train if part == "train" else dataset.held_out
     if not len(images):
         raise DataError(
             f"dataset {dataset.name} has no {part} images; keep some out (data.held_out_fraction)"
         )
+    if rows is None:
+        rows = torch.arange(len(images))
     return ImageCollection(
         name=f"{dataset.name} ({part})",
-        shards=tuple(_shard(images, indices) for indices in torch.arange(len(images)).split(SHARD_SIZE)),
+        shards=tuple(_shard(images, indices) for indices in rows.split(SHARD_SIZE)),
         height=dataset.image_size,
         width=dataset.image_size,
         channels=dataset.channels,
-        labels=images.labels,
+        labels=images.labels[rows],
         class_names=dataset.class_names,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from attnbench.specs import Case
 from attnbench.stages.latents.model_space import assumption
 from attnbench.stages.profile import missing_rows
 from attnbench.storage.store import Stage, read_output, stages_of
+from attnbench.storage.trainings import finished_shorter, finished_trainings, of_any_length
 from attnbench.suite.loading import Suite, of_cases
 
 
@@ -72,6 +73,7 @@ def plan(cases: Sequence[Case], store: Path, machine: Machine | None = None) -> 
     """Plan every case; stages shared by two cases are counted once. `machine` is this one by default."""
     machine = machine or this_machine(default_device())
     counted: set[tuple[Stage, str]] = set()
+    lengths = _lengths(cases, store)
     planned = []
     for case in cases:
         finished = tuple(s for s in stages_of(case) if read_output(store / s / case.key(s)) is not None)
@@ -83,6 +85,8 @@ def plan(cases: Sequence[Case], store: Path, machine: Machine | None = None) -> 
         one = PlannedCase(case=case, finished=finished, missing=missing, assumed=assumed)
         try:
             times_s = {s: stage_time_s(case, s, machine) for s in open_stages}
+            if (all_s := times_s.get("train")) is not None:
+                times_s["train"] = all_s * (1 - _steps_made_before(case, lengths) / case.train.steps)
             disk = {s: disk_needed_bytes(case, [s]) for s in open_stages}
             if first is not None and ("train", first.key("train")) not in counted:
                 counted.add(("train", first.key("train")))
@@ -100,6 +104,22 @@ def plan(cases: Sequence[Case], store: Path, machine: Machine | None = None) -> 
             estimated = replace(one, problem=_in_words(error, missing))
         planned.append(estimated)
     return planned
+
+
+def _lengths(cases: Sequence[Case], store: Path) -> dict[str, set[int]]:
+    """Return the steps of trainings that are finished or asked for, by what else they have in common."""
+    finished = finished_trainings(store)
+    lengths: dict[str, set[int]] = {}
+    for case in cases:
+        shorter = finished_shorter(case, store, finished)
+        own = lengths.setdefault(of_any_length(case), set())
+        own |= {case.train.steps} | ({shorter.train.steps} if shorter is not None else set())
+    return lengths
+
+
+def _steps_made_before(case: Case, lengths: Mapping[str, Collection[int]]) -> int:
+    """Return how many steps of a training another one makes, or has made, from which it goes on."""
+    return max((n for n in lengths[of_any_length(case)] if n < case.train.steps), default=0)
 
 
 def _teacher_to_train(case: Case, store: Path) -> Case | None:
@@ -135,46 +155,20 @@ def plan_profile(planned: Sequence[PlannedCase], store: Path, machine: Machine) 
     )
 
 
-def finished_trainings(store: Path) -> dict[str, int]:
-    """Return the steps of every finished training in a store, by its key."""
-    found = {}
-    for folder in (store / "train").glob("*"):
-        output = read_output(folder)
-        steps = [int(m.value) for m in output.measurements if m.name == "steps"] if output else []
-        if steps:
-            found[folder.name] = steps[0]
-    return found
-
-
-def finished_shorter(case: Case, store: Path, finished: Mapping[str, int]) -> int | None:
-    """Return the steps of the longest finished training that differs from the case's in having fewer steps.
-
-    None where the case's own has been begun.
-    """
-    if any((store / "train" / case.key("train")).glob("*")):
-        return None
-    for steps in sorted({steps for steps in finished.values() if steps < case.train.steps}, reverse=True):
-        shorter = case.model_copy(update={"train": case.train.model_copy(update={"steps": steps})})
-        if shorter.key("train") in finished:
-            return steps
-    return None
-
-
 def warnings(suite: Suite, store: Path) -> list[str]:
     """Return what a person should know before a suite runs, one line each, the cases it is for first."""
     found = {text: list(labels) for text, labels in suite.warnings.items()}
-    own = {case.key("train") for case in suite.cases}  # a suite that asks for both means both
-    finished = {key: steps for key, steps in finished_trainings(store).items() if key not in own}
+    finished = finished_trainings(store)
     other = []
     for case in suite.cases:
-        steps = finished_shorter(case, store, finished)
-        if steps is None:
+        shorter = finished_shorter(case, store, finished)
+        if shorter is None:
             other.append(case)
             continue
+        done = shorter.train.steps
         text = (
-            f"train.steps {case.train.steps:,}: the finished training of {steps:,} steps is not gone on "
-            f"from, all {case.train.steps:,} are made anew; to train it further, `attnbench export` it "
-            "and name the folder in train.init_from"
+            f"train.steps {case.train.steps:,}: goes on from the finished training of {done:,} steps; the "
+            f"other {case.train.steps - done:,} are made"
         )
         found.setdefault(text, []).append(case.label)
     found |= made_anew(other, store.parent / suite.name)

@@ -26,6 +26,7 @@ from attnbench.storage.claims import claim_folder, note_claim
 from attnbench.storage.locks import alone_at_once, alone_in, is_held
 from attnbench.storage.names import DONE, LOGS, RESULTS
 from attnbench.storage.store import NOTICE, STAGE_ENDED, Stage, stages_of
+from attnbench.storage.trainings import of_any_length
 
 LOOK_S = 0.5  # how often other runs' cases are looked at while cases of ours are under way
 
@@ -64,6 +65,25 @@ def longest_first(numbers: Iterable[int], times: Mapping[int, float]) -> list[in
     return sorted(numbers, key=lambda number: -times[number])
 
 
+def shorter_trainings(cases: Mapping[int, Case]) -> dict[int, int]:
+    """Return, by case, the one whose training it goes on from: the longest that differs in fewer steps alone.
+
+    In the order of their steps, so that a chain of them stands from its shortest on.
+    """
+    last: dict[str, tuple[int, int]] = {}  # of trainings alike but for their steps: the longest so far
+    found = {}
+    for number, case in sorted(cases.items(), key=lambda item: item[1].train.steps):
+        alike, steps = of_any_length(case), case.train.steps
+        before = last.get(alike)
+        if before is not None and before[0] < steps:
+            found[number] = before[1]
+        if before is None or before[0] < steps:
+            last[alike] = (steps, number)
+        elif before[1] in found:  # another case of the same training
+            found[number] = found[before[1]]
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class _UnderWay:
     number: int
@@ -92,6 +112,8 @@ class _Schedule:
     looked_s: float = float("-inf")
     """When it was last looked which cases can start, by the monotonic clock."""
     wanted: dict[int, _Wanted] = field(default_factory=dict)
+    shorter: dict[int, int] = field(default_factory=dict)
+    """Cases whose training goes on from that of another one, and which."""
     signals: list[int] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
     unasked: list[tuple[int, Order, str]] = field(default_factory=list)
@@ -108,8 +130,11 @@ class _Schedule:
             else:
                 self.pending.append(number)
         self.executor.check([self._order(self.cases[number]) for number in self.pending])
+        self.shorter = shorter_trainings({number: self.cases[number] for number in self.pending})
         if self.executor.at_once > 1:
             times_s = {number: self.times_s.get(self.cases[number].id, 0.0) for number in self.pending}
+            for longer, shorter in reversed(self.shorter.items()):  # the longer one has to wait for it
+                times_s[shorter] += times_s[longer]
             self.pending = longest_first(self.pending, times_s)
         while self.pending or self.under_way:
             self._end_unasked()
@@ -164,7 +189,9 @@ class _Schedule:
             if len(found) >= most:
                 break
             wanted = self._wanted(number)
-            if busy & wanted or _in_other_hands(self.cases[number], self.place.store):
+            if busy & wanted or self._waits_for_shorter(number):
+                continue
+            if _in_other_hands(self.cases[number], self.place.store):
                 continue
             claim = contextlib.ExitStack()
             mine = alone_at_once(claim_folder(self.cases[number], self.place.store), self.listener.notice)
@@ -174,6 +201,13 @@ class _Schedule:
             else:
                 claim.close()
         return found
+
+    def _waits_for_shorter(self, number: int) -> bool:
+        """Tell whether the training that this one goes on from is still to be made here."""
+        shorter = self.shorter.get(number)
+        if shorter is None or shorter in self.results:
+            return False
+        return not (self.place.store / "train" / self.cases[shorter].key("train") / DONE).exists()
 
     def _wanted(self, number: int) -> _Wanted:
         if number not in self.wanted:

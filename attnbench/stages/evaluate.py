@@ -47,6 +47,7 @@ from attnbench.storage.names import CLASSES, REFERENCE
 from attnbench.storage.store import StageOutput, Workspace, features_folder, write_output
 
 FLOOR, CODEC_FLOOR = "floor:", "floor-codec:"  # before a metric's name: real images in place of samples
+FLOOR_IMAGES = 10_000  # of the training part, at least: fewer would be a biased floor
 CODEC_FLOOR_IMAGES = 10_000  # at most: a decoder is slow, and more images would not change what is read off
 
 
@@ -179,9 +180,26 @@ class Evaluation:
 
     def _held_out_floor(self) -> Iterable[Measurement]:
         """Score the part of the dataset that is not the reference as if it were samples."""
-        other = self._other_part
-        count = len(part_of(self.dataset, other))
-        return self._floor(FLOOR, f"{other} images scored", count, lambda: self._real(other))
+        count, there = len(self._floor_rows), len(part_of(self.dataset, self._other_part))
+        few = "" if count == there else f"{count:,} of {there:,} "
+        return self._floor(FLOOR, f"{few}{self._other_part} images scored", count, self._floor_images)
+
+    @functools.cached_property
+    def _floor_rows(self) -> torch.Tensor:
+        """Which images of the other part the floors are of: all held-out ones; of training ones as many.
+
+        Of fewer than `FLOOR_IMAGES` held out, so many, evenly spaced. All of ImageNet's would take a day.
+        """
+        there = len(part_of(self.dataset, self._other_part))
+        most = max(FLOOR_IMAGES, len(self.dataset.held_out))
+        if self._other_part == "held-out" or there <= most:
+            return torch.arange(there)
+        return torch.linspace(0, there - 1, most, dtype=torch.float64).round().long()
+
+    def _floor_images(self) -> ImageCollection:
+        if self._other_part == "held-out":
+            return self._real("held-out")
+        return dataset_images(self.dataset, "train", self._floor_rows)
 
     @property
     def _other_part(self) -> PartName:
@@ -280,12 +298,12 @@ class Evaluation:
             return [self._on_features(measurement) for measurement in found]
         found = measure_separation(samples.pooled, labels, classes, each, names)
         other = self._other_part
-        held_out = part_of(self.dataset, other)
         # only where the floor of the metrics has had their features found
-        if len(held_out) > settings.neighbours and (known := images_each(held_out.labels, classes, each)):
+        other_labels = part_of(self.dataset, other).labels[self._floor_rows]
+        if len(other_labels) > settings.neighbours and (known := images_each(other_labels, classes, each)):
             floor = self._once(
                 ["class separation", other, known, *what],
-                lambda: StageOutput(measurements=self._separation_of(other, classes, known)),
+                lambda: StageOutput(measurements=self._separation_of(classes, known)),
             )
             scored = f"{other} images scored"
             found += [_as_floor(measurement, FLOOR, scored) for measurement in floor.measurements]
@@ -297,11 +315,11 @@ class Evaluation:
             ]
         return [self._on_features(measurement) for measurement in found]
 
-    def _separation_of(self, part: PartName, classes: list[int], each: int) -> list[Measurement]:
-        """Measure real images, a random draw of each class: neighbours in a data set may be of one scene."""
-        features = self.scorer.features(self._real(part))
+    def _separation_of(self, classes: list[int], each: int) -> list[Measurement]:
+        """Measure the floor's images, a random draw of each class: neighbours may be of one scene."""
+        features = self.scorer.features(self._floor_images())
         order = features.canonical_order()
-        labels = part_of(self.dataset, part).labels[order]
+        labels = part_of(self.dataset, self._other_part).labels[self._floor_rows][order]
         return measure_separation(features.pooled[order], labels, classes, each, self.dataset.class_names)
 
     def _on_features(self, measurement: Measurement) -> Measurement:

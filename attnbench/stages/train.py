@@ -23,6 +23,7 @@ from attnbench.stages.training.batches import cut_batch
 from attnbench.stages.training.block_origins import promises_the_same
 from attnbench.stages.training.checkpoint import ModelInput, load_into, previous_path, save_averaged
 from attnbench.stages.training.counts_agree import check_counts
+from attnbench.stages.training.going_on import go_on_from_shorter
 from attnbench.stages.training.growth import grown, require_preserved
 from attnbench.stages.training.held_out_loss import held_out_images
 from attnbench.stages.training.initial_weights import initial_weights, model_of
@@ -53,6 +54,7 @@ def run(case: Case, workspace: Workspace) -> StageOutput:
         check_objective(case)
         check_counts(case)
         train_teacher(case, workspace)
+        go_on_from_shorter(case, workspace)
         with together(case, workspace, "train") as world:
             output = train_case(case, workspace, world)
         output.computed_with.update(case.outside_key("train"))

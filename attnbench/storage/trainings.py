@@ -1,0 +1,49 @@
+"""Finished trainings of a store that others can go on from: those that differ in having fewer steps.
+
+Order, noise and learning rate are functions of (seed, step): the weights after 100 of 400 steps are those of
+a training of 100, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from attnbench.specs import Case
+from attnbench.storage.names import CHECKPOINT
+from attnbench.storage.store import read_output
+
+
+def with_steps(case: Case, steps: int) -> Case:
+    """Return the case trained for another number of steps."""
+    return case.model_copy(update={"train": case.train.model_copy(update={"steps": steps})})
+
+
+def of_any_length(case: Case) -> str:
+    """Return what trainings have in common that differ in their number of steps alone."""
+    return with_steps(case, 0).key("train")
+
+
+def finished_trainings(store: Path) -> dict[str, int]:
+    """Return the steps of every finished training in a store that can be gone on from, by its key."""
+    found = {}
+    for path in (store / "train").glob(f"*/{CHECKPOINT}"):
+        output = read_output(path.parent)
+        steps = [int(m.value) for m in output.measurements if m.name == "steps"] if output else []
+        if steps:
+            found[path.parent.name] = steps[0]
+    return found
+
+
+def finished_shorter(case: Case, store: Path, finished: Mapping[str, int]) -> Case | None:
+    """Return the case of the longest finished training that differs from this one's in having fewer steps.
+
+    `finished` is what `finished_trainings` found. None where the case's own has come to a checkpoint.
+    """
+    if any((store / "train" / case.key("train")).glob(f"{CHECKPOINT}*")):
+        return None
+    for steps in sorted({steps for steps in finished.values() if steps < case.train.steps}, reverse=True):
+        shorter = with_steps(case, steps)
+        if shorter.key("train") in finished:
+            return shorter
+    return None
