@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("attnbench", deadline=None)  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("attnbench")
 os.environ.pop("COLUMNS", None)  # pytest-xdist tells its workers 80; what tests read is no terminal
 
 

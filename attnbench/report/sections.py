@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from attnbench.profiling.statistics import rank_correlation
-from attnbench.report.configurations import configurations, label_without_seed
+from attnbench.report.configurations import label_without_seed
 from attnbench.report.quantities import (
     ACCURACY,
     LATENCY,
@@ -25,7 +22,7 @@ from attnbench.report.quantities import (
     separability_quantities,
     unresolved,
 )
-from attnbench.report.significance import FEWEST_RANKED
+from attnbench.report.rank_agreement import rank_agreements
 from attnbench.report.tables import MISSING, Column, Row, Table, plain, text_cell
 from attnbench.results import Environment, Result
 from attnbench.specs import TrainSpec
@@ -47,34 +44,13 @@ def at_a_glance(results: Sequence[Result]) -> list[tuple[str, str]]:
     images = {f"{m.n:,}" for r in results for m in r.measurements if is_quality(m.name) and m.n}
     if images:
         facts.append(("Samples per case", " / ".join(sorted(images))))
-    if agreement := _loss_agreement(results):
-        facts.append(agreement)
+    facts += rank_agreements(results)
     if seeds := seeds_of(results):
         facts.append(("Seed" if len(seeds) == 1 else "Seeds", ", ".join(seeds)))
     dates = sorted(r.created[:10] for r in results if r.created)
     if dates:
         facts.append(("Date", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"))
     return [(name, plain(value)) for name, value in facts]
-
-
-def _loss_agreement(results: Sequence[Result]) -> tuple[str, str] | None:
-    """Return how the held-out loss orders the rows beside the first distance; None of fewer than six.
-
-    Rows are configurations: their seeds are no further evidence on the order of attentions.
-    """
-    distance = next((q.name for q in quality_quantities(results) if q.better == "lower"), None)
-    pairs = []
-    for row in configurations(results) if distance else ():
-        measured = [row.measurements(name) for name in ("held_out_loss", distance or "")]
-        if all(measured) and not any(m.disturbed for found in measured for m in found):
-            pairs.append(tuple(statistics.fmean(m.value for m in found) for found in measured))
-    pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    if len(pairs) < FEWEST_RANKED:
-        return None
-    rho = rank_correlation(*zip(*pairs, strict=True))
-    if math.isnan(rho):
-        return None
-    return f"Held-out loss against {distance}", f"rank correlation {rho:.2f} over {len(pairs)} rows"
 
 
 def seeds_of(results: Sequence[Result]) -> list[str]:
