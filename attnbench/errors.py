@@ -26,6 +26,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+MOST_LISTED = 1500  # characters of names in a message: all recipes, but not a thousand cases
+
+
 class AttnbenchError(Exception):
     """Root of every deliberate error."""
 
@@ -39,14 +42,15 @@ class SuiteError(UserInputError):
 
 
 class UnknownNameError(UserInputError):
-    """A name nobody provides; the message holds the nearest spelling and all that exist."""
+    """A name nobody provides; the message holds the nearest spelling and all that exist, or the nearest ten."""
 
     def __init__(self, kind: str, got: str, allowed: Iterable[str]) -> None:
         self.kind, self.got, self.allowed = kind, got, sorted(set(allowed))
-        super().__init__(
-            f"unknown {kind} {got!r}{did_you_mean(got, self.allowed)}; "
-            f"available: {', '.join(self.allowed) or '(none)'}"
-        )
+        listed = ", ".join(self.allowed) or "(none)"
+        if len(listed) > MOST_LISTED:
+            nearest = sorted(difflib.get_close_matches(got, self.allowed, n=10, cutoff=0.0))
+            listed = f"{', '.join(nearest)}, and {len(self.allowed) - len(nearest)} more"
+        super().__init__(f"unknown {kind} {got!r}{did_you_mean(got, self.allowed)}; available: {listed}")
 
     def __reduce__(self) -> tuple[type, tuple[str, str, list[str]]]:
         return type(self), (self.kind, self.got, self.allowed)

@@ -12,7 +12,7 @@ from command_line import attnbench_here
 from attnbench.data.image_sources import open_source
 from attnbench.data.labels import read_labels
 from attnbench.data.selection import read_class_list
-from attnbench.errors import CheckpointError, DataError, StorageError, SuiteError
+from attnbench.errors import CheckpointError, DataError, StorageError, SuiteError, UnknownNameError
 from attnbench.evaluation.image_files import files_key
 from attnbench.evaluation.reference import load_reference
 from attnbench.exchange.diffusers_format import _copy_vae
@@ -105,3 +105,13 @@ def test_what_no_command_expected(monkeypatch, number, code, told):
     monkeypatch.setattr(Path, "is_dir", fail)
     done = attnbench_here("report", "some")
     assert (done.returncode, done.stderr) == (code, f"error: some/file: {told}\n")
+
+
+def test_a_thousand_names_are_not_listed():
+    """All names where they can be read; else the ten nearest, and how many more there are."""
+    labels = [f"linear · steps={steps} · seed={seed}" for steps in range(100) for seed in range(3)]
+    said = str(UnknownNameError("case", "linear · steps=42 · seed=7", labels))
+    assert "linear · steps=42 · seed=1" in said
+    assert said.endswith(", and 290 more")
+    assert said.count("steps=") == 12  # what was asked for, the guess, and ten
+    assert str(UnknownNameError("case", "x", labels[:30])).endswith(", ".join(sorted(labels[:30])))
