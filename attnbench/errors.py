@@ -25,7 +25,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-
 MOST_LISTED = 1500  # characters of names in a message: all recipes, but not a thousand cases
 
 
@@ -42,7 +41,7 @@ class SuiteError(UserInputError):
 
 
 class UnknownNameError(UserInputError):
-    """A name nobody provides; the message holds the nearest spelling and all that exist, or the nearest ten."""
+    """A name nobody provides; the message holds the nearest spelling and all (or the ten nearest) names."""
 
     def __init__(self, kind: str, got: str, allowed: Iterable[str]) -> None:
         self.kind, self.got, self.allowed = kind, got, sorted(set(allowed))
