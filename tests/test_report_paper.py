@@ -264,6 +264,30 @@ def test_another_attention_is_not_the_recipes_row() -> None:
     assert not rows_called(table, "difference")
 
 
+def test_of_several_attentions_the_one_most_like_the_rows_recipe_stands_in_it() -> None:
+    """Of three token-wise rungs Table 5 takes that of its recipe, whatever their order, and names the others.
+
+    An option that the recipe leaves at its default counts: an increasing lambda is not Table 5's.
+    """
+    rungs = {"rung": {"dwc": "single"}, "increasing": {"dwc": "single", "lambda_init": 0.2},
+             "reparameterised": {}, "map": {"mode": "map"}}  # fmt: skip
+    defaults = {key: DyDiLAOptions.model_fields[key].default for key in DEFAULTS}
+    for order in itertools.permutations(rungs):
+        run = []
+        for seed, (place, label) in itertools.product((0, 1), enumerate(order)):
+            attention = {"name": "dydila", "options": {**defaults, **rungs[label]}}
+            model = {**recipe_of("tiny-dit"), "attention": attention}
+            one = paper_result("tiny-dit", "table5", "4.0", {"fid": 10.0 + place}, seed=seed, model=model)
+            named = f"{label} · seed={seed}" if seed else label
+            run.append(one.model_copy(update={"label": named}))
+        table = laid_out("table5", run)
+        shown = cell(table, "Token-wise paradigm (Default)", "prepared 256 px", "CFG=4.0", "FID")
+        assert shown.value == 10 + order.index("rung")
+        (note,) = (n for n in table.notes if "more like that of Token-wise paradigm" in n)
+        assert "increasing (2 seeds)" in note.replace("run 1: ", "")
+        assert "reparameterised (2 seeds)" in note.replace("run 1: ", "")
+
+
 def test_failed_cases_say_so() -> None:
     """A failure is no hole."""
     failed = full_run("table6")[0].model_copy(

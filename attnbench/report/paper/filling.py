@@ -24,6 +24,7 @@ from attnbench.specs import content_hash
 PAPERS_DATA = ("prepared", "image-folder")
 PAPERS_EXTRACTOR = "inception-tf"
 _MOST_NAMED = 3
+_SEED = re.compile(r" · seed=\d+$")
 
 
 @dataclass(frozen=True)
@@ -133,18 +134,21 @@ def fill(
     for run, results in runs.items():
         for line, taken, rows in by_line(table, run, results, recipes, draft.leave_out):
             _place(table, line, taken, rows, draft)
-            if line.recipe:
-                _note_attentions(table, line, taken, rows, recipes, draft)
-            else:
+            if not line.recipe:
                 for departure in departures(taken.result.case, table.rows[rows[0]], table, full or recipes):
                     draft.departures.setdefault(departure, {})[taken.label] = None
+    _keep_the_closest(table, recipes, draft)
+    for (row, line, _), placed in draft.places.items():
+        if line.recipe:
+            for taken in placed:
+                _note_attention(table, line, taken, row, recipes, draft)
     places = _without_side_columns(draft, table)
     lines = dict.fromkeys(line for _, line, _ in places)
     return Filling(
         table=table,
         lines=tuple(sorted(lines, key=lambda line: not line.comparable)),
         slots={place: Slot(settings=_by_setting(found)) for place, found in places.items()},
-        left_out={why: tuple(dict.fromkeys(labels)) for why, labels in draft.left_out.items()},
+        left_out={why: _over_seeds(labels) for why, labels in draft.left_out.items()},
         remarks=(*_remarks(draft, lines), *_unlike_rows(lines, places)),
     )
 
@@ -203,6 +207,26 @@ def _place(table: PaperTable, line: Line, taken: Taken, rows: Sequence[int], dra
         draft.leave_out(taken, f"guidance {scale}, the columns are {columns}")
 
 
+def _keep_the_closest(table: PaperTable, recipes: Recipes, draft: _Draft) -> None:
+    """Of attentions that stand for one row, keep those least apart from its recipe's; name the others.
+
+    A suite of the rungs of Table 4 holds several that are Table 5's token-wise paradigm, one of them exactly.
+    """
+    kept: set[int] = set()
+    beaten: dict[int, tuple[Taken, str]] = {}
+    for (index, line, scale), placed in draft.places.items():
+        row = table.rows[index]
+        apart = [len(other_differences(one.result.case["model"], row, recipes)) for one in placed]
+        least = min(apart)
+        closest = [one for one, n in zip(placed, apart, strict=True) if n == least or not line.recipe]
+        draft.places[index, line, scale] = closest
+        kept |= {id(one) for one in closest}
+        beaten |= {id(one): (one, row.title) for one in placed if one not in closest}
+    for number, (one, title) in beaten.items():
+        if number not in kept:
+            draft.leave_out(one, f"another case's attention is more like that of {title}")
+
+
 def _without_side_columns(draft: _Draft, table: PaperTable) -> dict[tuple[int, Line, str], list[Taken]]:
     """Give scaled-down lines whose guidance is none of the table's every column, and say so in their title.
 
@@ -233,15 +257,14 @@ def _by_setting(found: Sequence[Taken]) -> tuple[tuple[Taken, ...], ...]:
     return tuple(tuple(sorted(group, key=lambda one: seed_of(one.result))) for group in groups.values())
 
 
-def _note_attentions(
-    table: PaperTable, line: Line, taken: Taken, rows: Sequence[int], recipes: Recipes, draft: _Draft
+def _note_attention(
+    table: PaperTable, line: Line, taken: Taken, index: int, recipes: Recipes, draft: _Draft
 ) -> None:
-    for index in rows:
-        row = table.rows[index]
-        differs = other_differences(taken.result.case["model"], row, recipes)
-        but = f" ({', '.join(differs)})" if differs else ""
-        label = re.sub(r" · seed=\d+$", "", taken.result.label)
-        draft.stands_for.setdefault(line, {})[f"{label} for {row.title}{but}"] = None
+    row = table.rows[index]
+    differs = other_differences(taken.result.case["model"], row, recipes)
+    but = f" ({', '.join(differs)})" if differs else ""
+    label = _SEED.sub("", taken.result.label)
+    draft.stands_for.setdefault(line, {})[f"{label} for {row.title}{but}"] = None
 
 
 def _remarks(draft: _Draft, lines: Mapping[Line, None]) -> Iterator[str]:
@@ -270,6 +293,14 @@ def _unlike_rows(
             if len(values) > 1 and not key.startswith(MEANT_TO_DIFFER):
                 said = (f"{value} ({_some(labels)})" for value, labels in values.items())
                 yield f"{line.what}: rows differ in {key}: {', '.join(said)}."
+
+
+def _over_seeds(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return labels each once; those that differ in their seed alone as one, `quick: linear (5 seeds)`."""
+    seeds: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        seeds.setdefault(_SEED.sub("", label), []).append(label)
+    return tuple(same[0] if len(same) == 1 else f"{bare} ({len(same)} seeds)" for bare, same in seeds.items())
 
 
 def _some(labels: Sequence[str]) -> str:

@@ -72,9 +72,12 @@ def other_differences(model: Settings, row: PaperRow, recipes: Recipes) -> list[
     ours, theirs = attentions(model), _specs(recipes[row.recipe])
     told = [spec for spec in theirs if spec.name != "softmax"] or theirs
     own = [spec for spec in ours if spec.get("name") != "softmax"] or ours
+    apart = _options_that_differ(own[0], told[0], None)
+    if told[0].name == "dydila":  # what its recipe leaves at its default
+        apart |= _options_that_differ(own[0], told[0], tuple(DEFAULTS))
     said = [
         f"{key} {_shown(got)} for {_shown(wanted)}"
-        for key, (got, wanted) in _options_that_differ(own[0], told[0], None).items()
+        for key, (got, wanted) in apart.items()
         if key not in _OF_SIZE
     ]
     if len(theirs) > 1 and len(told) < len(theirs) and len(own) == len(ours):
