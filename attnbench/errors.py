@@ -22,7 +22,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 MOST_LISTED = 1500  # characters of names in a message: all recipes, but not a thousand cases
@@ -45,10 +45,7 @@ class UnknownNameError(UserInputError):
 
     def __init__(self, kind: str, got: str, allowed: Iterable[str]) -> None:
         self.kind, self.got, self.allowed = kind, got, sorted(set(allowed))
-        listed = ", ".join(self.allowed) or "(none)"
-        if len(listed) > MOST_LISTED:
-            nearest = sorted(difflib.get_close_matches(got, self.allowed, n=10, cutoff=0.0))
-            listed = f"{', '.join(nearest)}, and {len(self.allowed) - len(nearest)} more"
+        listed = all_or_nearest(got, self.allowed) or "(none)"
         super().__init__(f"unknown {kind} {got!r}{did_you_mean(got, self.allowed)}; available: {listed}")
 
     def __reduce__(self) -> tuple[type, tuple[str, str, list[str]]]:
@@ -89,6 +86,16 @@ class StorageError(AttnbenchError):
 
 class UncountedOpError(AttnbenchError):
     """A counter met an operation without a formula: an error, never a zero."""
+
+
+def all_or_nearest(got: str, allowed: Sequence[str], separator: str = ", ") -> str:
+    """Return all names for a message, or the ten most like `got` and how many more there are."""
+    listed = separator.join(allowed)
+    if len(listed) <= MOST_LISTED:
+        return listed
+    nearest = set(difflib.get_close_matches(got, allowed, n=10, cutoff=0.0))
+    shown = [name for name in allowed if name in nearest]
+    return f"{separator.join(shown)}{separator}and {len(allowed) - len(shown)} more"
 
 
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:

@@ -29,6 +29,7 @@ from attnbench.specs import TrainSpec
 from attnbench.storage.run_folders import RunRecord
 
 WARNED_BY = ("init_from", "steps", "lr", "warmup_steps", "ema_decay", "ema_warmup", "extra_ema_decays")
+_MOST_NAMED = 12  # rows in a sentence
 FEW_IMAGES = 10_000  # below it, distances are known to be dominated by the sample-size bias
 
 
@@ -86,10 +87,10 @@ def warnings(results: Sequence[Result]) -> list[str]:
         for excuse in result.case.get("exceptions", ()):
             excuses.setdefault(excuse, {})[label_without_seed(result)] = None
     found += [
-        f"Set for some cases only: {excuse}: {', '.join(labels)}." for excuse, labels in excuses.items()
+        f"Set for some cases only: {excuse}: {_some(list(labels))}." for excuse, labels in excuses.items()
     ]
     for warning, labels in _settings_warned_of(results).items():
-        found.append(f"{warning}: {', '.join(labels)}.")
+        found.append(f"{warning}: {_some(list(labels))}.")
     left_out = {m.note for r in results for m in r.measurements if m.name == "unreadable_images"}
     found += [f"Files that failed to open were left out: {names}" for names in sorted(left_out)]
     noted = {
@@ -99,6 +100,13 @@ def warnings(results: Sequence[Result]) -> list[str]:
     if any(r.environment.git_dirty for r in results):
         found.append("The working tree held uncommitted changes.")
     return [plain(warning) for warning in found]
+
+
+def _some(labels: Sequence[str]) -> str:
+    """Return labels for a sentence: all, or of many the first."""
+    if len(labels) <= _MOST_NAMED:
+        return ", ".join(labels)
+    return f"{', '.join(labels[: _MOST_NAMED - 1])} and {len(labels) - _MOST_NAMED + 1} more"
 
 
 def _settings_warned_of(results: Sequence[Result]) -> dict[str, dict[str, None]]:

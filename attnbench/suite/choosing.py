@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from attnbench.errors import UserInputError, did_you_mean
+from attnbench.errors import UserInputError, all_or_nearest, did_you_mean
 from attnbench.specs import Case
 from attnbench.suite.loading import Suite
 
@@ -38,6 +38,5 @@ def _no_case(suite: Suite, pattern: str) -> str:
     meant = did_you_mean(pattern, labels)
     if not meant and pattern.strip("*?"):
         meant = did_you_mean(pattern.strip("*?"), [*words, *beginnings])
-    return (
-        f"--case {pattern!r}: no case of {suite.name} has such a label{meant}; its cases: {'; '.join(labels)}"
-    )
+    known = all_or_nearest(pattern, labels, "; ")
+    return f"--case {pattern!r}: no case of {suite.name} has such a label{meant}; its cases: {known}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnbench.errors import UserInputError
+from attnbench.errors import UserInputError, all_or_nearest
 from attnbench.report.compare.compared import GROUPS, Compared, compared_quantities, select
 from attnbench.report.compare.conditions import said_apart, unlike, unlike_n
 from attnbench.report.compare.differences import (
@@ -45,7 +45,7 @@ def compare(sides: Sequence[Side], wanted: Wanted) -> RunComparison:
     if len(sides) == 1 and wanted.against is None:
         raise UserInputError(
             "one run is named; compare takes two or more, or one with --case LABEL --against LABEL: cases "
-            f"of {sides[0].name}: {', '.join(c.label for c in sides[0].cases)}"
+            f"of {sides[0].name}: {all_or_nearest('', [c.label for c in sides[0].cases])}"
         )
     matched = _matched(sides, wanted)
     quantities = quantities_of(matched.pairs, wanted.only)
