@@ -27,6 +27,7 @@ def trained(label, *, steps=400, macs=1e6, level=1.0, seed=0, quality=8.0, secon
     result = make_result(label, 0, case_id=f"{label}-{steps}-{seed}", axes={"seed": str(seed)})
     case = {
         **result.case,
+        "model": {**result.case["model"], "attention": {"name": label.partition("-")[0], "options": {}}},
         "seed": seed,
         "train": {**result.case["train"], "steps": steps, "batch_size": BATCH},
     }
@@ -116,6 +117,26 @@ def test_quality_is_interpolated_along_a_family(tmp_path):
     assert row.why == "one seed, interpolated"
 
 
+def test_every_attention_is_a_family_of_its_own(tmp_path):
+    """'*' is all but those it is held against; nothing is interpolated between two attentions.
+
+    At the 400 steps of 1e6 that `one` spent, `linear` lies halfway between its ends, and so does it for
+    `two`; were they one family, `one` at 400 and `two` at 800 would have a value in between.
+    """
+    results = [
+        trained("linear-200", steps=200, quality=10.0),
+        trained("linear-800", steps=800, quality=6.0),
+        trained("one", steps=400, quality=7.0),
+        trained("two", steps=400, quality=9.0),
+    ]
+    found, _ = equal(results, "macs", tmp_path, Wanted(cases=("*",), against="linear-*"))
+    rows = {row.case: row for row in found.rows if row.name == "FD-digits"}
+    assert {label: (row.base, row.value) for label, row in rows.items()} == {
+        "one": (pytest.approx(8.0), 7.0),
+        "two": (pytest.approx(8.0), 9.0),
+    }
+
+
 def test_trainings_that_end_level_are_compared_as_they_stand(tmp_path):
     """Half the steps of twice the multiply-adds are the same budget: a test by images, as they stand."""
     results = [trained("linear"), trained("mine", steps=200, macs=2e6, quality=7.0)]
@@ -173,7 +194,7 @@ def test_a_curve_stays_between_its_points(points, share):
         (["--equal", "macs"], "--equal compares --case LABEL with --against LABEL; cases of"),
         (["--equal", "flops", "--case", "mine", "--against", "linear"], "--equal takes macs, latency, "),
         (["--equal", "macs", "--case", "mien", "--against", "linear"], "(did you mean 'mine'?)"),
-        (["--equal", "macs", "--case", "*", "--against", "linear"], "both name 'linear'; name different"),
+        (["--equal", "macs", "--case", "lin*", "--against", "linear"], "both name 'linear'; name different"),
         (["--equal", "macs", "--case", "bare", "--against", "linear"],
          "has no full multiply-adds of the model at its data's resolution, batch size and steps; it can be "
          "compared by: latency, steps, training-time"),

@@ -31,6 +31,7 @@ from attnbench.report.compare.reading import Side
 from attnbench.report.compare.records import ComparedQuantity, Equal, RunComparison
 from attnbench.report.configurations import Configuration, seed_of
 from attnbench.report.quantities import TRAINING, Quantity
+from attnbench.specs import content_hash
 
 SHARES = (0.25, 0.5, 1.0)
 """Of the largest budget that both trainings reached, where their losses are compared."""
@@ -70,12 +71,13 @@ def compare_equal(sides: Sequence[Side], wanted: Wanted, equal: Equal) -> RunCom
     known = _quantities(pairs, equal)
     check_gates(wanted.gates, known)
     chosen = select(wanted.only, known, "--only") if wanted.only else known
+    families = _families(pairs)
     found: Found = []
     for quantity in chosen:
         if quantity.quantity in _CURVES and equal != "latency":
             found += [row for pair in pairs for row in _along_training(pair, quantity, equal)]
         else:
-            found.append(_along_family(pairs, quantity, equal))
+            found += [_along_family(family, quantity, equal) for family in families]
     rows = with_unlike(
         pairs,
         chosen,
@@ -117,14 +119,31 @@ def _pairs(sides: Sequence[Side], wanted: Wanted) -> list[Pair]:
         raise UserInputError(f"--equal takes one run or two, got {len(sides)}; leave some out")
     bases = find_cases(sides[0], [wanted.against])
     others = find_cases(sides[-1], wanted.cases)
-    both = {c.label for c in bases} & {c.label for c in others} if len(sides) == 1 else set()
-    if both:
-        raise UserInputError(f"--case and --against both name {min(both)!r}; name different cases of a run")
+    if len(sides) == 1:  # a pattern such as '*' means all the others
+        own = {c.label for c in bases}
+        if own.issuperset(c.label for c in others):
+            raise UserInputError(
+                f"--case and --against both name {others[0].label!r}; name different cases of a run"
+            )
+        others = [c for c in others if c.label not in own]
     return [
         Pair(base=a, base_letter=sides[0].letter, other=b, letter=sides[-1].letter)
         for b in others
         for a in bases
     ]
+
+
+def _families(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Group pairs whose cases have one attention on each side: of others nothing lies between two points."""
+    found: dict[tuple[str, str], list[Pair]] = {}
+    for pair in pairs:
+        found.setdefault((_attention_of(pair.other), _attention_of(pair.base)), []).append(pair)
+    return list(found.values())
+
+
+def _attention_of(configuration: Configuration) -> str:
+    model = configuration.results[0].case.get("model", {})
+    return content_hash(model.get("attention", configuration.label))
 
 
 def _check_budget(configuration: Configuration, equal: Equal) -> None:
