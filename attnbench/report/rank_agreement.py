@@ -41,7 +41,7 @@ def rank_agreements(results: Sequence[Result]) -> list[tuple[str, str]]:
         told = [(group, words) for group in groups.values() if (words := _agreement(group, signal, distance))]
         if told:
             several = len(groups) > 1
-            each = [(f"{_where(group)}: " if several else "") + words for group, words in told]
+            each = [(f"{_where(group, rows)}: " if several else "") + words for group, words in told]
             found.append((f"{title} against {distance}", "; ".join(each)))
     return found
 
@@ -71,9 +71,11 @@ def _made_of(measured: Sequence[Measurement]) -> str:
     return measured[0].note if measured[0].name.startswith("diagnose:") else ""
 
 
-def _where(rows: Sequence[Configuration]) -> str:
-    """Return the coordinates that all rows of a group share, such as `objective=flow, steps=250`."""
-    shared = set.intersection(*(set(row.results[0].axes.items()) for row in rows))
-    named = [f"{axis}={value}" for axis, value in rows[0].results[0].axes.items()
-             if (axis, value) in shared and axis != "seed"]  # fmt: skip
-    return ", ".join(named) or f"{len(rows)} rows"
+def _where(group: Sequence[Configuration], rows: Sequence[Configuration]) -> str:
+    """Return the coordinates that a group shares and others have not, such as `objective=flow, steps=250`."""
+    shared, everywhere = (
+        set.intersection(*(set(row.results[0].axes.items()) for row in some)) for some in (group, rows)
+    )
+    named = [f"{axis}={value}" for axis, value in group[0].results[0].axes.items()
+             if (axis, value) in shared - everywhere and axis != "seed"]  # fmt: skip
+    return ", ".join(named) or f"{len(group)} rows"

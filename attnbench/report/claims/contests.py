@@ -9,7 +9,7 @@ from typing import Any
 from attnbench.models.recipes import load_recipes
 from attnbench.report.configurations import Configuration, seed_of
 from attnbench.report.paper.conditions import MEANT_TO_DIFFER, scored_settings
-from attnbench.report.paper.filling import Line, Taken, by_line, scale_text
+from attnbench.report.paper.filling import Line, Taken, by_line, most_alike, scale_text
 from attnbench.report.paper.published import PaperTable
 from attnbench.report.quantities import is_quality, is_separability
 from attnbench.results import Result
@@ -47,6 +47,8 @@ def contests(table: PaperTable, runs: Mapping[str, Sequence[Result]]) -> dict[st
             found.setdefault(key, {}).setdefault(row, []).append(taken)
     alike: dict[tuple[Line, str, str], list[Contest]] = {}
     for (line, size, conditions, scale), by_row in found.items():
+        if line.recipe:  # rows told by attention alone
+            by_row = {row: most_alike(taken, table.rows[row], recipes) for row, taken in by_row.items()}
         alike.setdefault((line, size, conditions), []).append(_contest(line, size, scale, by_row))
     return _told_apart(list(alike.values()))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from attnbench.models.recipes import load_recipes
 from attnbench.report.configurations import seed_of
 from attnbench.report.paper.conditions import MEANT_TO_DIFFER, scored_settings
-from attnbench.report.paper.published import PaperTable
+from attnbench.report.paper.published import PaperRow, PaperTable
 from attnbench.report.paper.rows import (
     Recipes,
     departures,
@@ -207,6 +207,12 @@ def _place(table: PaperTable, line: Line, taken: Taken, rows: Sequence[int], dra
         draft.leave_out(taken, f"guidance {scale}, the columns are {columns}")
 
 
+def most_alike(placed: Sequence[Taken], row: PaperRow, recipes: Recipes) -> list[Taken]:
+    """Return those of some attentions for one row that differ least from its recipe's."""
+    apart = [len(other_differences(one.result.case["model"], row, recipes)) for one in placed]
+    return [one for one, n in zip(placed, apart, strict=True) if n == min(apart)]
+
+
 def _keep_the_closest(table: PaperTable, recipes: Recipes, draft: _Draft) -> None:
     """Of attentions that stand for one row, keep those least apart from its recipe's; name the others.
 
@@ -216,12 +222,10 @@ def _keep_the_closest(table: PaperTable, recipes: Recipes, draft: _Draft) -> Non
     beaten: dict[int, tuple[Taken, str]] = {}
     for (index, line, scale), placed in draft.places.items():
         row = table.rows[index]
-        apart = [len(other_differences(one.result.case["model"], row, recipes)) for one in placed]
-        least = min(apart)
-        closest = [one for one, n in zip(placed, apart, strict=True) if n == least or not line.recipe]
-        draft.places[index, line, scale] = closest
-        kept |= {id(one) for one in closest}
-        beaten |= {id(one): (one, row.title) for one in placed if one not in closest}
+        alike = most_alike(placed, row, recipes) if line.recipe else placed
+        draft.places[index, line, scale] = alike
+        kept |= {id(one) for one in alike}
+        beaten |= {id(one): (one, row.title) for one in placed if id(one) not in kept}
     for number, (one, title) in beaten.items():
         if number not in kept:
             draft.leave_out(one, f"another case's attention is more like that of {title}")
