@@ -20,6 +20,7 @@ from attnbench.running.executors.interface import (
 )
 from attnbench.specs import Case
 from attnbench.stages.interrupts import GO_ON, Stopped
+from attnbench.storage.store import Host
 
 RunCase = Callable[[Case, Path, str, StageProgress], Result]
 """Runs one case: case, store, device, progress. Raises Stopped where it was told to stop."""
@@ -58,18 +59,32 @@ def executor(asked: Asked) -> Executor:
             f"--jobs is {asked.jobs}, and --inline runs cases one after the other in this process; leave one "
             "of the two out"
         )
-    return OneAtATime(partial(run_inline, processes=asked.processes, threads=asked.threads))
+    return OneAtATime(
+        partial(run_inline, processes=asked.processes, hosts=asked.hosts, threads=asked.threads)
+    )
 
 
 def run_inline(
-    case: Case, store: Path, device: str, progress: StageProgress, *, processes: int = 1, threads: int = 0
+    case: Case,
+    store: Path,
+    device: str,
+    progress: StageProgress,
+    *,
+    processes: int = 1,
+    hosts: tuple[Host, ...] = (),
+    threads: int = 0,
 ) -> Result:
-    """Run a case in this process, which starts `processes - 1` more to train with; 0 threads: as they are."""
+    """Run a case in this process, which starts `processes - 1` more to train with, some on `hosts`.
+
+    0 threads: as they are.
+    """
     import torch
 
     from attnbench.stages.case import computing_with, run_case
     from attnbench.storage.store import Workspace
 
-    workspace = Workspace(root=store, device=torch.device(device), progress=progress, processes=processes)
+    workspace = Workspace(
+        root=store, device=torch.device(device), progress=progress, processes=processes, hosts=hosts
+    )
     with computing_with(threads):
         return run_case(case, workspace)
