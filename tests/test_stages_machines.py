@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -66,7 +65,7 @@ def test_a_process_that_dies_on_another_machine_is_told(tmp_path, monkeypatch, h
             os.kill(started[0].pid, signal.SIGKILL)
 
     case = digits_case(steps=4000, log_every=1)
-    with pytest.raises(AttnbenchError, match=r"train process 1 of 2 on machine 2 \(there\) was killed by SIG"):
+    with pytest.raises(AttnbenchError, match=r"process 1 of 2 on machine 2 \(there\) was killed by SIG"):
         train.run(case, over(tmp_path, host, progress=kill))
 
 
@@ -83,7 +82,7 @@ def launches():
     """Two machines of one process each that find each other in a store as torchrun's agent has it."""
     board = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     launch = partial(Launch, processes=2, here=1, machines=2, address="127.0.0.1", port=board.port)
-    yield board, launch(machine=0), launch(machine=1)
+    return board, launch(machine=0), launch(machine=1)
 
 
 def gather(launches, store, *, cases, others=None, end=nullcontext):
@@ -91,9 +90,8 @@ def gather(launches, store, *, cases, others=None, end=nullcontext):
     _, first, second = launches
 
     def lead():
-        with gathering.gathered(first, cases, store, "cpu", lambda text: None) as crew:
-            with end():
-                crew.code = 7
+        with gathering.gathered(first, cases, store, "cpu", lambda text: None) as crew, end():
+            crew.code = 7
         return crew.code
 
     def other():
@@ -118,7 +116,7 @@ def test_the_other_machine_ends_with_the_code_of_the_first(tmp_path, launches):
 
 
 def test_machines_that_do_not_fit_are_refused_on_both(tmp_path, monkeypatch, launches):
-    """Another suite, another store, another torch: one error, which names the machine, before any training."""
+    """Another suite, store or torch: one error, which names the machine, before anything trains."""
     cases = [digits_case()]
     other = digits_case(lr=1e-4)
 

@@ -91,7 +91,9 @@ def gathered(launch: Launch, cases: Sequence[Case], store: Path, device: str, te
     if launch.machines == 1:
         yield Crew()
         return
-    crew = Crew(hosts=_agree(launch, cases, store, device))
+    with _reaching(launch):
+        board = _board(launch)  # kept to the end, since this process may be the one that serves it
+        crew = Crew(hosts=_agree(board, launch, cases, store, device))
     talks: list[Talk] = []
     try:
         for host in crew.hosts:
@@ -109,6 +111,7 @@ def gathered(launch: Launch, cases: Sequence[Case], store: Path, device: str, te
         for talk in talks:
             talk.send(Farewell(code=crew.code))
             talk.close()
+        del board
 
 
 def lend(launch: Launch, cases: Sequence[Case], device: str, tell: Tell) -> int:
@@ -117,7 +120,8 @@ def lend(launch: Launch, cases: Sequence[Case], device: str, tell: Tell) -> int:
     Raises UserInputError where the machines do not fit, and AttnbenchError where the first one is lost. A
     signal stops the first machine's run, which saves first; a second one ends this process.
     """
-    lender, verdict = _answer(launch, cases, device)
+    with _reaching(launch):
+        lender, verdict = _answer(launch, cases, device)
     if verdict or lender is None:
         raise UserInputError(verdict)
     lost = f"machine {_name(launch)}: the first machine is gone or cannot be reached; {_AGAIN}"
@@ -158,9 +162,9 @@ def _watch(talk: Talk, host: Host, crew: Crew, tell: Tell) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _agree(launch: Launch, cases: Sequence[Case], store: Path, device: str) -> tuple[Host, ...]:
+def _agree(board: Store, launch: Launch, cases: Sequence[Case], store: Path, device: str) -> tuple[Host, ...]:
     """Ask every other machine what it lacks; return all, or raise UserInputError with what they lack."""
-    board, attempt, key = _board(launch), secrets.token_hex(8), secrets.token_hex(32)
+    attempt, key = secrets.token_hex(8), secrets.token_hex(32)
     mark = Path(CLAIMS) / f"machines-{attempt}"
     with held_mark(store / mark):
         _write_key(store / mark / _KEY, key)
@@ -292,17 +296,23 @@ def _name(launch: Launch) -> str:
 
 
 def _board(launch: Launch) -> Store:
-    """Return the store through which machines find each other; raises AttnbenchError."""
+    """Return the store through which machines find each other."""
+    return TCPStore(
+        launch.address,
+        launch.port,
+        is_master=launch.serves and launch.machine == 0,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=GATHER_S),
+    )
+
+
+@contextlib.contextmanager
+def _reaching(launch: Launch) -> Iterator[None]:
+    """Turn an error of that store into an AttnbenchError."""
     try:
-        return TCPStore(
-            launch.address,
-            launch.port,
-            is_master=launch.serves and launch.machine == 0,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=GATHER_S),
-        )
+        yield
     except RuntimeError as error:
         raise AttnbenchError(
-            f"the launcher's store at {launch.address}:{launch.port} cannot be reached: "
-            f"{str(error).splitlines()[0]}"
+            f"machine {_name(launch)}: the launcher's store at {launch.address}:{launch.port} cannot be "
+            f"reached, or its machine is gone: {str(error).splitlines()[0]}; {_AGAIN}"
         ) from error
