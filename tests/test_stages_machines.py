@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
 from attnbench.errors import AttnbenchError, UserInputError
-from attnbench.running.executors import gathering
+from attnbench.running.executors import agreement, gathering, process
+from attnbench.running.executors.conversation import failed_result
+from attnbench.running.executors.interface import Asked, Order
 from attnbench.running.executors.launcher import Launch
 from attnbench.stages import train
-from attnbench.stages.distributed import machines
+from attnbench.stages.distributed import machines, talk
+from attnbench.stages.interrupts import GO_ON, Stopped
 from attnbench.storage.store import Host, Workspace
 
 KEY = "ab" * 32
@@ -27,8 +30,8 @@ KEY = "ab" * 32
 @pytest.fixture
 def host(monkeypatch):
     """Another machine on the loopback device, which lends one process."""
-    monkeypatch.setenv(machines.INTERFACE, "lo")
-    monkeypatch.delenv(machines.INTERFACE)  # to be found; what is set meanwhile goes
+    monkeypatch.setenv(talk.INTERFACE, "lo")
+    monkeypatch.delenv(talk.INTERFACE)  # to be found; what is set meanwhile goes
     lender = machines.Lender("127.0.0.1", KEY)
     yield Host(name="2 (there)", address="127.0.0.1", port=lender.port, processes=1, key=KEY)
     lender.close(10)
@@ -46,7 +49,7 @@ def test_a_process_of_another_machine_trains_what_one_trains(tmp_path, host, sha
     losses = [loss for _, loss in train.run(case, workspace).curves["loss"]]
     weights = load_file(workspace.folder("train", case) / "checkpoint.safetensors")
     assert_same_but_for_rounding(trained(tmp_path / "one", case, 1), (weights, losses), steps=4)
-    assert os.environ[machines.INTERFACE] == "lo"
+    assert os.environ[talk.INTERFACE] == "lo"
 
 
 def test_a_process_that_dies_on_another_machine_is_told(tmp_path, monkeypatch, host):
@@ -73,7 +76,7 @@ def test_nobody_without_the_key_is_lent_a_process(host):
     """A stranger is refused before it has asked for anything."""
     stranger = host.model_copy(update={"key": "cd" * 32})
     with pytest.raises(AttnbenchError, match=r"what listens there is not of this run"):
-        machines.open_talk(stranger)
+        talk.open_talk(stranger)
     assert KEY not in repr(host)
 
 
@@ -133,35 +136,66 @@ def test_machines_that_do_not_fit_are_refused_on_both(tmp_path, monkeypatch, lau
     with monkeypatch.context() as patch:
         patch.setattr(gathering, "held_mark", lambda folder: nullcontext(folder.mkdir(parents=True)))
         assert "does not see the file locks" in refusal() or "has no folder" in refusal()
-    versions, main = gathering._versions, {}
+    versions, main = agreement._versions, {}
 
     def differ():
         main.setdefault(threading.get_ident(), len(main))
         return versions() | {"torch": f"2.{main[threading.get_ident()]}"}
 
     with monkeypatch.context() as patch:
-        patch.setattr(gathering, "_versions", differ)
+        patch.setattr(agreement, "_versions", differ)
         assert "it has torch 2." in refusal()
 
 
-def test_the_end_of_the_other_machine_stops_the_run(tmp_path, monkeypatch, launches):
+def test_no_case_starts_after_a_signal_that_the_last_one_did_not_survive(tmp_path, monkeypatch):
+    """A lost machine fails the case under way and stops the run: the others are not to fail in turn."""
+
+    def die(case, *_, signals, **__):
+        signals.append(signal.SIGTERM)
+        return failed_result(case, "its machine is lost", "cpu")
+
+    monkeypatch.setattr(process, "run_in_process", die)
+    order = Order(case=digits_case(), store=tmp_path, device="cpu", log=tmp_path / "log")
+    told = []
+    with pytest.raises(Stopped) as stopped:
+        process.OneProcess(Asked()).start([order, order], lambda _, event: told.append(event))
+    assert stopped.value.message == f"case: failed; {GO_ON}"
+    assert [event.result.status for event in told] == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("happens", "says"),
+    [
+        (talk.Talk.close, "is lost: it is gone or cannot be reached; the run stops"),
+        (lambda end: end.send(gathering.StopHere(number=15)), "was told to stop by SIGTERM: the run stops"),
+    ],
+)
+def test_what_happens_to_the_other_machine_stops_the_run(tmp_path, monkeypatch, launches, happens, says):
     """It is as a signal to the first: what is saved is kept, and torchrun may start anew."""
     stopped, told = threading.Event(), []
     monkeypatch.setattr(gathering.os, "kill", lambda pid, number: stopped.set())
-    talks = []
-    real = gathering.watch
-    monkeypatch.setattr(gathering, "watch", lambda host: talks.append(real(host)) or talks[-1])
     _, first, second = launches
 
     def lead():
         with gathering.gathered(first, [digits_case()], tmp_path, "cpu", told.append):
-            talks[0].close()
             return stopped.wait(20)
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(1) as pool:
         leads = pool.submit(lead)
-        lends = pool.submit(gathering.lend, second, [digits_case()], "cpu", told.append)
+        lender, _ = gathering._answer(second, [digits_case()], "cpu")
+        happens(lender.watch.get(timeout=20))
         assert leads.result()
+    lender.close(1)
+    assert [says in text for text in told] == [True]
+
+
+def test_the_end_of_the_first_machine_ends_the_others(tmp_path, launches):
+    """Killed, it says no farewell: the others fail, too, so that torchrun starts all of them again."""
+    _, first, second = launches
+    with ThreadPoolExecutor(1) as pool:
+        lends = pool.submit(gathering.lend, second, [digits_case()], "cpu", lambda text: None)
+        board = gathering._board(first)
+        (host,) = gathering._agree(board, first, [digits_case()], tmp_path, "cpu")
+        machines.watch(host).close()
         with pytest.raises(AttnbenchError, match="the first machine is gone or cannot be reached; torchrun"):
             lends.result()
-    assert any("is lost: it is gone or cannot be reached; the run stops" in text for text in told)

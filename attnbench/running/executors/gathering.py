@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import queue
 import secrets
 import signal
@@ -23,19 +22,19 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined] # it has no list of names
 
-from attnbench import __version__
 from attnbench.errors import AttnbenchError, UserInputError
 from attnbench.results import Record
-from attnbench.running.executors.asking import distinct, held_mark, lacking, other_code, source_digest
+from attnbench.running.executors.agreement import Answer, First, first_word, lacks
+from attnbench.running.executors.asking import held_mark
 from attnbench.running.executors.launcher import Launch
-from attnbench.specs import Case, content_hash
-from attnbench.stages.distributed.machines import ENDING_S, Farewell, Lender, StopHere, Talk, watch
+from attnbench.specs import Case
+from attnbench.stages.distributed.machines import ENDING_S, Lender, watch
+from attnbench.stages.distributed.talk import Talk
 from attnbench.stages.interrupts import GO_ON, Stopped, on_signal
 from attnbench.storage.atomic import storage_errors
-from attnbench.storage.names import CLAIMS, LOCK
+from attnbench.storage.names import CLAIMS
 from attnbench.storage.store import Host
 
 GATHER_S = 300.0  # for all machines to start, read the suite and compare
@@ -45,31 +44,16 @@ _KEY = "key"
 Tell = Callable[[str], None]
 
 
-class First(Record):
-    """What the first machine says of itself and the run."""
+class Farewell(Record):
+    """The run on the first machine has ended with this exit code."""
 
-    attempt: str
-    """Of a run that is started again, in a store that may keep what the attempt before has said."""
-    versions: dict[str, str]
-    code: str
-    device: str
-    cases: list[tuple[str, str]]
-    """Labels, and hashes of the settings."""
-    asked: list[str]
-    """Cases that need different things, as JSON."""
-    store: Path
-    mark: str
+    code: int
 
 
-class Answer(Record):
-    """What another machine says to it."""
+class StopHere(Record):
+    """This machine was told to stop, by a signal."""
 
-    attempt: str
-    name: str
-    address: str
-    port: int
-    processes: int
-    problems: list[str]
+    number: int
 
 
 @dataclass(kw_only=True)
@@ -168,16 +152,7 @@ def _agree(board: Store, launch: Launch, cases: Sequence[Case], store: Path, dev
     mark = Path(CLAIMS) / f"machines-{attempt}"
     with held_mark(store / mark):
         _write_key(store / mark / _KEY, key)
-        first = First(
-            attempt=attempt,
-            versions=_versions(),
-            code=source_digest(),
-            device=torch.device(device).type,
-            cases=_settings(cases),
-            asked=distinct(cases),
-            store=store,
-            mark=str(mark),
-        )
+        first = first_word(attempt, cases, store, mark, device)
         board.set(_FIRST, first.model_dump_json())
         answers = [_await_answer(board, number, launch, attempt) for number in range(1, launch.machines)]
         problems = [f"machine {one.name}: {text}" for one in answers for text in one.problems]
@@ -233,7 +208,7 @@ def _answer(launch: Launch, cases: Sequence[Case], device: str) -> tuple[Lender 
 def _reply(board: Store, launch: Launch, first: First, cases: Sequence[Case], device: str) -> Lender | None:
     with socket.create_connection((launch.address, launch.port), GATHER_S) as asking:
         address = asking.getsockname()[0]
-    problems, lender = _lacks(first, launch, cases, device), None
+    problems, lender = lacks(first, launch, cases, device), None
     if not problems:
         path = first.store / first.mark / _KEY
         try:
@@ -250,39 +225,6 @@ def _reply(board: Store, launch: Launch, first: First, cases: Sequence[Case], de
     )
     board.set(f"{_ANSWER}/{launch.machine}", answer.model_dump_json())
     return lender
-
-
-def _lacks(first: First, launch: Launch, cases: Sequence[Case], device: str) -> list[str]:
-    """Return what of this machine does not fit the first one, one sentence each."""
-    for name, ours in _versions().items():
-        if ours != (theirs := first.versions.get(name)):
-            return [f"it has {name} {ours}, the first machine {theirs}; install the same one"]
-    if problems := other_code(first.code):
-        return problems
-    problems = lacking(first.asked, first.store, str(Path(first.mark) / LOCK), first.code)
-    settings, theirs_are = _settings(cases), first.cases
-    others = [one[0] for one, there in zip(settings, theirs_are, strict=False) if one != there]
-    if len(settings) != len(theirs_are) or others:
-        count = f"{len(settings)} cases, and the first machine {len(theirs_are)}"
-        what = f"{others[0]} differs from the first machine's" if others else count
-        problems.append(f"its suite has other settings: {what}; start the same command with the same files")
-    if torch.device(device).type != first.device:
-        problems.append(f"it computes on {device}, the first machine on {first.device}; say --device cpu")
-    elif first.device == "cuda" and torch.cuda.device_count() < launch.here:
-        problems.append(
-            f"{launch.here} processes need {launch.here} GPUs, it shows {torch.cuda.device_count()}; start "
-            "fewer there"
-        )
-    return problems
-
-
-def _versions() -> dict[str, str]:
-    return {"attnbench": __version__, "torch": torch.__version__, "Python": platform.python_version()}
-
-
-def _settings(cases: Sequence[Case]) -> list[tuple[str, str]]:
-    """Return of each case its label and a hash of its settings; code is compared by itself, with words."""
-    return [(case.label, content_hash(case.model_dump(mode="json", exclude={"code"}))) for case in cases]
 
 
 def _write_key(path: Path, key: str) -> None:

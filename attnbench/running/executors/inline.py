@@ -31,6 +31,8 @@ class OneAtATime(Executor):
 
     def __init__(self, run_case: RunCase) -> None:
         self._run_case, self._label = run_case, ""
+        self.signals: list[int] = []
+        """Those that a case was told of while it ran, where it handles them itself."""
 
     def start(self, orders: Sequence[Order], tell: Tell) -> None:
         """Run the cases to their end."""
@@ -42,6 +44,8 @@ class OneAtATime(Executor):
                 tell(order, Interrupted(stop.message))
                 raise
             tell(order, Finished(done))
+            if self.signals:  # the case was done, or had failed, just then: the next one must not start
+                raise Stopped(self.signals[0], f"{self._label}: {done.status}; {GO_ON}")
 
     def call(self, order: Order, progress: StageProgress) -> Result:
         """Run one case; raises Stopped."""

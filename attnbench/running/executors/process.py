@@ -36,6 +36,7 @@ class OneProcess(OneAtATime):
             processes=self._asked.processes,
             hosts=self._asked.hosts,
             threads=self._asked.threads,
+            signals=self.signals,
             cradle=self._cradle,
             log=order.log,
         )
@@ -59,6 +60,7 @@ def run_in_process(
     processes: int = 1,
     hosts: tuple[Host, ...] = (),
     threads: int = 0,
+    signals: list[int] | None = None,
     cradle: Cradle | None = None,
     log: Path | None = None,
 ) -> Result:
@@ -66,11 +68,12 @@ def run_in_process(
 
     A child that dies becomes a failed result. Ctrl-C and SIGTERM are handed to the child, which saves its
     training, and end in Stopped; a second one kills it, and so do STOP_LIMIT_S without a sign of progress.
+    `signals` gets them, also where the child was done just then.
     """
     request = Request(
         case=case, store=store, device=device, processes=processes, hosts=hosts, threads=threads
     )
-    times: list[int] = []
+    times = [] if signals is None else signals
     with (cradle or Cradle()).child(log) as child:
         talk = Conversation(child, request, progress)
 

@@ -34,7 +34,8 @@ from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
 from attnbench.processes import ChildProcess, UnreadableReplyError
 from attnbench.results import Record
 from attnbench.specs import Case
-from attnbench.stages.distributed.machines import WORKER, DistantProcess, interface_setting
+from attnbench.stages.distributed.machines import WORKER, DistantProcess
+from attnbench.stages.distributed.talk import interface_setting
 from attnbench.storage.store import Host, Workspace
 
 SharedStage = Literal["train", "sample"]
