@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from attnbench.running.executors import agreement, gathering, process
 from attnbench.running.executors.conversation import failed_result
 from attnbench.running.executors.interface import Asked, Order
 from attnbench.running.executors.launcher import Launch
-from attnbench.stages import train
+from attnbench.stages import interrupts, train
 from attnbench.stages.distributed import machines, talk
 from attnbench.stages.interrupts import GO_ON, Stopped
 from attnbench.storage.store import Host, Workspace
@@ -172,8 +173,14 @@ def test_no_case_starts_after_a_signal_that_the_last_one_did_not_survive(tmp_pat
 )
 def test_what_happens_to_the_other_machine_stops_the_run(tmp_path, monkeypatch, launches, happens, says):
     """It is as a signal to the first: what is saved is kept, and torchrun may start anew."""
-    stopped, told = threading.Event(), []
-    monkeypatch.setattr(gathering.os, "kill", lambda pid, number: stopped.set())
+    stopped, told, killed = threading.Event(), [], []
+
+    def kill(pid, number):
+        killed.append((pid, number))
+        stopped.set()
+
+    monkeypatch.setattr(gathering.os, "kill", kill)
+    monkeypatch.setattr(interrupts, "_heard", [])
     _, first, second = launches
 
     def lead():
@@ -185,8 +192,23 @@ def test_what_happens_to_the_other_machine_stops_the_run(tmp_path, monkeypatch, 
         lender, _ = gathering._answer(second, [digits_case()], "cpu")
         happens(lender.watch.get(timeout=20))
         assert leads.result()
+    assert killed == [(os.getpid(), signal.SIGTERM)]
     lender.close(1)
     assert [says in text for text in told] == [True]
+
+
+def test_a_machine_that_stops_with_all_others_is_no_second_signal(monkeypatch):
+    """The first machine is saving already: a second signal would end it at once."""
+    monkeypatch.setattr(gathering.os, "kill", lambda pid, number: pytest.fail("was told twice"))
+    monkeypatch.setattr(interrupts, "_heard", [signal.SIGTERM])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = talk.Talk(socket.create_connection(server.getsockname()))
+        there = talk.Talk(server.accept()[0])
+    there.send(gathering.StopHere(number=15))
+    machine = Host(name="2", address="", port=0, processes=1, key=KEY)
+    gathering._watch(here, machine, gathering.Crew(), pytest.fail)
+    here.forget()
+    there.forget()
 
 
 def test_the_end_of_the_first_machine_ends_the_others(tmp_path, launches):

@@ -32,15 +32,17 @@ from attnbench.running.executors.launcher import Launch
 from attnbench.specs import Case
 from attnbench.stages.distributed.machines import ENDING_S, Lender, watch
 from attnbench.stages.distributed.talk import Talk
-from attnbench.stages.interrupts import GO_ON, Stopped, on_signal
+from attnbench.stages.interrupts import GO_ON, Stopped, on_signal, was_told_to_stop
 from attnbench.storage.atomic import storage_errors
 from attnbench.storage.names import CLAIMS
 from attnbench.storage.store import Host
 
 GATHER_S = 300.0  # for all machines to start, read the suite and compare
 LOOK_S = 0.1
+ASIDE_S = 2.0  # for the first machine to hear a signal itself that all machines get
 _FIRST, _VERDICT, _ANSWER = "attnbench/first", "attnbench/verdict", "attnbench/machine"
 _KEY = "key"
+_AGAIN = f"torchrun starts the run again as often as its --max-restarts says; else {GO_ON}"
 Tell = Callable[[str], None]
 
 
@@ -63,6 +65,8 @@ class Crew:
     hosts: tuple[Host, ...] = ()
     code: int = 1
     is_over: threading.Event = field(default_factory=threading.Event)
+    """Or stops: what becomes of another machine is no reason to stop any more."""
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
 
 @contextlib.contextmanager
@@ -95,7 +99,6 @@ def gathered(launch: Launch, cases: Sequence[Case], store: Path, device: str, te
         for talk in talks:
             talk.send(Farewell(code=crew.code))
             talk.close()
-        del board
 
 
 def lend(launch: Launch, cases: Sequence[Case], device: str, tell: Tell) -> int:
@@ -118,7 +121,9 @@ def lend(launch: Launch, cases: Sequence[Case], device: str, tell: Tell) -> int:
             signals.append(number)
             if len(signals) > 1:
                 raise Stopped(number, "stopped at once; what the first machine has saved is kept")
-            talk.send(StopHere(number=number))
+            telling = threading.Timer(ASIDE_S, talk.send, [StopHere(number=number)])
+            telling.daemon = True
+            telling.start()
 
         with on_signal(stop):
             farewell = talk.receive(Farewell)
@@ -131,14 +136,16 @@ def lend(launch: Launch, cases: Sequence[Case], device: str, tell: Tell) -> int:
     return farewell.code
 
 
-_AGAIN = f"torchrun starts the run again as often as its --max-restarts says; else {GO_ON}"
-
-
 def _watch(talk: Talk, host: Host, crew: Crew, tell: Tell) -> None:
-    """Stop this process as a signal would when another machine is lost or told to stop."""
+    """Stop this process as a signal would when another machine is lost or told to stop.
+
+    Once: a second signal would end it before it has saved, and a scheduler may tell all machines.
+    """
     told = talk.receive(StopHere)
-    if crew.is_over.is_set():
-        return
+    with crew.one_at_a_time:
+        if crew.is_over.is_set() or was_told_to_stop():
+            return
+        crew.is_over.set()
     if told is None:
         tell(f"machine {host.name} is lost: it is gone or cannot be reached; the run stops. {_AGAIN}")
     else:
