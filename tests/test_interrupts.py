@@ -17,6 +17,7 @@ from attnbench.commands import suites as suite_commands
 from attnbench.evaluation.scorer import Scorer
 from attnbench.running import runner
 from attnbench.running.executors.conversation import failed_result
+from attnbench.running.executors.launcher import Launch
 from attnbench.stages.interrupts import Interrupted, Stopped, interrupt, keeping
 from attnbench.suite.loading import load_suite
 
@@ -136,8 +137,8 @@ def test_a_stopped_run_prints_the_cases_that_are_finished(tmp_path, monkeypatch,
     monkeypatch.setattr(runner, "run", run)
     with pytest.raises(Stopped) as stopped:
         suite_commands.run(
-            suite, tmp_path, device="cpu", engine="inline", address="", jobs=1, processes=1, threads=0,
-            share_gpus=False, quiet=True,
+            suite, tmp_path, device="cpu", engine="inline", address="", jobs=1, threads=0,
+            share_gpus=False, quiet=True, launch=Launch(processes=1, here=1),
         )  # fmt: skip
     assert stopped.value.code == 143
     assert says in stopped.value.message

@@ -95,6 +95,7 @@ OF_OTHER_PROGRAMS = {
     "data/image_sources.py": {"--sparse"},  # tar
     "report/page/__init__.py": {"--line", "--series"},  # style sheets
     "results.py": {"--error-unmatch", "--porcelain"},  # git
+    "running/executors/gathering.py": {"--max-restarts"},  # torchrun
     "running/executors/ray_cluster.py": {"--head"},  # ray
     "running/executors/slurm.py": {"--signal", "--state"},  # scancel
     "running/executors/slurm_queue.py": {"--array", "--signal", "--state", "--test-only"},  # scancel, sbatch

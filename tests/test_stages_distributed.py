@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from process_cases import assert_same_but_for_rounding, digits_case, trained
 from torch import nn
 
+from attnbench.commands import suites as suite_commands
 from attnbench.errors import AttnbenchError, NonFiniteError, UserInputError
 from attnbench.results import latest, read_results
-from attnbench.running.executors.launcher import LAUNCHER_VARIABLES, take_over_launcher
+from attnbench.running.executors.launcher import LAUNCHER_VARIABLES, Launch, take_over_launcher
 from attnbench.specs import SampleSpec
 from attnbench.stages import distributed, sample, train
 from attnbench.stages.training import trainer
@@ -88,6 +89,14 @@ def test_two_processes_draw_the_bytes_of_one(tmp_path):
     assert found[1] == found[2]
 
 
+def launched(monkeypatch, **variables):
+    """Let this process be a launcher's copy."""
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.parametrize(
     ("variables", "taken"),
     [
@@ -99,25 +108,54 @@ def test_two_processes_draw_the_bytes_of_one(tmp_path):
 )
 def test_the_first_copy_of_a_launcher_does_the_work(monkeypatch, variables, taken):
     """Under torchrun one copy starts as many processes as there are copies; the others have nothing to do."""
-    for name in LAUNCHER_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert take_over_launcher(1) == taken
+    launched(monkeypatch, **variables)
+    launch = take_over_launcher(1)
+    assert launch == (None if taken is None else Launch(processes=taken, here=taken))
     if len(variables) and variables["WORLD_SIZE"] != "1":
         assert "WORLD_SIZE" not in os.environ
 
 
+TWO_MACHINES = {
+    "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "GROUP_RANK": "1",
+    "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
+
+
+def test_the_first_copy_of_each_machine_has_something_to_do(monkeypatch):
+    """Over two machines: the second one's first copy knows its number and where the others are."""
+    launched(monkeypatch, **TWO_MACHINES, RANK="2", LOCAL_RANK="0")
+    assert take_over_launcher(1) == Launch(
+        processes=4, here=2, machine=1, machines=2, address="10.0.0.1", port=29500, serves=True
+    )
+    launched(monkeypatch, **TWO_MACHINES, RANK="3", LOCAL_RANK="1")
+    assert take_over_launcher(1) is None
+    launched(monkeypatch, **TWO_MACHINES, RANK="2", LOCAL_RANK="0", TORCHELASTIC_USE_AGENT_STORE="True")
+    assert not take_over_launcher(1).serves  # torchrun's agents do
+
+
 @pytest.mark.parametrize(
     ("here", "processes", "message"),
-    [("1", 1, "on several machines, 1 of them here.*share out the cases"), ("2", 3, "--processes is 3")],
+    [
+        (
+            "1",
+            1,
+            r"on several machines, 1 of them here, .* not say LOCAL_RANK, .*start them with torchrun",
+        ),
+        ("2", 3, "--processes is 3"),
+    ],
 )
 def test_launchers_that_cannot_be_followed_are_refused(monkeypatch, here, processes, message):
-    """Several machines, or another number of processes: the error says what to type instead."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    """Machines that do not know of each other, or another number of processes: what to type instead."""
+    launched(monkeypatch, WORLD_SIZE="2", LOCAL_WORLD_SIZE=here)
     with pytest.raises(UserInputError, match=message):
         take_over_launcher(processes)
+
+
+def test_machines_of_a_launch_work_on_one_case_at_a_time(monkeypatch):
+    """Several cases at a time would need the other machines' processes twice."""
+    launched(monkeypatch, **TWO_MACHINES, RANK="0", LOCAL_RANK="0")
+    with pytest.raises(UserInputError, match=r"on 2 machines, for one case at a time .* leave --jobs and"):
+        suite_commands.launch(1, "jobs")
 
 
 @pytest.mark.slow

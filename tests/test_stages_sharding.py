@@ -100,7 +100,7 @@ def _measure_share(rank: int, folder: str) -> None:
     """Make one step as one of two processes and note how many numbers this one holds."""
     torch.set_num_threads(1)
     case, workspace = sharded(digits_case()), Workspace(root=Path(folder), device=CPU, processes=2)
-    with joined(World(rank=rank, size=2), Path(folder) / "meeting", CPU) as world:
+    with joined(World(rank=rank, size=2), (Path(folder) / "meeting").as_uri(), CPU) as world:
         dataset = load_dataset(case.data)
         source = training_source(case, dataset, workspace)
         model = train.initial_model(case, ModelInput(shape=source.shape, num_classes=10), CPU)

@@ -79,7 +79,10 @@ def run(
     of_slurm = {"--partition": partition, "--time": time, "--slurm": slurm, "--dry-run": dry_run}
     of_one = {"ray": {"--address": bool(address)}, "slurm": {k: bool(v) for k, v in of_slurm.items()}}
     engine = suite_commands.engine(executor, inline=inline, jobs=jobs, share_gpus=share_gpus, of_one=of_one)
-    with suite_commands.cradle(engine) as early:
+    launch = suite_commands.launch(processes, engine)
+    if launch is None:
+        raise typer.Exit(0)  # another copy, started by torchrun beside this one, does the work
+    with suite_commands.cradle(engine, launch) as early:
         code = suite_commands.run(
             suite_commands.load(suite, override or [], case or [], seeds),
             runs,
@@ -91,7 +94,7 @@ def run(
             slurm=slurm or (),
             dry_run=dry_run,
             jobs=jobs,
-            processes=processes,
+            launch=launch,
             threads=threads,
             share_gpus=share_gpus,
             quiet=quiet,

@@ -28,7 +28,8 @@ OfOne = Mapping[str, Mapping[str, bool]]
 
 if TYPE_CHECKING:
     from attnbench.running.executors.cradle import Cradle
-    from attnbench.running.executors.interface import Asked
+    from attnbench.running.executors.interface import Asked, Executor
+    from attnbench.running.executors.launcher import Launch
     from attnbench.running.listener import Listener
     from attnbench.suite.loading import Suite
 
@@ -67,11 +68,26 @@ def engine(executor: str, *, inline: bool, jobs: int | None, share_gpus: bool, o
     return "inline" if inline else "process" if jobs in (None, 1) else "jobs"
 
 
-def cradle(engine: str) -> AbstractContextManager[Cradle | None]:
+def launch(processes: int, engine: str) -> Launch | None:
+    """Return what a launcher has started, None for a copy that has nothing to do; raises UserInputError."""
+    from attnbench.errors import UserInputError
+    from attnbench.running.executors.launcher import take_over_launcher
+
+    taken = take_over_launcher(processes)
+    if taken is not None and taken.machines > 1 and engine not in ("process", "inline"):
+        raise UserInputError(
+            f"a launcher has started attnbench on {taken.machines} machines, for one case at a time on all "
+            "of them; leave --jobs and --executor out"
+        )
+    return taken
+
+
+def cradle(engine: str, launch: Launch) -> AbstractContextManager[Cradle | None]:
     """Start what starts the processes of cases here: it imports while this process reads the suite."""
     from attnbench.running.executors.cradle import Cradle
 
-    return Cradle() if engine in ("process", "jobs") else nullcontext()
+    runs_here = engine in ("process", "jobs") and launch.machine == 0
+    return Cradle() if runs_here else nullcontext()
 
 
 def run(
@@ -82,7 +98,7 @@ def run(
     engine: str,
     address: str,
     jobs: int | None,
-    processes: int,
+    launch: Launch,
     threads: int,
     share_gpus: bool,
     quiet: bool,
@@ -92,24 +108,23 @@ def run(
     dry_run: bool = False,
     cradle: Cradle | None = None,
 ) -> int:
-    """Run a suite, print its comparison and where the report is; return the exit code."""
+    """Run a suite, print its comparison and where the report is; return the exit code.
+
+    On another machine than the first of a launch: lend processes to it until it has done so.
+    """
     from attnbench.devices import chosen_device
     from attnbench.running.executors import make_executor
+    from attnbench.running.executors.gathering import gathered, lend
     from attnbench.running.executors.interface import Asked
-    from attnbench.running.executors.launcher import take_over_launcher
-    from attnbench.running.runner import run as run_cases
     from attnbench.stages.distributed import check_division
 
-    taken = take_over_launcher(processes)
-    if taken is None:
-        return 0  # another copy, started by torchrun beside this one, does the work
     for case in suite.cases:
-        check_division(case, taken)
+        check_division(case, launch.processes)
     # where cases run elsewhere, this machine's devices say nothing of theirs
     chosen = device if engine in CLUSTERS else chosen_device(device)
     asked = Asked(
         jobs=(0 if engine in CLUSTERS else 1) if jobs is None else jobs,
-        processes=taken,
+        processes=launch.processes,
         threads=threads,
         share_gpus=share_gpus,
         device=chosen,
@@ -120,9 +135,20 @@ def run(
         num_cases=len(suite.cases),
         cradle=cradle,
     )
-    executor = make_executor(engine, asked)
-    if dry_run:
-        return show_submission(suite, runs, asked)
+    if launch.machine > 0:
+        return lend(launch, suite.cases, chosen, console.print_notice)
+    with gathered(launch, suite.cases, runs.absolute() / STORE, chosen, console.print_notice) as crew:
+        asked = replace(asked, hosts=crew.hosts)
+        executor = make_executor(engine, asked)
+        if dry_run:
+            return show_submission(suite, runs, asked)
+        crew.code = _run_cases(suite, runs, device=device, executor=executor, quiet=quiet)
+    return crew.code
+
+
+def _run_cases(suite: Suite, runs: Path, *, device: str, executor: Executor, quiet: bool) -> int:
+    from attnbench.running.runner import run as run_cases
+
     results: dict[str, Result] = {}
     try:
         with console.run_listener(len(suite.cases), quiet=quiet) as listener:

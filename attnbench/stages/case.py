@@ -35,6 +35,7 @@ from attnbench.storage.store import (
     EVERY_STAGE,
     NOTICE,
     STAGE_ENDED,
+    Host,
     Stage,
     StageOutput,
     Workspace,
@@ -239,6 +240,7 @@ def main() -> None:
         device=torch.device(request["device"]),
         progress=lambda stage, done, total, note: reply({"progress": [stage, done, total, note]}),
         processes=request["processes"],
+        hosts=tuple(map(Host.model_validate, request["hosts"])),
         failing=lambda reason: reply({"failing": reason}),
     )
     case = Case.model_validate_json(json.dumps(request["case"]))

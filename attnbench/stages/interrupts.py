@@ -43,6 +43,11 @@ class StopRequest:
         self.number = number
 
 
+def was_told_to_stop() -> bool:
+    """Tell whether this process has heard a signal."""
+    return bool(_heard)
+
+
 def interrupt(number: int) -> NoReturn:
     """Leave the work where it is: a reaction for `on_signal`; raises Interrupted."""
     raise Interrupted(number)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from torch import nn
 
-from attnbench.devices import device_of_rank
 from attnbench.diffusion.noise import fork_rng
 from attnbench.models import build_model, fuse_for_inference
 from attnbench.results import Measurement
@@ -91,7 +90,7 @@ def _tell_of_earlier_noise(case: Case, workspace: Workspace) -> None:
 
 def draw_part(case: Case, workspace: Workspace, world: World) -> Sampler:
     """Draw the shards that fall to one of the processes of a world; all of them are drawn on return."""
-    device = device_of_rank(workspace.device, world.rank, world.size)
+    device = world.device_of(workspace.device)
     sampler = load_sampler(case, replace(workspace, device=device))
     draw_shards(sampler, workspace.folder("sample", case), rank=world.rank, world=world.size)
     world.meet()

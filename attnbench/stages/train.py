@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from attnbench.devices import device_of_rank
 from attnbench.diffusion.noise import fork_rng
 from attnbench.errors import UserInputError
 from attnbench.models import build_model
@@ -84,7 +83,7 @@ def train_teacher(case: Case, workspace: Workspace) -> None:
 
 def train_case(case: Case, workspace: Workspace, world: World) -> StageOutput:
     """Train one case as one of the processes of a world; the first of them writes the averaged weights."""
-    device = device_of_rank(workspace.device, world.rank, world.size)
+    device = world.device_of(workspace.device)
     dataset = dataset_of(case, workspace)
     source = training_source(case, dataset, workspace)
     model_input = ModelInput(shape=source.shape, num_classes=dataset.num_classes)

@@ -30,10 +30,11 @@ def serve(request: dict[str, Any], parent: ParentProcess) -> None:
     """Take part in one stage of one case."""
     torch.set_num_threads(request["threads"])
     case = Case.model_validate_json(json.dumps(request["case"]))
-    device, world = torch.device(request["device"]), World(rank=request["rank"], size=request["size"])
+    device, here = torch.device(request["device"]), tuple(request["here"])
+    world = World(rank=request["rank"], size=request["size"], here=here)
     workspace = Workspace(root=Path(request["root"]), device=device, processes=world.size)
     parent.reply(Said(event="ready").model_dump())
-    with joined(world, Path(request["rendezvous"]), device):
+    with joined(world, request["rendezvous"], device):
         try:
             PARTS[request["part"]](case, workspace, world)
         except LeftToFirstError:

@@ -62,6 +62,17 @@ def _print_reason(reason: str) -> None:
     sys.stderr.flush()
 
 
+class Host(Record):
+    """Another machine that lends processes to this run."""
+
+    name: str
+    address: str
+    port: int
+    processes: int
+    key: str = Field(repr=False)
+    """Hexadecimal; whoever knows it may ask for processes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
     """Where stages keep their files, what they compute on, and who listens to their progress."""
@@ -70,7 +81,9 @@ class Workspace:
     device: torch.device
     progress: StageProgress | None = None
     processes: int = 1
-    """Processes that train one case together."""
+    """Processes that train one case together, on all machines."""
+    hosts: tuple[Host, ...] = ()
+    """The other machines, in the order of the ranks of their processes, which come after those here."""
     failing: Callable[[str], None] = _print_reason
     """Hears why this process is about to end, where its main thread hangs and cannot raise an error."""
     datasets: dict[DataSpec, Any] = field(default_factory=dict, repr=False, compare=False)

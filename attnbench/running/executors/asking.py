@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from attnbench.errors import AttnbenchError
@@ -13,6 +15,8 @@ from attnbench.results import Record
 from attnbench.running.executors.conversation import Request
 from attnbench.running.needs import missing_inputs
 from attnbench.specs import Case
+from attnbench.storage.atomic import storage_errors
+from attnbench.storage.locks import alone_in
 
 PACKAGE = Path(__file__).parents[2]
 
@@ -49,6 +53,16 @@ def source_digest() -> str:
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{path.relative_to(PACKAGE)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def held_mark(folder: Path) -> Iterator[None]:
+    """Hold a folder of the store for the block, by which nodes know the store, and see the lock; it goes."""
+    try:
+        with storage_errors(folder), alone_in(folder, lambda text: None):
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def lacking(cases: Sequence[str], store: Path, mark: str, code: str) -> list[str]:

@@ -17,6 +17,7 @@ from attnbench.results import Record, Result, environment, timestamp
 from attnbench.running.executors.interface import Finished, Interrupted
 from attnbench.specs import Case
 from attnbench.stages.interrupts import GO_ON
+from attnbench.storage.store import Host
 
 STOP_LIMIT_S = 600.0  # without a sign of progress: a checkpoint of tens of gigabytes takes minutes
 EXIT_LIMIT_S = 30.0  # after the result: a plugin's thread may never end
@@ -35,6 +36,8 @@ class Request:
     store: Path
     device: str
     processes: int = 1
+    hosts: tuple[Host, ...] = ()
+    """Other machines that lend some of the processes."""
     threads: int = 0
     """CPU threads; 0: as many as torch takes by itself."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -53,6 +56,7 @@ class Request:
                 "root": str(self.store),
                 "device": self.device,
                 "processes": self.processes,
+                "hosts": [host.model_dump() for host in self.hosts],
                 "threads": self.threads,
                 "environment": dict(self.environment),
                 "note": self.note,

@@ -20,6 +20,7 @@ from attnbench.running.executors.interface import (
 )
 from attnbench.specs import Case
 from attnbench.stages.interrupts import GO_ON, Stopped
+from attnbench.storage.store import Host
 
 RunCase = Callable[[Case, Path, str, StageProgress], Result]
 """Runs one case: case, store, device, progress. Raises Stopped where it was told to stop."""
@@ -30,6 +31,8 @@ class OneAtATime(Executor):
 
     def __init__(self, run_case: RunCase) -> None:
         self._run_case, self._label = run_case, ""
+        self.signals: list[int] = []
+        """Those that a case was told of while it ran, where it handles them itself."""
 
     def start(self, orders: Sequence[Order], tell: Tell) -> None:
         """Run the cases to their end."""
@@ -41,6 +44,8 @@ class OneAtATime(Executor):
                 tell(order, Interrupted(stop.message))
                 raise
             tell(order, Finished(done))
+            if self.signals:  # the case was done, or had failed, just then: the next one must not start
+                raise Stopped(self.signals[0], f"{self._label}: {done.status}; {GO_ON}")
 
     def call(self, order: Order, progress: StageProgress) -> Result:
         """Run one case; raises Stopped."""
@@ -58,18 +63,32 @@ def executor(asked: Asked) -> Executor:
             f"--jobs is {asked.jobs}, and --inline runs cases one after the other in this process; leave one "
             "of the two out"
         )
-    return OneAtATime(partial(run_inline, processes=asked.processes, threads=asked.threads))
+    return OneAtATime(
+        partial(run_inline, processes=asked.processes, hosts=asked.hosts, threads=asked.threads)
+    )
 
 
 def run_inline(
-    case: Case, store: Path, device: str, progress: StageProgress, *, processes: int = 1, threads: int = 0
+    case: Case,
+    store: Path,
+    device: str,
+    progress: StageProgress,
+    *,
+    processes: int = 1,
+    hosts: tuple[Host, ...] = (),
+    threads: int = 0,
 ) -> Result:
-    """Run a case in this process, which starts `processes - 1` more to train with; 0 threads: as they are."""
+    """Run a case in this process, which starts `processes - 1` more to train with, some on `hosts`.
+
+    0 threads: as they are.
+    """
     import torch
 
     from attnbench.stages.case import computing_with, run_case
     from attnbench.storage.store import Workspace
 
-    workspace = Workspace(root=store, device=torch.device(device), progress=progress, processes=processes)
+    workspace = Workspace(
+        root=store, device=torch.device(device), progress=progress, processes=processes, hosts=hosts
+    )
     with computing_with(threads):
         return run_case(case, workspace)

@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Self
 
 from attnbench.results import Result
 from attnbench.specs import Case
+from attnbench.storage.store import Host
 
 if TYPE_CHECKING:
     from attnbench.running.executors.cradle import Cradle
@@ -53,7 +54,9 @@ class Asked:
     jobs: int = 1
     """Cases at a time on this machine; 0: one for each core, or each GPU, as far as there are cases."""
     processes: int = 1
-    """Processes that train one case together."""
+    """Processes that train one case together, on all machines."""
+    hosts: tuple[Host, ...] = ()
+    """Other machines that lend some of these processes, to an executor of one case at a time."""
     threads: int = 0
     """CPU threads of a case; 0: OMP_NUM_THREADS, else the cores divided by the jobs."""
     share_gpus: bool = False

@@ -12,6 +12,7 @@ from attnbench.running.executors.inline import OneAtATime
 from attnbench.running.executors.interface import Asked, Executor, Finished, Order
 from attnbench.specs import Case
 from attnbench.stages.interrupts import Stopped, on_signal
+from attnbench.storage.store import Host
 
 
 class OneProcess(OneAtATime):
@@ -33,7 +34,9 @@ class OneProcess(OneAtATime):
             order.device,
             progress,
             processes=self._asked.processes,
+            hosts=self._asked.hosts,
             threads=self._asked.threads,
+            signals=self.signals,
             cradle=self._cradle,
             log=order.log,
         )
@@ -55,17 +58,22 @@ def run_in_process(
     progress: StageProgress,
     *,
     processes: int = 1,
+    hosts: tuple[Host, ...] = (),
     threads: int = 0,
+    signals: list[int] | None = None,
     cradle: Cradle | None = None,
     log: Path | None = None,
 ) -> Result:
-    """Run a case in a child process, which starts `processes - 1` more to train with.
+    """Run a case in a child process, which starts `processes - 1` more to train with, some on `hosts`.
 
     A child that dies becomes a failed result. Ctrl-C and SIGTERM are handed to the child, which saves its
     training, and end in Stopped; a second one kills it, and so do STOP_LIMIT_S without a sign of progress.
+    `signals` gets them, also where the child was done just then.
     """
-    request = Request(case=case, store=store, device=device, processes=processes, threads=threads)
-    times: list[int] = []
+    request = Request(
+        case=case, store=store, device=device, processes=processes, hosts=hosts, threads=threads
+    )
+    times = [] if signals is None else signals
     with (cradle or Cradle()).child(log) as child:
         talk = Conversation(child, request, progress)
 

@@ -19,11 +19,9 @@ from typing import Any
 from attnbench import __version__
 from attnbench.devices import available_cores
 from attnbench.errors import UserInputError
-from attnbench.running.executors.asking import distinct, source_digest
+from attnbench.running.executors.asking import distinct, held_mark, source_digest
 from attnbench.running.executors.cluster_shares import Node
 from attnbench.specs import Case
-from attnbench.storage.atomic import storage_errors
-from attnbench.storage.locks import alone_in
 from attnbench.storage.names import CLAIMS, LOCK
 
 OBJECTS_BYTES = 80 * 2**20  # Ray's least: nothing large passes through its object store
@@ -127,7 +125,7 @@ class Cluster:
 
         mark = Path(CLAIMS) / f"probe-{secrets.token_hex(8)}"
         probe = ray.remote(max_retries=0, max_calls=1, num_cpus=0)(_by_value())
-        with _held_mark(store / mark):
+        with held_mark(store / mark):
             asked = (distinct(cases), str(store), str(mark / LOCK), source_digest(), __version__)
             refs = [
                 probe.options(
@@ -184,16 +182,6 @@ class Cluster:
         if tried.returncode != 0:
             said = (tried.stdout.strip() or tried.stderr.strip() or "no reason given").splitlines()[-1]
             raise UserInputError(f"the Ray cluster at {self.address} cannot be used: {said}")
-
-
-@contextlib.contextmanager
-def _held_mark(folder: Path) -> Iterator[None]:
-    """Hold a folder of the store for the block, by which nodes know the store, and see the lock; it goes."""
-    try:
-        with storage_errors(folder), alone_in(folder, lambda text: None):
-            yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _by_value() -> Any:

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from attnbench.devices import device_of_rank
 from attnbench.diffusion.noise import derive_seed
 from attnbench.diffusion.objective import Objective, build_objective
 from attnbench.errors import CheckpointError, NonFiniteError
@@ -71,7 +70,7 @@ class Trainer:
     ) -> None:
         """`teacher` is the SHA-256 of its weights, `taught_by` its module where it makes a pass each step."""
         self.case, self.settings, self.workspace, self.world = case, case.train, workspace, world
-        self.device = device_of_rank(workspace.device, world.rank, world.size)
+        self.device = world.device_of(workspace.device)
         self.model = model.to(self.device).train()
         self.is_sharded = self.settings.sharding == "fsdp2" and world.size > 1
         if self.is_sharded:

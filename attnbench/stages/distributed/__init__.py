@@ -1,7 +1,8 @@
 """Several processes that work on one stage together: starting them, joining them, and ending them.
 
 The case's own process is rank 0. It starts the others as `python -m attnbench.stages.worker` and joins
-them through a file (no port is taken), by gloo on the CPU and nccl on GPUs, one GPU each. A process
+them through a file (no port is taken), by gloo on the CPU and nccl on GPUs, one GPU each. On other
+machines it asks for processes (`machines.py`), and all are joined through a port of its own. A process
 that loses its parent ends itself; a parent that loses a process ends the others, itself if need be, and
 says which it lost and why.
 """
@@ -15,23 +16,27 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
+from torch.distributed import TCPStore  # type: ignore[attr-defined] # it has no list of names
 
 from attnbench.devices import device_of_rank
 from attnbench.errors import AttnbenchError, UnsupportedError, UserInputError
 from attnbench.processes import ChildProcess, UnreadableReplyError
 from attnbench.results import Record
 from attnbench.specs import Case
-from attnbench.storage.store import Workspace
+from attnbench.stages.distributed.machines import WORKER, DistantProcess
+from attnbench.stages.distributed.talk import interface_setting
+from attnbench.storage.store import Host, Workspace
 
 SharedStage = Literal["train", "sample"]
 PATIENCE = timedelta(minutes=30)  # the others wait while rank 0 writes a checkpoint of tens of gigabytes
@@ -63,6 +68,17 @@ class World:
 
     rank: int = 0
     size: int = 1
+    here: tuple[int, int] | None = None
+    """Its number among the processes of its machine, and how many these are; None: all are on one."""
+
+    @property
+    def num_here(self) -> int:
+        """How many of the processes are on this one's machine."""
+        return self.size if self.here is None else self.here[1]
+
+    def device_of(self, device: torch.device) -> torch.device:
+        """Return this process's own device, on its machine."""
+        return device_of_rank(device, self.rank if self.here is None else self.here[0], self.size)
 
     @property
     def is_first(self) -> bool:
@@ -106,28 +122,38 @@ def check_division(case: Case, size: int) -> None:
 
 def check_processes(case: Case, workspace: Workspace, part: SharedStage) -> None:
     """Raise UserInputError where the processes cannot share a batch, UnsupportedError without the GPUs."""
-    size = workspace.processes
+    here = processes_here(workspace)
     if part == "train":
-        check_division(case, size)
-    if workspace.device.type == "cuda" and torch.cuda.device_count() < size:
+        check_division(case, workspace.processes)
+    if workspace.device.type == "cuda" and torch.cuda.device_count() < here:
         raise UnsupportedError(
-            f"{size} processes need {size} GPUs, this machine shows {torch.cuda.device_count()}; "
+            f"{here} processes need {here} GPUs, this machine shows {torch.cuda.device_count()}; "
             "lower --processes"
         )
 
 
+def processes_here(workspace: Workspace) -> int:
+    """Return how many of a case's processes are on this machine."""
+    return workspace.processes - sum(host.processes for host in workspace.hosts)
+
+
 @contextlib.contextmanager
-def joined(world: World, rendezvous: Path, device: torch.device) -> Iterator[World]:
-    """Join the processes that share the file `rendezvous` for the block; the CPU's cores are divided."""
+def joined(world: World, rendezvous: str, device: torch.device) -> Iterator[World]:
+    """Join the processes that share `rendezvous` for the block; the cores of a machine are divided.
+
+    It is the URI of a file, or tcp://ADDRESS:PORT of a `TCPStore`.
+    """
     threads = torch.get_num_threads()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, threads // world.size))
+        torch.set_num_threads(max(1, threads // world.num_here))
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, init_method=rendezvous.as_uri(), rank=world.rank, world_size=world.size, timeout=PATIENCE
-    )
+    place = urlsplit(rendezvous)
+    where: dict[str, Any] = {"init_method": rendezvous}
+    if place.scheme == "tcp":
+        where = {"store": TCPStore(str(place.hostname), place.port or 0, timeout=PATIENCE)}
+    dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=PATIENCE, **where)
     try:
         yield world
     finally:
@@ -147,47 +173,87 @@ def together(case: Case, workspace: Workspace, part: SharedStage) -> Iterator[Wo
     check_processes(case, workspace, part)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-")))
-        workers: list[_Worker] = []
-        for rank in range(1, workspace.processes):
-            workers.append(_Worker(case, workspace, part, rank, folder / "rendezvous"))
-            stack.callback(workers[-1].end)
+        (first, _), *others = _worlds(workspace)
+        started: dict[int, ChildProcess | DistantProcess] = {}
+        # other machines first: the address that they see this one under is a setting for all processes
+        for world, host in sorted(others, key=lambda one: one[1] is None):
+            name = f"{part} process {world.rank} of {world.size}"
+            started[world.rank] = process = _here(name) if host is None else _there(host, name)
+            stack.callback(process.end, DYING_S)
+        _store, rendezvous = _rendezvous(started.values(), folder)  # it serves as long as this frame lives
+        workers = [
+            _Worker(started[world.rank], case, workspace, part, world, rendezvous) for world, _ in others
+        ]
         for worker in workers:
             worker.wait_until_ready()
-        device = device_of_rank(workspace.device, 0, workspace.processes)
         watch = stack.enter_context(_Watch(workers, workspace, folder))
         with watch.blaming():
-            world = stack.enter_context(
-                joined(World(rank=0, size=workspace.processes), folder / "rendezvous", device)
-            )
+            world = stack.enter_context(joined(first, rendezvous, first.device_of(workspace.device)))
         with watch.blaming():
             yield world
+
+
+def _worlds(workspace: Workspace) -> list[tuple[World, Host | None]]:
+    """Return every process's view by rank, and the other machine that it is on."""
+    size = workspace.processes
+    places = [(None, processes_here(workspace)), *((host, host.processes) for host in workspace.hosts)]
+    seats = [(host, (number, count)) for host, count in places for number in range(count)]
+    return [(World(rank=rank, size=size, here=here), host) for rank, (host, here) in enumerate(seats)]
+
+
+def _here(name: str) -> ChildProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    # Ctrl-C is for rank 0, which decides what happens to the others
+    return ChildProcess(WORKER, name, environment=environment, new_session=True)
+
+
+def _there(host: Host, name: str) -> DistantProcess:
+    process = DistantProcess(host, name)
+    os.environ.update(interface_setting(process.here))
+    return process
+
+
+def _rendezvous(
+    processes: Iterable[ChildProcess | DistantProcess], folder: Path
+) -> tuple[TCPStore | None, str]:
+    """Return where processes meet: a file, or the address that other machines see this one under."""
+    address = next((process.here for process in processes if isinstance(process, DistantProcess)), None)
+    if address is None:
+        return None, (folder / "rendezvous").as_uri()
+    store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+    return store, f"tcp://{f'[{address}]' if ':' in address else address}:{store.port}"
 
 
 class _Worker:
     """One process of rank 1 or higher."""
 
     def __init__(
-        self, case: Case, workspace: Workspace, part: SharedStage, rank: int, rendezvous: Path
+        self,
+        process: ChildProcess | DistantProcess,
+        case: Case,
+        workspace: Workspace,
+        part: SharedStage,
+        world: World,
+        rendezvous: str,
     ) -> None:
         threads = torch.get_num_threads()
-        self._process = ChildProcess(
-            "attnbench.stages.worker",
-            f"{part} process {rank} of {workspace.processes}",
-            environment={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            new_session=True,  # Ctrl-C is for rank 0, which decides what happens to the others
-        )
+        self._process = process
         self._is_done, self._error, self._traceback = False, "", ""
         request = {
             "part": part,
             "case": case.model_dump(mode="json"),
             "root": str(workspace.root),
-            "device": str(device_of_rank(workspace.device, rank, workspace.processes)),
-            "rank": rank,
-            "size": workspace.processes,
-            "rendezvous": str(rendezvous),
+            "device": str(world.device_of(workspace.device)),
+            "rank": world.rank,
+            "size": world.size,
+            "here": world.here,
+            "rendezvous": rendezvous,
             "threads": threads,
         }
-        self._process.send(json.dumps(request))
+        if isinstance(process, DistantProcess):
+            process.begin(json.dumps(request), threads)
+        else:
+            process.send(json.dumps(request))
 
     def wait_until_ready(self) -> None:
         """Wait for the process's imports; raises AttnbenchError when it ends instead."""
@@ -234,10 +300,6 @@ class _Worker:
     def kill(self) -> None:
         """End the process at once."""
         self._process.kill("the work that it took part in has failed")
-
-    def end(self) -> None:
-        """End the process: its part is done, or nobody needs it any more."""
-        self._process.end(DYING_S)
 
 
 class _Watch:
