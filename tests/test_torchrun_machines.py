@@ -15,11 +15,12 @@ from attnbench.storage.names import CHECKPOINT, DONE, STORE
 from attnbench.storage.store import Workspace
 from attnbench.suite.loading import load_suite
 
+ASKED = "ATTNBENCH_TEST_MACHINES"
 LIMIT_S = 250.0  # agents, commands and processes start twice
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("ATTNBENCH_TEST_MACHINES" not in os.environ, reason="minutes; ATTNBENCH_TEST_MACHINES=1 runs it")
+@pytest.mark.skipif(ASKED not in os.environ, reason=f"takes minutes; {ASKED}=1 runs it")
 @pytest.mark.timeout(2 * LIMIT_S + 60)
 def test_a_lost_machine_is_replaced_and_changes_no_bit(tmp_path):
     """All of the second machine is killed; torchrun's agents meet again, and go on from the checkpoint."""
