@@ -51,7 +51,7 @@ def checks(text: str) -> list[Check]:
                 continue
             if said.startswith("> ") and own:
                 own[-1] = Check(number=number, command=own[-1].command, holds=(*own[-1].holds, said[2:]))
-            elif said.startswith("attnbench ") or said.startswith("python "):
+            elif said.startswith(("attnbench ", "python ", "grep ")):
                 own.append(Check(number=number, command=said.partition("  #")[0].strip(), holds=()))
         if not own or not all(check.holds for check in own):
             raise ValueError(f"finding {number}: needs a command, and `> ` lines that it prints")
