@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -117,6 +117,16 @@ def content_hash(value: Any) -> str:
 def list_hash(texts: Iterable[str]) -> str:
     """Return the `content_hash` of a list whose entries are given as their canonical JSON."""
     return _hash_of(f"[{','.join(texts)}]")
+
+
+def object_hash(texts: Mapping[str, str]) -> str:
+    """Return the `content_hash` of a mapping whose values are given as their canonical JSON."""
+    return _hash_of(object_text(texts))
+
+
+def object_text(texts: Mapping[str, str]) -> str:
+    """Return the canonical JSON of a mapping whose values are given as theirs."""
+    return f"{{{','.join(f'{canonical(name)}:{texts[name]}' for name in sorted(texts))}}}"
 
 
 def _hash_of(text: str) -> str:
@@ -887,14 +897,8 @@ class Case(Spec):
         return self.once("id", self._id)
 
     def _id(self) -> str:
-        texts = {
-            "code": canonical(self.code),
-            "data": self.data.text(),
-            "model": self.model.content_text(),
-            "profile": self.profile.text_in_ids(),
-        }
-        profiled = ",".join(f'"{name}":{text}' for name, text in texts.items())  # in the order of names
-        return list_hash([canonical(self.key("evaluate")), f"{{{profiled}}}"])
+        costs = object_text(self._cost_texts(self.profile.text_in_ids()))
+        return list_hash([canonical(self.key("evaluate")), costs])
 
     def key(self, stage: Literal["prepare", "train", "sample", "evaluate", "diagnose"]) -> str:
         """Return the content address of one stage: its own settings and everything upstream."""
@@ -934,14 +938,14 @@ class Case(Spec):
         outside = OUTSIDE_KEY[stage]
         return dict(settings.once("outside", lambda: settings.model_dump(mode="json", include=outside)))
 
-    def profile_content(self) -> dict[str, Any]:
-        """Everything that can change this case's cost."""
-        return {
-            "model": self.model.content(),
-            "code": self.code,
-            "profile": self.profile.model_dump(mode="json"),
-            "data": self.data.model_dump(mode="json"),
-        }
+    def cost_key(self, **further: Any) -> str:
+        """Return the content address of this case's cost: of everything that can change it."""
+        named = {name: canonical(value) for name, value in further.items()}
+        return object_hash(self._cost_texts(self.profile.text()) | named)
+
+    def _cost_texts(self, profile: str) -> dict[str, str]:
+        model = self.model.content_text()
+        return {"code": canonical(self.code), "data": self.data.text(), "model": model, "profile": profile}
 
 
 TeacherOrigin.model_rebuild()  # a teacher may be a case, and a case may have a teacher

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from attnbench.devices import default_device
@@ -20,10 +21,11 @@ from attnbench.running.estimates import (
 from attnbench.running.machines import Machine, this_machine
 from attnbench.running.made_anew import made_anew
 from attnbench.running.needs import missing_inputs
-from attnbench.specs import Case
+from attnbench.running.once import each_once, shared_by
+from attnbench.specs import Case, TrainSpec
 from attnbench.stages.latents.model_space import assumption
 from attnbench.stages.profile import missing_rows
-from attnbench.storage.store import Stage, read_output, stages_of
+from attnbench.storage.store import FinishedStages, Stage, read_output, stages_of
 from attnbench.suite.loading import Suite, of_cases
 
 
@@ -70,44 +72,46 @@ class PlannedProfile:
 
 def plan(cases: Sequence[Case], store: Path, machine: Machine | None = None) -> list[PlannedCase]:
     """Plan every case; stages shared by two cases are counted once. `machine` is this one by default."""
-    machine = machine or this_machine(default_device())
+    machine, done = machine or this_machine(default_device()), FinishedStages(store)
     counted: set[tuple[Stage, str]] = set()
-    planned = []
-    for case in cases:
-        finished = tuple(s for s in stages_of(case) if read_output(store / s / case.key(s)) is not None)
-        open_stages = [s for s in stages_of(case) if s not in finished and (s, case.key(s)) not in counted]
-        counted.update((s, case.key(s)) for s in open_stages)
-        first = _teacher_to_train(case, store) if "train" in open_stages else None
-        missing = missing_inputs(case)
-        assumed = tuple(filter(None, (assumption(case), _guessed_classes(case))))
-        one = PlannedCase(case=case, finished=finished, missing=missing, assumed=assumed)
-        try:
-            times_s = {s: stage_time_s(case, s, machine) for s in open_stages}
-            disk = {s: disk_needed_bytes(case, [s]) for s in open_stages}
-            if first is not None and ("train", first.key("train")) not in counted:
-                counted.add(("train", first.key("train")))
-                taught = stage_time_s(first, "train", machine)
-                times_s["train"] = (times_s["train"] or 0.0) + (taught or 0.0)
-                disk["train"] += disk_needed_bytes(first, ["train"])
-            estimated = replace(
-                one,
-                macs=closed_form(case).full,
-                training_macs=training_macs(case),
-                times_s=times_s,
-                disk=disk,
-            )
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's backend may raise anything
-            estimated = replace(one, problem=_in_words(error, missing))
-        planned.append(estimated)
-    return planned
+    with each_once():
+        return [_planned(case, machine, done, counted) for case in cases]
 
 
-def _teacher_to_train(case: Case, store: Path) -> Case | None:
+def _planned(
+    case: Case, machine: Machine, done: FinishedStages, counted: set[tuple[Stage, str]]
+) -> PlannedCase:
+    """Plan one case; what it has yet to run is `counted` from now on."""
+    finished = tuple(stage for stage in stages_of(case) if done.has(stage, case.key(stage)))
+    open_stages = [s for s in stages_of(case) if s not in finished and (s, case.key(s)) not in counted]
+    counted.update((s, case.key(s)) for s in open_stages)
+    first = _teacher_to_train(case, done) if "train" in open_stages else None
+    missing = missing_inputs(case)
+    one = PlannedCase(case=case, finished=finished, missing=missing, assumed=_assumed(case))
+    try:
+        times_s = {s: stage_time_s(case, s, machine) for s in open_stages}
+        disk = {s: disk_needed_bytes(case, [s]) for s in open_stages}
+        if first is not None and ("train", first.key("train")) not in counted:
+            counted.add(("train", first.key("train")))
+            taught = stage_time_s(first, "train", machine)
+            times_s["train"] = (times_s["train"] or 0.0) + (taught or 0.0)
+            disk["train"] += disk_needed_bytes(first, ["train"])
+        return replace(
+            one, macs=closed_form(case).full, training_macs=training_macs(case), times_s=times_s, disk=disk
+        )
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's backend may raise anything
+        return replace(one, problem=_in_words(error, missing))
+
+
+def _teacher_to_train(case: Case, done: FinishedStages) -> Case | None:
     """Return the case of the same suite that teaches a case, where its training is not finished."""
     teacher = case.teacher.trains_here if case.teacher is not None else None
-    if teacher is None or read_output(store / "train" / teacher.key("train")) is not None:
-        return None
-    return teacher
+    return None if teacher is None or done.has("train", teacher.key("train")) else teacher
+
+
+@shared_by(lambda case: (case.data.text(), case.model.input, case.model.in_channels))
+def _assumed(case: Case) -> tuple[str, ...]:
+    return tuple(filter(None, (assumption(case), _guessed_classes(case))))
 
 
 def _guessed_classes(case: Case) -> str:
@@ -128,11 +132,12 @@ def plan_profile(planned: Sequence[PlannedCase], store: Path, machine: Machine) 
     """Plan the profile of the cases that can be planned, which is measured when all are finished."""
     cases = [one.case for one in planned if not one.problem]
     rows = missing_rows(cases, store, default_device())
-    return PlannedProfile(
-        num_rows=len(rows),
-        num_cases=len({case.id for case, _ in rows}),
-        time_s=sum(row_time_s(case, side, machine) for case, side in rows),
-    )
+    with each_once():
+        return PlannedProfile(
+            num_rows=len(rows),
+            num_cases=len({case.id for case, _ in rows}),
+            time_s=sum(row_time_s(case, side, machine) for case, side in rows),
+        )
 
 
 def finished_trainings(store: Path) -> dict[str, int]:
@@ -151,13 +156,21 @@ def finished_shorter(case: Case, store: Path, finished: Mapping[str, int]) -> in
 
     None where the case's own has been begun.
     """
-    if any((store / "train" / case.key("train")).glob("*")):
+    found = next((steps for steps, key in _shorter(case, finished) if key in finished), None)
+    if found is None or any((store / "train" / case.key("train")).glob("*")):
         return None
+    return found
+
+
+def _shorter(case: Case, finished: Mapping[str, int]) -> Iterator[tuple[int, str]]:
+    """Yield the numbers of steps of finished trainings below the case's own, and its key with it."""
     for steps in sorted({steps for steps in finished.values() if steps < case.train.steps}, reverse=True):
-        shorter = case.model_copy(update={"train": case.train.model_copy(update={"steps": steps})})
-        if shorter.key("train") in finished:
-            return steps
-    return None
+        train = case.train.once(f"{steps} steps", partial(_with_steps, case.train, steps))
+        yield steps, case.model_copy(update={"train": train}).key("train")
+
+
+def _with_steps(train: TrainSpec, steps: int) -> TrainSpec:
+    return train.model_copy(update={"steps": steps})
 
 
 def warnings(suite: Suite, store: Path) -> list[str]:

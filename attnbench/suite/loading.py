@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attnbench.models.recipes import load_recipes
 from attnbench.problems import SET_BY_RECIPE
-from attnbench.specs import NOISE, Case
+from attnbench.specs import NOISE, Case, TrainSpec
 from attnbench.suite import matrix
 from attnbench.suite.distinct import repetitions, shared_measurements
 from attnbench.suite.exceptions import apply_exceptions, read_exceptions
@@ -58,7 +59,7 @@ class Suite:
         """What its settings ruin without an error, each with the labels of the cases it is for."""
         found: dict[str, list[str]] = {}
         for case in self.cases:
-            for warning in case.train.warnings():
+            for warning in case.train.once("warnings", partial(_warnings_of, case.train)):
                 found.setdefault(warning, []).append(case.label)
         return found
 
@@ -100,6 +101,10 @@ def load_suite(source: str | Path, overrides: Sequence[str] = (), *, seeds: int 
         overrides=tuple(map(absolute_override, overrides)),
         seeds=seeds,
     )
+
+
+def _warnings_of(train: TrainSpec) -> tuple[str, ...]:
+    return tuple(train.warnings())
 
 
 def of_cases(labels: Sequence[str], num_cases: int) -> str:

@@ -114,7 +114,8 @@ class Resolver:
 
     def _case(self, draft: Draft, parts: Mapping[str, _Part]) -> Case:
         suite, model, train = self._suite, parts["model"], parts["train"]
-        assert suite is not None and model.model is not None
+        assert suite is not None
+        assert model.model is not None
         starts = train.read.init_from is not None
         axes = self._coordinates.axes_of(draft, model.read, starts=starts)
         return Case(
