@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -46,6 +46,8 @@ OUTSIDE_KEY = {
 """Settings of a stage that change no result, only how it is computed: no part of its content address."""
 
 
+_OUTSIDE_TRAINING = frozenset({*OUTSIDE_KEY["train"], "init_from"})
+_OUTSIDE_SAMPLES = frozenset(OUTSIDE_KEY["sample"])
 UNWRITTEN_NOISE: Literal["ziggurat"] = "ziggurat"
 """Noise of samples whose settings do not say: those of versions that drew no other."""
 NOISE: Literal["box-muller"] = "box-muller"
@@ -71,9 +73,9 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
-    def once(self, name: str, find: Callable[[], _Found]) -> _Found:
+    def once(self, name: Hashable, find: Callable[[], _Found]) -> _Found:
         """Return what `find` makes of these settings and nothing else: found once, as they are frozen."""
-        known: dict[str, Any] = self.__dict__.setdefault(_KNOWN, {})
+        known: dict[Hashable, Any] = self.__dict__.setdefault(_KNOWN, {})
         if name not in known:
             known[name] = find()
         found: _Found = known[name]
@@ -82,7 +84,7 @@ class Spec(BaseModel):
     def text(self, without: Iterable[str] = ()) -> str:
         """Return the canonical JSON of the settings, less some of them."""
         left_out = frozenset(without)
-        name = ",".join(["text", *sorted(left_out)])
+        name = ("text", left_out)
         return self.once(name, lambda: canonical(self.model_dump(mode="json", exclude=set(left_out))))
 
     def __copy__(self) -> Self:
@@ -104,9 +106,12 @@ def _without_known(copied: _AnySpec) -> _AnySpec:
     return copied
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
+
+
 def canonical(value: Any) -> str:
     """Return a value's JSON, the same for equal values: keys in order, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return _CANONICAL.encode(value)
 
 
 def content_hash(value: Any) -> str:
@@ -911,7 +916,7 @@ class Case(Spec):
             return texts
         # `initial` stands for train.init_from
         texts += [canonical(self.seed), canonical(self.initial), self.model.content_text()]
-        texts += [canonical(self.code), self._training_text()]
+        texts += [self._code_text(), self._training_text()]
         if self.train.teacher is not None:
             texts.append(canonical(self.teacher.identity if self.teacher is not None else ""))
         if stage == "train":
@@ -919,15 +924,18 @@ class Case(Spec):
         if stage == "diagnose":
             asked = canonical(None) if self.diagnose is None else self.diagnose.text()
             return [*texts, canonical("diagnose"), canonical(DIAGNOSE_FORMAT), asked]
-        texts.append(self.sample.text(OUTSIDE_KEY["sample"]))
+        texts.append(self.sample.text(_OUTSIDE_SAMPLES))
         return texts if stage == "sample" else [*texts, self.evaluate.text()]
+
+    def _code_text(self) -> str:
+        return self.once("code", lambda: canonical(self.code))
 
     def _training_text(self) -> str:
         """Return the settings of the training; of a teacher what is asked of it: who it is comes after it."""
-        left_out = {*OUTSIDE_KEY["train"], "init_from"}
+        left_out = _OUTSIDE_TRAINING
         if self.train.teacher is None:
             return self.train.text(left_out)
-        settings = self.train.model_dump(mode="json", exclude=left_out)
+        settings = self.train.model_dump(mode="json", exclude=set(left_out))
         for name in ("model", "case", "label"):  # where it lies and what it is called
             del settings["teacher"][name]
         return canonical(settings)
@@ -945,7 +953,7 @@ class Case(Spec):
 
     def _cost_texts(self, profile: str) -> dict[str, str]:
         model = self.model.content_text()
-        return {"code": canonical(self.code), "data": self.data.text(), "model": model, "profile": profile}
+        return {"code": self._code_text(), "data": self.data.text(), "model": model, "profile": profile}
 
 
 TeacherOrigin.model_rebuild()  # a teacher may be a case, and a case may have a teacher

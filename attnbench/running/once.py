@@ -46,8 +46,8 @@ def shared_by(
             if key not in answers:
                 try:
                     answers[key] = function(*arguments, **named), None
-                except (Exception, SystemExit) as error:  # noqa: BLE001 - raised again, each time it is asked
-                    answers[key] = None, error
+                except (Exception, SystemExit) as raised:  # noqa: BLE001 - again, each time it is asked
+                    answers[key] = None, raised
             answer, error = answers[key]
             if error is not None:
                 raise error.with_traceback(None)
