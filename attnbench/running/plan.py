@@ -20,6 +20,7 @@ from attnbench.running.estimates import (
 )
 from attnbench.running.machines import Machine, this_machine
 from attnbench.running.made_anew import made_anew
+from attnbench.running.memory import MemoryNeed, memory_need
 from attnbench.running.needs import missing_inputs
 from attnbench.running.once import each_once, shared_by
 from attnbench.specs import Case, TrainSpec
@@ -45,6 +46,8 @@ class PlannedCase:
     """What these stages will store, in bytes."""
     missing: tuple[str, ...] = ()
     """What a run would refuse for want of the user's folders and files, each with the next step."""
+    memory: MemoryNeed | None = None
+    """What it takes at its peak; None where it is finished, or cannot be estimated."""
     problem: str = ""
     """Why this case cannot be planned, let alone run."""
     assumed: tuple[str, ...] = ()
@@ -70,12 +73,28 @@ class PlannedProfile:
     time_s: float = 0.0
 
 
-def plan(cases: Sequence[Case], store: Path, machine: Machine | None = None) -> list[PlannedCase]:
-    """Plan every case; stages shared by two cases are counted once. `machine` is this one by default."""
+def plan(
+    cases: Sequence[Case],
+    store: Path,
+    machine: Machine | None = None,
+    *,
+    device: str | None = None,
+    processes: int = 1,
+) -> list[PlannedCase]:
+    """Plan every case; stages shared by two cases are counted once. `machine` is this one by default.
+
+    Memory is that of a case on `device` (by default this machine's), trained by so many processes.
+    """
+    device = device or default_device()
     machine, done = machine or this_machine(default_device()), FinishedStages(store)
     counted: set[tuple[Stage, str]] = set()
     with each_once():
-        return [_planned(case, machine, done, counted) for case in cases]
+        planned = [_planned(case, machine, done, counted) for case in cases]
+        return [
+            one if one.finished == stages_of(one.case) or one.problem
+            else replace(one, memory=memory_need(one.case, device, processes))
+            for one in planned
+        ]  # fmt: skip
 
 
 def _planned(

@@ -18,6 +18,7 @@ from attnbench.running.executors.interface import (
     Progress,
     Tell,
 )
+from attnbench.running.memory import check_holds, total_bytes
 from attnbench.specs import Case
 from attnbench.stages.interrupts import GO_ON, Stopped
 
@@ -30,6 +31,10 @@ class OneAtATime(Executor):
 
     def __init__(self, run_case: RunCase) -> None:
         self._run_case, self._label = run_case, ""
+
+    def check(self, orders: Sequence[Order]) -> None:
+        """Refuse what this machine cannot hold; raises UserInputError."""
+        check_holds([(order.case, order.memory) for order in orders], total_bytes(), "this machine")
 
     def start(self, orders: Sequence[Order], tell: Tell) -> None:
         """Run the cases to their end."""
