@@ -13,9 +13,9 @@ peak memory are the kernel's. Nothing is downloaded; all is written to a tempora
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,7 +48,11 @@ def attnbench(*words: object, checkout: Path = ROOT) -> Taken:
     with tempfile.TemporaryFile() as output:
         began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *map(str, words)], env=environment, cwd=checkout, stdout=output, stderr=output
+            [sys.executable, "-c", COMMAND, *map(str, words)],
+            env=environment,
+            cwd=checkout,
+            stdout=output,
+            stderr=output,
         )
         _, status, usage = os.wait4(process.pid, 0)
         clock_s = time.perf_counter() - began
@@ -56,7 +60,9 @@ def attnbench(*words: object, checkout: Path = ROOT) -> Taken:
         said = output.read().decode(errors="replace")
     if status:
         raise RuntimeError(f"attnbench {' '.join(map(str, words))} ended with {status}:\n{said[-3000:]}")
-    return Taken(cpu_s=usage.ru_utime + usage.ru_stime, clock_s=clock_s, peak_mib=usage.ru_maxrss / 1024, output=said)
+    return Taken(
+        cpu_s=usage.ru_utime + usage.ru_stime, clock_s=clock_s, peak_mib=usage.ru_maxrss / 1024, output=said
+    )
 
 
 def _path(checkout: Path) -> str:
@@ -107,7 +113,10 @@ def answer(folder: Path, checkouts: Sequence[tuple[str, Path]]) -> None:
     attnbench("run", path, "--runs", runs)  # measures the cost of ten models
     single = suite(folder / "single.yaml", attentions=1, rates=1, seeds=1)
     for name, checkout in checkouts:
-        shown(f"run of 1 finished case{name}", attnbench("run", single, "--runs", runs, "-o", "name=one", checkout=checkout))
+        shown(
+            f"run of 1 finished case{name}",
+            attnbench("run", single, "--runs", runs, "-o", "name=one", checkout=checkout),
+        )
         shown(f"run of 1,000 finished cases{name}", attnbench("run", path, "--runs", runs, checkout=checkout))
         shown(f"report of them{name}", attnbench("report", "many", "--runs", runs, checkout=checkout))
 
@@ -140,7 +149,94 @@ def write_outputs(path: Path, runs: Path) -> None:
                 write_record(folder / ENVIRONMENT, where)
 
 
-PARTS: dict[str, Callable[[Path, Sequence[tuple[str, Path]]], None]] = {"plan": plan, "answer": answer}
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from attnbench.running.executors.inline import run_inline
+from attnbench.running.memory import memory_need
+from attnbench.suite.loading import load_suite
+(case,) = load_suite(sys.argv[1], sys.argv[3:]).cases
+need = memory_need(case, "cpu")
+result = run_inline(case, Path(sys.argv[2]), "cpu", lambda *words: None, threads=1)
+assert result.status == "ok", result.reason
+print(need.least // 2**20, need.estimate // 2**20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+SIZED = (
+    ("tiny-dit, batch 32", ()),
+    ("tiny-dit, batch 2,048", ("train.batch_size=2048",)),
+    ("softmax, 8 x 256, batch 512", ("model.dim=256", "model.depth=8", "train.batch_size=512")),
+    (
+        "dydila, 4 x 192, batch 512",
+        ("model.dim=192", "train.batch_size=512", "matrix.model.attention=[dydila]"),
+    ),
+)
+
+
+def memory(folder: Path, checkouts: Sequence[tuple[str, Path]]) -> None:
+    """Print what the plan says that cases need, and the peak of their processes."""
+    path = suite(folder / "memory.yaml", attentions=1, rates=1, seeds=1)
+    print(
+        "\n| case | certain, MiB | estimate, MiB | peak, MiB | peak / estimate |\n|---|---:|---:|---:|---:|"
+    )
+    for name, overrides in SIZED:
+        words = [sys.executable, "-c", MEMORY, str(path), str(folder / "memory"), *overrides]
+        environment = {**os.environ, "PYTHONPATH": _path(ROOT), "OMP_NUM_THREADS": "1"}
+        said = subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout
+        least, estimate, peak = map(int, said.split()[-3:])
+        print(f"| {name} | {least} | {estimate} | {peak} | {peak / estimate:.2f} |", flush=True)
+
+
+GAPS = """
+import statistics, sys, time
+from pathlib import Path
+from attnbench.running.executors import make_executor
+from attnbench.running.executors.interface import Asked, Finished
+from attnbench.running.runner import run
+from attnbench.suite.loading import load_suite
+suite = load_suite(sys.argv[1])
+executor = make_executor(sys.argv[2], Asked(jobs=1, threads=1, device="cpu", num_cases=len(suite.cases)))
+ended, gaps, firsts, begun = [], [], [], {}
+start = executor.start
+def started(orders, tell):
+    now = time.perf_counter(), time.process_time()
+    if ended:
+        gaps.append([here - there for here, there in zip(now, ended[-1])])
+    begun[id(orders[0])] = now[0]
+    def told(order, event):
+        if id(order) in begun:
+            firsts.append(time.perf_counter() - begun.pop(id(order)))
+        if isinstance(event, Finished):
+            assert event.result.status == "ok", event.result.reason
+            ended.append((time.perf_counter(), time.process_time()))
+        tell(order, event)
+    start(orders, told)
+executor.start = started
+run(suite, Path(sys.argv[3]), device="cpu", executor=executor)
+clock, cpu = zip(*gaps)
+print(f"{statistics.median(clock):.4f} {max(clock):.4f} {statistics.median(cpu):.4f} {statistics.median(firsts[1:]):.3f}")
+"""
+
+
+def gaps(folder: Path, checkouts: Sequence[tuple[str, Path]]) -> None:
+    """Print the time between the end of a case and the start of the next one, as the driver sees it."""
+    path = suite(folder / "gaps.yaml", attentions=1, rates=1, seeds=5)
+    engines = ["process", "jobs", *(["ray"] if importlib.util.find_spec("ray") else [])]
+    print(
+        "\n| executor | end to next start, s | most, s | driver's CPU in it, s | start to first word, s |\n|---|---:|---:|---:|---:|"
+    )
+    for name in engines:
+        words = [sys.executable, "-c", GAPS, str(path), name, str(folder / f"gaps-{name}")]
+        environment = {**os.environ, "PYTHONPATH": _path(ROOT), "OMP_NUM_THREADS": "1"}
+        said = subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout
+        print(f"| {name} | {' | '.join(said.split()[-4:])} |", flush=True)
+
+
+PARTS: dict[str, Callable[[Path, Sequence[tuple[str, Path]]], None]] = {
+    "plan": plan,
+    "answer": answer,
+    "gaps": gaps,
+    "memory": memory,
+}
 
 
 def main() -> None:
@@ -158,7 +254,8 @@ def main() -> None:
     checkouts = [("", ROOT)]
     if arguments.before:
         checkouts.append((", before", arguments.before.resolve()))
-    print("| command | CPU, s | clock, s | peak MiB |\n|---|---:|---:|---:|")
+    if not arguments.parts or {"plan", "answer"} & set(arguments.parts):
+        print("| command | CPU, s | clock, s | peak MiB |\n|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as temporary:
         for part in arguments.parts or PARTS:
             PARTS[part](Path(temporary), checkouts)
