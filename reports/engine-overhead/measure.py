@@ -2,12 +2,12 @@
 
     python reports/engine-overhead/measure.py [plan] [answer] [gaps] [memory] [--before CHECKOUT]
 
-Without names all parts. `plan`: `attnbench plan` of 10,000 cases. `answer`: 1,000 finished cases run again and
-reported: one case is trained for real (one step), and its stages' outputs are written for all the others by the
-store's own functions. `gaps`: from the end of a case to the start of the next one, as their processes say, for
-each executor (Ray where it is installed). `memory`: what the plan estimates against the peak of real cases.
-`--before` measures the commands of another checkout, too. Every command is a process of its own; CPU time and
-peak memory are the kernel's. Nothing is downloaded; all is written to a temporary folder.
+Without names all parts. `plan`: `attnbench plan` of 10,000 cases. `answer`: 1,000 finished cases run again
+and reported: one case is trained for real (one step), and its stages' outputs are written for all the others
+by the store's own functions. `gaps`: from the end of a case to the start of the next one, as the driver sees
+it, for each executor (Ray where it is installed). `memory`: what the plan estimates against the peak of real
+cases. `--before` measures the commands of another checkout, too. Every command is a process of its own; CPU
+time and peak memory are the kernel's. Nothing is downloaded; all is written to a temporary folder.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ATTENTIONS = (
-    "softmax linear focused pixart-sigma edit moh lit elu efficient performer differential polaformer rala mlla "
-    "linfusion feature-fixation inline gated-softmax gated-conv dydila"
-).split()
+    *("softmax", "linear", "focused", "pixart-sigma", "edit", "moh", "lit", "elu", "efficient", "performer"),
+    *("differential", "polaformer", "rala", "mlla", "linfusion", "feature-fixation", "inline"),
+    *("gated-softmax", "gated-conv", "dydila"),
+)
 COMMAND = "import sys; from attnbench.cli import main; main()"
 
 
@@ -213,7 +214,8 @@ def started(orders, tell):
 executor.start = started
 run(suite, Path(sys.argv[3]), device="cpu", executor=executor)
 clock, cpu = zip(*gaps)
-print(f"{statistics.median(clock):.4f} {max(clock):.4f} {statistics.median(cpu):.4f} {statistics.median(firsts[1:]):.3f}")
+found = statistics.median(clock), max(clock), statistics.median(cpu), statistics.median(firsts[1:])
+print(*(f"{value:.4f}" for value in found))
 """
 
 
@@ -221,9 +223,14 @@ def gaps(folder: Path, checkouts: Sequence[tuple[str, Path]]) -> None:
     """Print the time between the end of a case and the start of the next one, as the driver sees it."""
     path = suite(folder / "gaps.yaml", attentions=1, rates=1, seeds=5)
     engines = ["process", "jobs", *(["ray"] if importlib.util.find_spec("ray") else [])]
-    print(
-        "\n| executor | end to next start, s | most, s | driver's CPU in it, s | start to first word, s |\n|---|---:|---:|---:|---:|"
+    columns = (
+        "executor",
+        "end to next start, s",
+        "most, s",
+        "driver's CPU in it, s",
+        "start to first word, s",
     )
+    print(f"\n| {' | '.join(columns)} |\n|---{'|---:' * 4}|")
     for name in engines:
         words = [sys.executable, "-c", GAPS, str(path), name, str(folder / f"gaps-{name}")]
         environment = {**os.environ, "PYTHONPATH": _path(ROOT), "OMP_NUM_THREADS": "1"}
