@@ -158,7 +158,7 @@ class Ray(Executor):
         remote = ray.remote(
             num_cpus=self._share.cpus,
             num_gpus=self._share.gpus,
-            memory=asked_memory(task.order.memory_bytes, self._able),
+            memory=asked_memory(task.order.memory_bytes, self._able) or None,
             max_retries=0,
         )(run_order)
         with self._lock:
