@@ -29,6 +29,7 @@ from attnbench.errors import StorageError, UserInputError, cannot_write
 
 FORMAT = 3
 READ_FORMATS = (1, 2, FORMAT)
+_AS_WRITTEN = tuple(b'{"format":%d,' % number for number in READ_FORMATS)
 _BLOCK = 65_536
 Status = Literal["ok", "skipped", "failed"]
 Direction = Literal["lower", "higher", "none"]
@@ -240,12 +241,10 @@ def each_result(path: Path) -> Iterator[Result]:
 def result_of(line: bytes) -> Result:
     """Read one line of results; raises ValueError where it is damaged, UserInputError for another format."""
     content = content_of(line)
-    try:  # several times faster than by way of Python's objects, which say better what is wrong
-        result = Result.model_validate_json(content)
-        if "format" in result.model_fields_set and result.format in READ_FORMATS:
-            return result
-    except ValidationError:
-        pass
+    if content.startswith(_AS_WRITTEN):
+        # several times faster than by way of Python's objects, which say better what is wrong
+        with contextlib.suppress(ValidationError):
+            return Result.model_validate_json(content)
     raw = json.loads(content)
     if not isinstance(raw, dict):
         raise ValueError(f"a {type(raw).__name__} in place of a record")
