@@ -29,6 +29,8 @@ from attnbench.errors import StorageError, UserInputError, cannot_write
 
 FORMAT = 3
 READ_FORMATS = (1, 2, FORMAT)
+_AS_WRITTEN = tuple(b'{"format":%d,' % number for number in READ_FORMATS)
+_BLOCK = 65_536
 Status = Literal["ok", "skipped", "failed"]
 Direction = Literal["lower", "higher", "none"]
 PACKAGES = ("attnbench", "torch", "torchvision", "timm", "diffusers", "numpy", "pydantic", "fvcore")
@@ -187,11 +189,23 @@ def _cut_stump(file: BinaryIO) -> None:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         return
-    file.seek(0)
-    whole = file.read().rfind(b"\n") + 1
+    whole = _end_of_last_line(file, size)
     if whole < size:
         file.truncate(whole)
     file.seek(0, os.SEEK_END)
+
+
+def _end_of_last_line(file: BinaryIO, size: int) -> int:
+    """Return where the last whole line ends, reading backwards: the file may be large, its end is not."""
+    end = size
+    while end > 0:
+        begin = max(0, end - _BLOCK)
+        file.seek(begin)
+        found = file.read(end - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
 
 
 def read_results(path: Path) -> list[Result]:
@@ -226,7 +240,12 @@ def each_result(path: Path) -> Iterator[Result]:
 
 def result_of(line: bytes) -> Result:
     """Read one line of results; raises ValueError where it is damaged, UserInputError for another format."""
-    raw = json.loads(content_of(line))
+    content = content_of(line)
+    if content.startswith(_AS_WRITTEN):
+        # several times faster than by way of Python's objects, which say better what is wrong
+        with contextlib.suppress(ValidationError):
+            return Result.model_validate_json(content)
+    raw = json.loads(content)
     if not isinstance(raw, dict):
         raise ValueError(f"a {type(raw).__name__} in place of a record")
     if raw.get("format") not in READ_FORMATS:

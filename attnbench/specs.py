@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -46,6 +46,8 @@ OUTSIDE_KEY = {
 """Settings of a stage that change no result, only how it is computed: no part of its content address."""
 
 
+_OUTSIDE_TRAINING = frozenset({*OUTSIDE_KEY["train"], "init_from"})
+_OUTSIDE_SAMPLES = frozenset(OUTSIDE_KEY["sample"])
 UNWRITTEN_NOISE: Literal["ziggurat"] = "ziggurat"
 """Noise of samples whose settings do not say: those of versions that drew no other."""
 NOISE: Literal["box-muller"] = "box-muller"
@@ -61,15 +63,78 @@ def about(setting: str, message: str) -> PydanticCustomError:
     return PydanticCustomError(ABOUT_A_SETTING, "{setting} {message}", parts)
 
 
+_KNOWN = "_known"
+"""Beside the fields of a `Spec`, what has been found of them; part of no comparison, dump or copy."""
+_Found = TypeVar("_Found")
+
+
 class Spec(BaseModel):
     """Base of all settings: frozen, strict, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
+    def once(self, name: Hashable, find: Callable[[], _Found]) -> _Found:
+        """Return what `find` makes of these settings and nothing else: found once, as they are frozen."""
+        known: dict[Hashable, Any] = self.__dict__.setdefault(_KNOWN, {})
+        if name not in known:
+            known[name] = find()
+        found: _Found = known[name]
+        return found
+
+    def text(self, without: Iterable[str] = ()) -> str:
+        """Return the canonical JSON of the settings, less some of them."""
+        left_out = frozenset(without)
+        name = ("text", left_out)
+        return self.once(name, lambda: canonical(self.model_dump(mode="json", exclude=set(left_out))))
+
+    def __copy__(self) -> Self:
+        return _without_known(super().__copy__())  # `model_copy` changes settings in it
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return _without_known(super().__deepcopy__(memo))
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        return {**state, "__dict__": {k: v for k, v in state["__dict__"].items() if k != _KNOWN}}
+
+
+_AnySpec = TypeVar("_AnySpec", bound=Spec)
+
+
+def _without_known(copied: _AnySpec) -> _AnySpec:
+    copied.__dict__.pop(_KNOWN, None)
+    return copied
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
+
+
+def canonical(value: Any) -> str:
+    """Return a value's JSON, the same for equal values: keys in order, no spaces."""
+    return _CANONICAL.encode(value)
+
 
 def content_hash(value: Any) -> str:
     """Return 16 hex digits of the SHA-256 of a value's canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return _hash_of(canonical(value))
+
+
+def list_hash(texts: Iterable[str]) -> str:
+    """Return the `content_hash` of a list whose entries are given as their canonical JSON."""
+    return _hash_of(f"[{','.join(texts)}]")
+
+
+def object_hash(texts: Mapping[str, str]) -> str:
+    """Return the `content_hash` of a mapping whose values are given as their canonical JSON."""
+    return _hash_of(object_text(texts))
+
+
+def object_text(texts: Mapping[str, str]) -> str:
+    """Return the canonical JSON of a mapping whose values are given as theirs."""
+    return f"{{{','.join(f'{canonical(name)}:{texts[name]}' for name in sorted(texts))}}}"
+
+
+def _hash_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -284,6 +349,10 @@ class ModelConfig(Spec):
         for spec in attention if isinstance(attention, list) else [attention]:
             del spec["label"]
         return model
+
+    def content_text(self) -> str:
+        """Return `content` as canonical JSON."""
+        return self.once("content", lambda: canonical(self.content()))
 
     @property
     def encoder_depth(self) -> int:
@@ -725,6 +794,18 @@ class ProfileSpec(Spec):
             raise about("scope", "end-to-end does not go with mode train, which decodes no images; use model")
         return self
 
+    def text_in_ids(self) -> str:
+        """Return the settings as ids of cases hold them, as canonical JSON."""
+        return self.once("in ids", lambda: canonical(self._in_ids()))
+
+    def _in_ids(self) -> dict[str, Any]:
+        settings = self.model_dump(mode="json")
+        for name, known_as in _PROFILE_IN_IDS.items():
+            if settings[name] == type(self).model_fields[name].default:
+                settings.pop(name)
+                settings |= {} if known_as is None else {name: known_as}
+        return settings
+
 
 class DiagnoseSpec(Spec):
     """What is looked at inside the trained model, after everything else; no other stage depends on it."""
@@ -818,48 +899,61 @@ class Case(Spec):
     @property
     def id(self) -> str:
         """Hash of everything that can change a result."""
-        profile = self.profile.model_dump(mode="json")
-        for name, known_as in _PROFILE_IN_IDS.items():
-            if profile[name] == ProfileSpec.model_fields[name].default:
-                profile.pop(name)
-                profile |= {} if known_as is None else {name: known_as}
-        return content_hash([self.key("evaluate"), {**self.profile_content(), "profile": profile}])
+        return self.once("id", self._id)
+
+    def _id(self) -> str:
+        costs = object_text(self._cost_texts(self.profile.text_in_ids()))
+        return list_hash([canonical(self.key("evaluate")), costs])
 
     def key(self, stage: Literal["prepare", "train", "sample", "evaluate", "diagnose"]) -> str:
         """Return the content address of one stage: its own settings and everything upstream."""
-        model = self.model.content()
-        content: list[Any] = [FORMAT, self.data.model_dump(mode="json")]
+        return self.once(stage, lambda: list_hash(self._key_texts(stage)))
+
+    def _key_texts(self, stage: Literal["prepare", "train", "sample", "evaluate", "diagnose"]) -> list[str]:
+        """Return what a key is the hash of, each entry as canonical JSON."""
+        texts = [canonical(FORMAT), self.data.text()]
         if stage == "prepare":
-            return content_hash(content)
-        content += [self.seed, self.initial, model, self.code]  # `initial` stands for train.init_from
-        content.append(self.train.model_dump(mode="json", exclude={*OUTSIDE_KEY["train"], "init_from"}))
-        if self.train.teacher is not None:  # who it is, not where it lies or what it is called
-            for name in ("model", "case", "label"):
-                del content[-1]["teacher"][name]
-            content.append(self.teacher.identity if self.teacher is not None else "")
+            return texts
+        # `initial` stands for train.init_from
+        texts += [canonical(self.seed), canonical(self.initial), self.model.content_text()]
+        texts += [self._code_text(), self._training_text()]
+        if self.train.teacher is not None:
+            texts.append(canonical(self.teacher.identity if self.teacher is not None else ""))
         if stage == "train":
-            return content_hash(content)
+            return texts
         if stage == "diagnose":
-            asked = None if self.diagnose is None else self.diagnose.model_dump(mode="json")
-            return content_hash([*content, "diagnose", DIAGNOSE_FORMAT, asked])
-        content.append(self.sample.model_dump(mode="json", exclude=OUTSIDE_KEY["sample"]))
-        if stage == "sample":
-            return content_hash(content)
-        return content_hash([*content, self.evaluate.model_dump(mode="json")])
+            asked = canonical(None) if self.diagnose is None else self.diagnose.text()
+            return [*texts, canonical("diagnose"), canonical(DIAGNOSE_FORMAT), asked]
+        texts.append(self.sample.text(_OUTSIDE_SAMPLES))
+        return texts if stage == "sample" else [*texts, self.evaluate.text()]
+
+    def _code_text(self) -> str:
+        return self.once("code", lambda: canonical(self.code))
+
+    def _training_text(self) -> str:
+        """Return the settings of the training; of a teacher what is asked of it: who it is comes after it."""
+        left_out = _OUTSIDE_TRAINING
+        if self.train.teacher is None:
+            return self.train.text(left_out)
+        settings = self.train.model_dump(mode="json", exclude=set(left_out))
+        for name in ("model", "case", "label"):  # where it lies and what it is called
+            del settings["teacher"][name]
+        return canonical(settings)
 
     def outside_key(self, stage: Literal["train", "sample"]) -> dict[str, Any]:
         """Return the settings of a stage that its key leaves out."""
         settings: Spec = getattr(self, stage)
-        return settings.model_dump(mode="json", include=OUTSIDE_KEY[stage])
+        outside = OUTSIDE_KEY[stage]
+        return dict(settings.once("outside", lambda: settings.model_dump(mode="json", include=outside)))
 
-    def profile_content(self) -> dict[str, Any]:
-        """Everything that can change this case's cost."""
-        return {
-            "model": self.model.content(),
-            "code": self.code,
-            "profile": self.profile.model_dump(mode="json"),
-            "data": self.data.model_dump(mode="json"),
-        }
+    def cost_key(self, **further: Any) -> str:
+        """Return the content address of this case's cost: of everything that can change it."""
+        named = {name: canonical(value) for name, value in further.items()}
+        return object_hash(self._cost_texts(self.profile.text()) | named)
+
+    def _cost_texts(self, profile: str) -> dict[str, str]:
+        model = self.model.content_text()
+        return {"code": self._code_text(), "data": self.data.text(), "model": model, "profile": profile}
 
 
 TeacherOrigin.model_rebuild()  # a teacher may be a case, and a case may have a teacher

@@ -165,6 +165,7 @@ def show_submission(suite: Suite, runs: Path, asked: Asked) -> int:
     """Print the batch script that Slurm would get for what is not finished; submit nothing."""
     from attnbench.running.executors.interface import Order
     from attnbench.running.executors.slurm_submit import script, share_of
+    from attnbench.running.memory import memory_need
     from attnbench.running.runner import check_inputs
     from attnbench.running.schedule import log_name
     from attnbench.stages.case import finished_case
@@ -172,7 +173,13 @@ def show_submission(suite: Suite, runs: Path, asked: Asked) -> int:
     check_inputs(suite.cases)
     run_dir, store = runs.absolute() / suite.name, runs.absolute() / STORE
     orders = [
-        Order(case=case, store=store, device=asked.device, log=run_dir / LOGS / log_name(case))
+        Order(
+            case=case,
+            store=store,
+            device=asked.device,
+            log=run_dir / LOGS / log_name(case),
+            memory=memory_need(case, asked.device, asked.processes),
+        )
         for case in suite.cases
         if finished_case(case, store) is None
     ]
@@ -211,6 +218,7 @@ def _what_is_finished(suite: Suite, results: Mapping[str, Result], stop: Stopped
 
 def plan(suite: Suite, runs: Path, *, assume: str, device: str) -> None:
     """Print what a suite would take, each stage of it, and what it lacks."""
+    from attnbench.devices import chosen_device
     from attnbench.running.machines import assumed, this_machine
     from attnbench.running.needs import skips
     from attnbench.running.plan import plan as plan_cases
@@ -218,7 +226,8 @@ def plan(suite: Suite, runs: Path, *, assume: str, device: str) -> None:
 
     machine = assumed(assume) if assume else this_machine(device)
     store = runs.absolute() / STORE
-    planned = plan_cases(suite.cases, store, machine)
+    device = chosen_device(device)
+    planned = plan_cases(suite.cases, store, machine, device="cuda" if assume else device)
     profile = plan_profile(planned, store, machine)
     fine = [one.case for one in planned if not one.problem]
     told = warnings(suite, store)

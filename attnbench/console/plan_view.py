@@ -32,14 +32,15 @@ def plan_listing(
         f"time: closed-form multiply-adds at the rate of {machine.said}; nothing was run",
         "MACs: of one image's forward pass; training: of all steps, each three forward passes of its batch",
         *_left_out(planned),
+        *_memory_note(planned),
         *_elsewhere(planned, machine),
         *dict.fromkeys(text for one in planned for text in one.assumed),
         *(f"warning: {line}" for line in warnings),
         *reasons(_refused(planned), skips, len(planned)),
     ]
-    columns = ("case", "MACs", "training", "time left", "disk", "finished")
+    columns = ("case", "MACs", "training", "time left", "disk", "memory", "finished")
     rows = [_row(one) for one in planned]
-    return listing(f"plan of {suite.name}", columns, rows, notes, numeric=columns[1:5])
+    return listing(f"plan of {suite.name}", columns, rows, notes, numeric=columns[1:6])
 
 
 def stage_listing(planned: Sequence[PlannedCase], profile: PlannedProfile) -> Listing:
@@ -90,9 +91,26 @@ def _row(one: PlannedCase) -> tuple[str, ...]:
     everything = one.finished == stages_of(one.case)
     finished = "all" if everything else ", ".join(one.finished) or "nothing"
     if one.problem:
-        return (one.case.label, "", "", "cannot run", "", finished)
+        return (one.case.label, "", "", "cannot run", "", "", finished)
     cost = (in_si(one.macs), in_si(one.training_macs), duration(one.time_s), _size(one.disk_bytes))
-    return (one.case.label, *cost, finished)
+    return (one.case.label, *cost, _memory(one), finished)
+
+
+def _memory(one: PlannedCase) -> str:
+    """Return what a case takes of the machine, and of its GPU."""
+    need = one.memory
+    if need is None:
+        return "" if one.finished == stages_of(one.case) else "not estimated"
+    return _size(need.estimate) + (f" + GPU {_size(need.gpu)}" if need.gpu else "")
+
+
+def _memory_note(planned: Sequence[PlannedCase]) -> list[str]:
+    if not any(one.memory for one in planned):
+        return []
+    return [
+        "memory: of a case alone: its process, weights, gradients, AdamW's moments and averages, and what a "
+        "training step keeps for its backward pass; not of networks that score images or encode them"
+    ]
 
 
 def _refused(planned: Sequence[PlannedCase]) -> dict[str, list[str]]:

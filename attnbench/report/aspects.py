@@ -12,6 +12,7 @@ from attnbench.report.quantities import is_quality
 from attnbench.results import Result
 from attnbench.specs import (
     OUTSIDE_KEY,
+    UNWRITTEN_NOISE,
     DecoupledSpec,
     EvaluateSpec,
     GrowthSpec,
@@ -91,6 +92,12 @@ def settings_of(result: Result) -> Iterator[tuple[str, str]]:
         for name, text in _leaves(settings, section):
             if name not in _CHANGE_NO_RESULT:
                 yield name, text
+
+
+def noise_of(result: Result) -> str | None:
+    """Return the noise that a result's samples start from, as `settings_of` does; None where it has none."""
+    sample = result.case.get("sample")
+    return str(sample.get("noise", UNWRITTEN_NOISE)) if isinstance(sample, dict) else None
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:

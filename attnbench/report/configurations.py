@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections import Counter
@@ -62,8 +63,29 @@ class OverSeeds:
 def configurations(results: Sequence[Result]) -> list[Configuration]:
     """Group results by everything but their seed, in the order their first cases appear.
 
-    Where two results share content and seed, the second begins a configuration of its own.
+    Where two results share content and seed, the second begins a configuration of its own. The parts of a
+    report ask it of the same results: they are grouped once.
     """
+    return list(_grouped(_Same(tuple(results))))
+
+
+class _Same:
+    """Results as a key: equal where they are the very same objects, which nobody changes."""
+
+    def __init__(self, results: tuple[Result, ...]) -> None:
+        self.results = results
+        self._ids = tuple(map(id, results))
+
+    def __hash__(self) -> int:
+        return hash(self._ids)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._ids == other._ids
+
+
+@functools.lru_cache(maxsize=1)  # the results are held as long
+def _grouped(same: _Same) -> tuple[Configuration, ...]:
+    results = same.results
     groups: dict[tuple[str, int], list[Result]] = {}
     seen: Counter[tuple[str, int]] = Counter()
     for result in results:
@@ -71,10 +93,10 @@ def configurations(results: Sequence[Result]) -> list[Configuration]:
         seen[identity, seed] += 1
         # a second result of one seed, such as another run's, is no further seed of the first
         groups.setdefault((identity, seen[identity, seed]), []).append(result)
-    return [
+    return tuple(
         Configuration(label=label_without_seed(group[0]), results=tuple(sorted(group, key=seed_of)))
         for group in groups.values()
-    ]
+    )
 
 
 def over_seeds(configuration: Configuration, name: str) -> OverSeeds | None:

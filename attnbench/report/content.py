@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnbench.report import sections as facts
-from attnbench.report.aspects import settings_of
+from attnbench.report.aspects import noise_of
 from attnbench.report.charts import looks
 from attnbench.report.comparison import comparison_table, seed_table
 from attnbench.report.configurations import configurations
@@ -105,9 +105,7 @@ def gather(run_dir: Path, results: Sequence[Result], title: str, question: str, 
 
 def _grids_note(results: Sequence[Result]) -> str:
     """Say what the images at one position have in common."""
-    drawn = [
-        dict(settings_of(result)).get("sample.noise") for result in results if "grid" in result.artefacts
-    ]
+    drawn = [noise_of(result) for result in results if "grid" in result.artefacts]
     if len({noise for noise in drawn if noise is not None}) > 1:
         return OTHER_NOISE
     return SAME_NOISE if len(facts.seeds_of(results)) <= 1 else SAME_SEED_ONLY

@@ -132,13 +132,17 @@ def _stage_notes(results: Sequence[Result]) -> list[tuple[str, str]]:
     """Return what stages noted, as (measurements, note); a note of some cases only names them."""
     names: dict[str, dict[str, None]] = {}
     labels: dict[str, dict[str, None]] = {}
+    having: dict[str, set[str]] = {}
     for result in results:
-        for measured in (m for m in result.measurements if m.note and m.values):
-            names.setdefault(measured.note, {})[unresolved(measured.name)] = None
-            labels.setdefault(measured.note, {})[result.label] = None
+        for measured in result.measurements:
+            name = unresolved(measured.name)
+            having.setdefault(name, set()).add(result.label)
+            if measured.note and measured.values:
+                names.setdefault(measured.note, {})[name] = None
+                labels.setdefault(measured.note, {})[result.label] = None
     notes = []
     for note, titles in names.items():
-        concerned = {r.label for r in results for m in r.measurements if unresolved(m.name) in titles}
+        concerned = set().union(*(having[name] for name in titles))
         suffix = "" if concerned == set(labels[note]) else f" ({', '.join(labels[note])})"
         notes.append((", ".join(titles), note + suffix))
     return notes
@@ -154,9 +158,11 @@ def environment_table(results: Sequence[Result]) -> Table:
     environments = distinct_environments(results)
     described = [_describe(environment) for environment in environments]
     columns = [Column(title="Environment", numeric=False)]
+    labels: dict[str, list[str]] = {}
+    for result in results if len(environments) > 1 else ():
+        labels.setdefault(result.environment.model_dump_json(), []).append(result.label)
     for environment in environments:
-        labels = [r.label for r in results if r.environment == environment]
-        title = "Value" if len(environments) == 1 else plain(", ".join(labels))
+        title = plain(", ".join(labels[environment.model_dump_json()])) if labels else "Value"
         columns.append(Column(title=title, numeric=False))
     names = dict.fromkeys(name for facts in described for name in facts)
     rows = (Row(cells=(text_cell(n), *(text_cell(f.get(n, MISSING)) for f in described))) for n in names)

@@ -9,6 +9,7 @@ from attnbench.contract import MacCount
 from attnbench.errors import DataError
 from attnbench.models.resolution import input_size
 from attnbench.running.machines import Machine
+from attnbench.running.once import shared_by
 from attnbench.specs import Case, ModelConfig, PreparedData, UserImages
 from attnbench.stages.latents.latent_space import has_posterior
 from attnbench.stages.latents.model_space import codec_of, latent_factor
@@ -98,6 +99,15 @@ def diagnose_passes(case: Case) -> int:
     return len(asked.timesteps) * (asked.images + rows * (1 + 2 * PROBES))
 
 
+def _model_and_data(case: Case) -> tuple[str, str]:
+    return case.model.content_text(), case.data.text()
+
+
+def _data(case: Case) -> str:
+    return case.data.text()
+
+
+@shared_by(_model_and_data)
 def closed_form(case: Case) -> MacCount:
     """Multiply-adds of the case's model at the data's resolution."""
     from attnbench.models.macs import closed_form_macs
@@ -105,6 +115,7 @@ def closed_form(case: Case) -> MacCount:
     return closed_form_macs(case.model, model_side(case))
 
 
+@shared_by(_model_and_data)
 def model_side(case: Case) -> int:
     """Side of the model's input for the data's images, by the case's autoencoder where there is one."""
     return input_size(case.model, case.data.image_size, latent_factor(case))
@@ -131,6 +142,7 @@ def latent_bytes(case: Case) -> int:
     return BYTES_PER_LATENT_VALUE * kept * case.model.in_channels * model_side(case) ** 2
 
 
+@shared_by(_data)
 def num_images(case: Case) -> int:
     """Training images of the user's data, without opening them; 0 for a folder that is not there yet."""
     if not isinstance(case.data, UserImages) or not case.data.path.is_dir():
@@ -145,6 +157,7 @@ def num_images(case: Case) -> int:
         return 0
 
 
+@shared_by(lambda config, side, classes: (config.content_text(), side, classes))
 def num_params(config: ModelConfig, side: int, classes: int) -> int:
     """Parameters of a model, counted on the meta device."""
     from attnbench.models.skeleton import build_model
@@ -157,6 +170,7 @@ def num_classes(case: Case) -> int:
     return known_classes(case) or NUM_CLASSES_GUESS
 
 
+@shared_by(_data)
 def known_classes(case: Case) -> int | None:
     """Classes of the data, without reading images; None for a folder that cannot tell them yet."""
     from attnbench.data import class_names

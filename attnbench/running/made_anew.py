@@ -14,7 +14,7 @@ from attnbench.plugins import BUILT_IN, registry
 from attnbench.results import each_result
 from attnbench.specs import OUTSIDE_KEY, Case
 from attnbench.storage.names import RESULTS, STORE
-from attnbench.storage.store import read_output
+from attnbench.storage.store import FinishedStages
 
 SHOWN = 3
 """Settings that a sentence names; the others are counted."""
@@ -26,10 +26,8 @@ def made_anew(cases: Sequence[Case], run_dir: Path) -> dict[str, list[str]]:
     A case is known by its label. What was finished of another version of attnbench, and cannot be read, gives
     no reason; neither does a store that was emptied.
     """
-    store = run_dir.parent / STORE
-    unfinished = {
-        case.label: case for case in cases if read_output(store / "evaluate" / case.key("evaluate")) is None
-    }
+    done = FinishedStages(run_dir.parent / STORE)
+    unfinished = {case.label: case for case in cases if not done.has("evaluate", case.key("evaluate"))}
     reasons: dict[str, list[str]] = {}
     for label, before in _finished_before(run_dir / RESULTS, unfinished).items():
         differences = list(_differences(before, unfinished[label]))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attnbench.errors import AttnbenchError, DataError, UnsupportedError
-from attnbench.specs import Case, PreparedData, UserImages, content_hash
+from attnbench.running.once import each_once, shared_by
+from attnbench.specs import Case, PreparedData, UserImages
 from attnbench.storage import hub
 from attnbench.storage.names import RUN
 from attnbench.storage.run_folders import read_run_record
@@ -19,9 +20,10 @@ from attnbench.suite.teachers import missing_teacher
 def refusals(cases: Sequence[Case]) -> dict[str, list[str]]:
     """Return what keeps cases from running here, one sentence each, with the labels of these cases."""
     found: dict[str, list[str]] = {}
-    for case in cases:
-        for text in missing_inputs(case):
-            found.setdefault(text, []).append(case.label)
+    with each_once():
+        for case in cases:
+            for text in missing_inputs(case):
+                found.setdefault(text, []).append(case.label)
     return found
 
 
@@ -54,26 +56,30 @@ def taken_by_another(suite: Suite, run_dir: Path) -> str:
 
 def skips(cases: Sequence[Case]) -> dict[str, list[str]]:
     """Return why cases would end without a result whose backends refuse them, with the labels of these."""
-    from attnbench.models.skeleton import build_model
-    from attnbench.running.estimates import model_side
+    from attnbench.running.estimates import model_side, num_classes, num_params
 
     found: dict[str, list[str]] = {}
-    said: dict[str, str] = {}  # by the model and its side: many cases are of one
-    for case in cases:
-        key = content_hash([case.model.content(), model_side(case)])
-        if key not in said:
-            said[key] = ""
+    with each_once():
+        for case in cases:
             try:
-                build_model(case.model, model_side(case), 2, device="meta")
+                num_params(case.model, model_side(case), num_classes(case))  # builds it on the meta device
+                continue
             except UnsupportedError as error:
-                said[key] = str(error)
+                reason = str(error)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's backend may raise anything
-                said[key] = f"its model cannot be built: {type(error).__name__}: {error}"
-        if said[key]:
-            found.setdefault(said[key], []).append(case.label)
+                reason = f"its model cannot be built: {type(error).__name__}: {error}"
+            found.setdefault(reason, []).append(case.label)
     return found
 
 
+def _inputs(case: Case) -> tuple[object, ...]:
+    """Return what `missing_inputs` depends on; a case with a teacher is asked by itself."""
+    train, evaluate = case.train, case.evaluate
+    asked = (case.data.text(), train.init_from, evaluate.extractor, evaluate.weights, tuple(train.log))
+    return asked if train.teacher is None else (*asked, case.id)
+
+
+@shared_by(_inputs)
 def missing_inputs(case: Case) -> tuple[str, ...]:
     """Return what of the user's a case needs and has not, one sentence each; imports no torch."""
     named = [("train.init_from", case.train.init_from), ("evaluate.weights", case.evaluate.weights)]

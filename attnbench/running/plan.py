@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from attnbench.running.estimates import (
 )
 from attnbench.running.machines import Machine, this_machine
 from attnbench.running.made_anew import made_anew
+from attnbench.running.memory import MemoryNeed, memory_need
 from attnbench.running.needs import missing_inputs
+from attnbench.running.once import each_once, shared_by
 from attnbench.specs import Case
 from attnbench.stages.latents.model_space import assumption
 from attnbench.stages.profile import missing_rows
-from attnbench.storage.store import Stage, read_output, stages_of
+from attnbench.storage.store import FinishedStages, Stage, stages_of
 from attnbench.storage.trainings import finished_shorter, finished_trainings, of_any_length
 from attnbench.suite.loading import Suite, of_cases
 
@@ -44,6 +46,8 @@ class PlannedCase:
     """What these stages will store, in bytes."""
     missing: tuple[str, ...] = ()
     """What a run would refuse for want of the user's folders and files, each with the next step."""
+    memory: MemoryNeed | None = None
+    """What it takes at its peak; None where it is finished, or cannot be estimated."""
     problem: str = ""
     """Why this case cannot be planned, let alone run."""
     assumed: tuple[str, ...] = ()
@@ -69,65 +73,81 @@ class PlannedProfile:
     time_s: float = 0.0
 
 
-def plan(cases: Sequence[Case], store: Path, machine: Machine | None = None) -> list[PlannedCase]:
-    """Plan every case; stages shared by two cases are counted once. `machine` is this one by default."""
-    machine = machine or this_machine(default_device())
+def plan(
+    cases: Sequence[Case],
+    store: Path,
+    machine: Machine | None = None,
+    *,
+    device: str | None = None,
+    processes: int = 1,
+) -> list[PlannedCase]:
+    """Plan every case; stages shared by two cases are counted once. `machine` is this one by default.
+
+    Memory is that of a case on `device` (by default this machine's), trained by so many processes.
+    """
+    device = device or default_device()
+    machine, done = machine or this_machine(default_device()), FinishedStages(store)
     counted: set[tuple[Stage, str]] = set()
-    lengths = _lengths(cases, store)
-    planned = []
-    for case in cases:
-        finished = tuple(s for s in stages_of(case) if read_output(store / s / case.key(s)) is not None)
-        open_stages = [s for s in stages_of(case) if s not in finished and (s, case.key(s)) not in counted]
-        counted.update((s, case.key(s)) for s in open_stages)
-        first = _teacher_to_train(case, store) if "train" in open_stages else None
-        missing = missing_inputs(case)
-        assumed = tuple(filter(None, (assumption(case), _guessed_classes(case))))
-        one = PlannedCase(case=case, finished=finished, missing=missing, assumed=assumed)
-        try:
-            times_s = {s: stage_time_s(case, s, machine) for s in open_stages}
-            if (all_s := times_s.get("train")) is not None:
-                times_s["train"] = all_s * (1 - _steps_made_before(case, lengths) / case.train.steps)
-            disk = {s: disk_needed_bytes(case, [s]) for s in open_stages}
-            if first is not None and ("train", first.key("train")) not in counted:
-                counted.add(("train", first.key("train")))
-                taught = stage_time_s(first, "train", machine)
-                times_s["train"] = (times_s["train"] or 0.0) + (taught or 0.0)
-                disk["train"] += disk_needed_bytes(first, ["train"])
-            estimated = replace(
-                one,
-                macs=closed_form(case).full,
-                training_macs=training_macs(case),
-                times_s=times_s,
-                disk=disk,
-            )
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's backend may raise anything
-            estimated = replace(one, problem=_in_words(error, missing))
-        planned.append(estimated)
-    return planned
+    before = _steps_made_before(cases, store)
+    with each_once():
+        planned = [_planned(case, machine, done, counted, before.get(case.id, 0)) for case in cases]
+        return [
+            one if one.finished == stages_of(one.case) or one.problem
+            else replace(one, memory=memory_need(one.case, device, processes))
+            for one in planned
+        ]  # fmt: skip
 
 
-def _lengths(cases: Sequence[Case], store: Path) -> dict[str, set[int]]:
-    """Return the steps of trainings that are finished or asked for, by what else they have in common."""
+def _steps_made_before(cases: Sequence[Case], store: Path) -> dict[str, int]:
+    """Return, by a case's id, the steps of its training that a shorter one makes, or has made, for it."""
     finished = finished_trainings(store)
     lengths: dict[str, set[int]] = {}
     for case in cases:
         shorter = finished_shorter(case, store, finished)
         own = lengths.setdefault(of_any_length(case), set())
         own |= {case.train.steps} | ({shorter.train.steps} if shorter is not None else set())
-    return lengths
+    return {
+        case.id: max((n for n in lengths[of_any_length(case)] if n < case.train.steps), default=0)
+        for case in cases
+    }
 
 
-def _steps_made_before(case: Case, lengths: Mapping[str, Collection[int]]) -> int:
-    """Return how many steps of a training another one makes, or has made, from which it goes on."""
-    return max((n for n in lengths[of_any_length(case)] if n < case.train.steps), default=0)
+def _planned(
+    case: Case, machine: Machine, done: FinishedStages, counted: set[tuple[Stage, str]], steps_before: int
+) -> PlannedCase:
+    """Plan one case; what it has yet to run is `counted` from now on."""
+    finished = tuple(stage for stage in stages_of(case) if done.has(stage, case.key(stage)))
+    open_stages = [s for s in stages_of(case) if s not in finished and (s, case.key(s)) not in counted]
+    counted.update((s, case.key(s)) for s in open_stages)
+    first = _teacher_to_train(case, done) if "train" in open_stages else None
+    missing = missing_inputs(case)
+    one = PlannedCase(case=case, finished=finished, missing=missing, assumed=_assumed(case))
+    try:
+        times_s = {s: stage_time_s(case, s, machine) for s in open_stages}
+        if (all_s := times_s.get("train")) is not None:
+            times_s["train"] = all_s * (1 - steps_before / case.train.steps)
+        disk = {s: disk_needed_bytes(case, [s]) for s in open_stages}
+        if first is not None and ("train", first.key("train")) not in counted:
+            counted.add(("train", first.key("train")))
+            taught = stage_time_s(first, "train", machine)
+            times_s["train"] = (times_s["train"] or 0.0) + (taught or 0.0)
+            disk["train"] += disk_needed_bytes(first, ["train"])
+        return replace(
+            one, macs=closed_form(case).full, training_macs=training_macs(case), times_s=times_s, disk=disk
+        )
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's backend may raise anything
+        return replace(one, problem=_in_words(error, missing))
 
 
-def _teacher_to_train(case: Case, store: Path) -> Case | None:
+def _teacher_to_train(case: Case, done: FinishedStages) -> Case | None:
     """Return the case of the same suite that teaches a case, where its training is not finished."""
     teacher = case.teacher.trains_here if case.teacher is not None else None
-    if teacher is None or read_output(store / "train" / teacher.key("train")) is not None:
-        return None
-    return teacher
+    return None if teacher is None or done.has("train", teacher.key("train")) else teacher
+
+
+@shared_by(lambda case: (case.data.text(), case.model.input, case.model.in_channels))
+def _assumed(case: Case) -> tuple[str, ...]:
+    return tuple(filter(None, (assumption(case), _guessed_classes(case))))
 
 
 def _guessed_classes(case: Case) -> str:
@@ -148,11 +168,12 @@ def plan_profile(planned: Sequence[PlannedCase], store: Path, machine: Machine) 
     """Plan the profile of the cases that can be planned, which is measured when all are finished."""
     cases = [one.case for one in planned if not one.problem]
     rows = missing_rows(cases, store, default_device())
-    return PlannedProfile(
-        num_rows=len(rows),
-        num_cases=len({case.id for case, _ in rows}),
-        time_s=sum(row_time_s(case, side, machine) for case, side in rows),
-    )
+    with each_once():
+        return PlannedProfile(
+            num_rows=len(rows),
+            num_cases=len({case.id for case, _ in rows}),
+            time_s=sum(row_time_s(case, side, machine) for case, side in rows),
+        )
 
 
 def warnings(suite: Suite, store: Path) -> list[str]:

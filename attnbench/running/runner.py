@@ -83,13 +83,14 @@ def run(
         check_inputs(suite.cases)
         if taken := taken_by_another(suite, run_dir):
             raise UserInputError(taken)
-        planned = plan(suite.cases, store)
+        planned = plan(suite.cases, store, device=device, processes=executor.processes)
         check_space(planned, store)
         for warning in warnings(suite, store):
             listener.notice(warning)
         times_s = {one.case.id: one.time_s for one in planned}
+        memory = {one.case.id: one.memory for one in planned}
         place = Place(store=store, run_dir=run_dir, device=device)
-        results, computed = run_cases(suite.cases, place, executor, listener, times_s)
+        results, computed = run_cases(suite.cases, place, executor, listener, times_s, memory)
         # what failed here another run may have finished since
         results = [
             result if result.status == "ok" else finished_case(case, store) or result

@@ -18,6 +18,7 @@ from attnbench.results import Result, append_result
 from attnbench.running.executors.conversation import failed_result
 from attnbench.running.executors.interface import Event, Executor, Finished, Order, Progress
 from attnbench.running.listener import Listener
+from attnbench.running.memory import MemoryNeed
 from attnbench.specs import Case
 from attnbench.stages.case import finished_case
 from attnbench.stages.interrupts import GO_ON, Stopped, on_signal
@@ -43,15 +44,23 @@ class Place:
 
 
 def run_cases(
-    cases: Sequence[Case], place: Place, executor: Executor, listener: Listener, times_s: Mapping[str, float]
+    cases: Sequence[Case],
+    place: Place,
+    executor: Executor,
+    listener: Listener,
+    times_s: Mapping[str, float],
+    memory: Mapping[str, MemoryNeed | None] | None = None,
 ) -> tuple[list[Result], int]:
     """Return every case's result and how many were computed here.
 
-    `times_s` is what the plan estimates for each case, by its id. A case that another run works on comes
-    last: runs of one suite, each on a GPU of its own, share them out. Lines are written to results.jsonl in
-    the order of the cases. Raises Stopped when a signal came and all that was under way has saved its work.
+    `times_s` and `memory` are what the plan estimates for each case, by its id. A case that another run works
+    on comes last: runs of one suite, each on a GPU of its own, share them out. Lines are written to
+    results.jsonl in the order of the cases. Raises Stopped when a signal came and all that was under way has
+    saved its work.
     """
-    schedule = _Schedule(cases=cases, place=place, executor=executor, listener=listener, times_s=times_s)
+    schedule = _Schedule(
+        cases=cases, place=place, executor=executor, listener=listener, times_s=times_s, memory=memory or {}
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(schedule.leave)
         stack.enter_context(executor)
@@ -100,6 +109,7 @@ class _Schedule:
     executor: Executor
     listener: Listener
     times_s: Mapping[str, float]
+    memory: Mapping[str, MemoryNeed | None]
     results: dict[int, Result] = field(default_factory=dict)
     computed: set[int] = field(default_factory=set)
     pending: list[int] = field(default_factory=list)
@@ -185,9 +195,13 @@ class _Schedule:
         """Return cases that need not wait for anybody, each with its claim."""
         found: list[tuple[int, contextlib.ExitStack]] = []
         busy = self._busy()
+        beside = [one.order for one in self.under_way.values()]
         for number in tuple(self.pending):
             if len(found) >= most:
                 break
+            order = self._order(self.cases[number])
+            if not self.executor.fits(order, beside):
+                continue
             wanted = self._wanted(number)
             if busy & wanted or self._waits_for_shorter(number):
                 continue
@@ -197,6 +211,7 @@ class _Schedule:
             mine = alone_at_once(claim_folder(self.cases[number], self.place.store), self.listener.notice)
             if claim.enter_context(mine):
                 found.append((number, claim))
+                beside.append(order)
                 busy |= wanted
             else:
                 claim.close()
@@ -256,6 +271,7 @@ class _Schedule:
             device=self.place.device,
             log=self.place.run_dir / LOGS / log_name(case),
             time_s=self.times_s.get(case.id, 0.0),
+            memory=self.memory.get(case.id),
         )
 
     def _tell(self, order: Order, event: Event) -> None:

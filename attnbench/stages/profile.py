@@ -105,13 +105,18 @@ def _output(
     """Return the session by case id: cases of several suites share a row."""
     costs: dict[str, list[Measurement]] = {}
     failures: dict[str, str] = {}
-    for case in cases:
-        rows = [row for row in session.rows if row.model == contents[case.id]]
-        measured = [measurement for row in rows for measurement in to_measurements(row)]
+    rows_of: dict[str, list[ProfileRow]] = {}
+    for row in session.rows:
+        rows_of.setdefault(row.model, []).append(row)
+    measured_of: dict[str, list[Measurement]] = {}
+    for content in set(contents.values()):
+        measured = [measurement for row in rows_of.get(content, ()) for measurement in to_measurements(row)]
         if note:
             measured.append(Measurement(name="profile_warnings", values=[1], note=note))
-        costs[case.id] = _once(measured)
-        for row in rows:
+        measured_of[content] = _once(measured)
+    for case in cases:
+        costs[case.id] = measured_of[contents[case.id]]
+        for row in rows_of.get(contents[case.id], ()):
             if row.status == "failed":
                 failures[case.id] = f"{PROFILE_FAILED}{row.resolution} px: {row.reason}"
     return SessionOutput(costs=costs, failures=failures)
@@ -123,8 +128,7 @@ def _content(case: Case, factor: int) -> str:
     An autoencoder's place is in the case's content, but not what its files say: costs that were measured on
     another grid are never read for these.
     """
-    content = case.profile_content()
-    return content_hash(content if factor == LATENT_FACTOR else {**content, "latent_factor": factor})
+    return case.cost_key() if factor == LATENT_FACTOR else case.cost_key(latent_factor=factor)
 
 
 def _latent_factor(case: Case, store: Path) -> int:

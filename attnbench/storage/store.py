@@ -7,6 +7,7 @@ whoever else needs the stage waits, and then reads what the first has finished o
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from attnbench.errors import StorageError, cannot_read
 from attnbench.progress import StageProgress
 from attnbench.results import Measurement, Record
 from attnbench.specs import Case, DataSpec
@@ -136,6 +138,41 @@ def features_folder(root: Path) -> Path:
 def read_output(folder: Path, damaged: Callable[[Path], None] = lambda path: None) -> StageOutput | None:
     """Return the output of a finished stage, or None while it is not finished; `damaged` as `read_record`."""
     return read_record(folder / DONE, StageOutput, damaged)
+
+
+class FinishedStages:
+    """Which stages in a store are finished: each is looked at once, and none whose folder is not there.
+
+    For who asks of many cases at one time; what is finished later is not seen.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._begun: dict[str, frozenset[str]] = {}
+        self._known: dict[tuple[Stage, str], bool] = {}
+
+    def has(self, stage: Stage, key: str) -> bool:
+        """Tell whether a stage is finished, and its record not damaged; raises StorageError."""
+        if not self.is_begun(stage, key):
+            return False
+        if (stage, key) not in self._known:
+            self._known[stage, key] = read_output(self._store / stage / key) is not None
+        return self._known[stage, key]
+
+    def is_begun(self, stage: Stage, key: str) -> bool:
+        """Tell whether a stage has a folder; raises StorageError."""
+        if stage not in self._begun:
+            self._begun[stage] = frozenset(_names_in(self._store / stage))
+        return key in self._begun[stage]
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StorageError(cannot_read(folder, error, "choose another place")) from error
 
 
 def write_output(folder: Path, output: StageOutput) -> None:

@@ -16,12 +16,13 @@ from attnbench.storage.store import read_output
 
 def with_steps(case: Case, steps: int) -> Case:
     """Return the case trained for another number of steps."""
-    return case.model_copy(update={"train": case.train.model_copy(update={"steps": steps})})
+    train = case.train.once(("steps", steps), lambda: case.train.model_copy(update={"steps": steps}))
+    return case.model_copy(update={"train": train})
 
 
 def of_any_length(case: Case) -> str:
     """Return what trainings have in common that differ in their number of steps alone."""
-    return with_steps(case, 0).key("train")
+    return case.once("of any length", lambda: with_steps(case, 0).key("train"))
 
 
 def finished_trainings(store: Path) -> dict[str, int]:
@@ -40,10 +41,7 @@ def finished_shorter(case: Case, store: Path, finished: Mapping[str, int]) -> Ca
 
     `finished` is what `finished_trainings` found. None where the case's own has come to a checkpoint.
     """
-    if any((store / "train" / case.key("train")).glob(f"{CHECKPOINT}*")):
-        return None
-    for steps in sorted({steps for steps in finished.values() if steps < case.train.steps}, reverse=True):
-        shorter = with_steps(case, steps)
-        if shorter.key("train") in finished:
-            return shorter
-    return None
+    fewer = sorted({steps for steps in finished.values() if steps < case.train.steps}, reverse=True)
+    found = next((one for n in fewer if (one := with_steps(case, n)).key("train") in finished), None)
+    own = store / "train" / case.key("train")
+    return None if found is None or any(own.glob(f"{CHECKPOINT}*")) else found

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from attnbench.problems import SET_BY_RECIPE, Problem
-from attnbench.specs import Case, content_hash
+from attnbench.problems import Problem
+from attnbench.specs import Case, canonical
 from attnbench.suite.matrix import Axis, Draft
 from attnbench.yaml_source import show_path, show_value
 
@@ -15,7 +15,7 @@ WORK: dict[Literal["train", "sample"], str] = {"train": "training", "sample": "s
 
 def repetitions(pairs: Sequence[tuple[Draft, Case]]) -> Iterable[Problem]:
     """Yield the axis values that repeat another in content, or that would carry the same label."""
-    contents: dict[str, Draft] = {}
+    contents: dict[tuple[str, ...], Draft] = {}
     labels: dict[str, Draft] = {}
     for draft, case in pairs:
         same_content = contents.setdefault(_content(case), draft)
@@ -32,6 +32,8 @@ def shared_measurements(pairs: Sequence[tuple[Draft, Case]]) -> Iterable[Problem
         firsts: dict[str, tuple[Draft, Case]] = {}
         for draft, case in pairs:
             first_draft, first = firsts.setdefault(case.key(stage), (draft, case))
+            if getattr(case, stage) is getattr(first, stage):
+                continue
             values, others = case.outside_key(stage), first.outside_key(stage)
             for name in (name for name in values if values[name] != others[name]):
                 setting = (stage, name)
@@ -59,17 +61,18 @@ def _repeated(draft: Draft, other: Draft, message: str) -> Problem:
     return Problem((*axis.written, index), message.format(show_path((*axis.written, earlier))))
 
 
-def _content(case: Case) -> str:
-    """Return a hash of everything but names, labels and prose."""
-    dumped = case.model_dump(mode="json", exclude={"suite", "question", "label", "axes", "exceptions"})
-    if case.initial:
-        del dumped["train"]["init_from"]  # the place of what `initial` is the content of
-    if case.teacher is not None:  # likewise
-        dumped["teacher"] = case.teacher.identity
-        for name in ("model", "case", "label"):
-            del dumped["train"]["teacher"][name]
-    model = {key: value for key, value in dumped["model"].items() if key not in SET_BY_RECIPE}
-    several = model["attention"] if isinstance(model["attention"], list) else [model["attention"]]
-    for attention in several:
-        attention["label"] = None
-    return content_hash({**dumped, "model": model})
+def _content(case: Case) -> tuple[str, ...]:
+    """Return everything but names, labels and prose."""
+    train = case.train.text()
+    if case.initial or case.teacher is not None:
+        settings = case.train.model_dump(mode="json")
+        if case.initial:
+            del settings["init_from"]  # the place of what `initial` is the content of
+        for name in ("model", "case", "label") if case.teacher is not None else ():  # likewise
+            del settings["teacher"][name]
+        train = canonical(settings)
+    teacher = "" if case.teacher is None else case.teacher.identity
+    sections = (case.data, case.sample, case.evaluate, case.profile, case.diagnose)
+    texts = ("" if section is None else section.text() for section in sections)
+    model, code = case.model.content_text(), canonical(case.code)
+    return (model, code, str(case.seed), case.initial, teacher, train, *texts)

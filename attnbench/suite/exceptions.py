@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from attnbench.problems import Problem
-from attnbench.suite.matrix import Axis, Draft, assign, names_a_setting, no_setting, overlap
+from attnbench.suite.matrix import Axis, Draft, names_a_setting, no_setting, overlap
 from attnbench.yaml_source import KeyPath, Settings, show_path, show_value
 
 
@@ -74,7 +73,7 @@ def apply_exceptions(rules: Sequence[ExceptionRule], drafts: Iterable[Draft]) ->
             draft.exceptions.append(rule.index)
             for path, value in rule.sets.items():
                 draft.excepted[path] = rule.written(path)
-                assign(draft, path, copy.deepcopy(value))
+                draft.sets.append((path, value))
 
 
 def read_when(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +34,11 @@ class Axis:
 
 @dataclass
 class Draft:
-    """The settings of one case, with the axes that made it."""
+    """One case before it is read: its place on the axes, and what exceptions set there."""
 
-    data: dict[str, Any]
     points: tuple[tuple[Axis, int], ...]
-    problems: list[Problem]
+    sets: list[tuple[KeyPath, Any]] = field(default_factory=list)
+    """What exceptions set, in their order."""
     excepted: dict[KeyPath, KeyPath] = field(default_factory=dict)
     """Settings that an exception set, and where it stands in the suite."""
     exceptions: list[int] = field(default_factory=list)
@@ -54,6 +54,25 @@ class Draft:
                 inside = path[len(axis.target) :]
                 return (*axis.written, index, *inside)
         return path
+
+    def place_in(self, section: str) -> tuple[Any, ...]:
+        """Return what tells this case's settings in a section, or its seed, from those of other cases."""
+        on_axes = [index for axis, index in self.points if axis.target[0] == section]
+        rules = {place[1] for target, place in self.excepted.items() if target[0] == section}
+        return (*on_axes, "exceptions", *sorted(rules)) if rules else tuple(on_axes)
+
+    def written_out(self, settings: Settings) -> tuple[dict[str, Any], list[Problem]]:
+        """Return a copy of a suite's settings with this case's in it, and what could not be set."""
+        data: dict[str, Any] = copy.deepcopy({k: v for k, v in settings.data.items() if k != "matrix"})
+        if "matrix" in settings.data:  # its keys and lists have been checked
+            data["matrix"] = {} if isinstance(settings.data["matrix"], dict) else settings.data["matrix"]
+        problems: list[Problem] = []
+        for target, value in [(axis.target, axis.values[index]) for axis, index in self.points]:
+            problems += assign(data, target, copy.deepcopy(value))
+        expand_shorthand(data)
+        for target, value in self.sets:
+            problems += assign(data, target, copy.deepcopy(value))
+        return data, problems
 
 
 def read_axes(settings: Settings, schema: type[BaseModel]) -> tuple[list[Axis], list[Problem]]:
@@ -82,15 +101,10 @@ def read_axes(settings: Settings, schema: type[BaseModel]) -> tuple[list[Axis], 
     return _with_short_names(axes), problems
 
 
-def drafts(settings: Settings, axes: Iterable[Axis]) -> Iterator[Draft]:
+def drafts(axes: Iterable[Axis]) -> Iterator[Draft]:
     """Yield the cartesian product in order, the last axis fastest."""
-    axes = list(axes)
-    for indices in itertools.product(*(range(len(axis.values)) for axis in axes)):
-        draft = Draft(copy.deepcopy(settings.data), tuple(zip(axes, indices, strict=True)), [])
-        for axis, index in draft.points:
-            assign(draft, axis.target, copy.deepcopy(axis.values[index]))
-        expand_shorthand(draft.data)
-        yield draft
+    points = ([(axis, index) for index in range(len(axis.values))] for axis in axes)
+    return (Draft(chosen) for chosen in itertools.product(*points))
 
 
 def expand_shorthand(data: dict[str, Any]) -> None:
@@ -105,22 +119,30 @@ def expand_shorthand(data: dict[str, Any]) -> None:
         data["diagnose"] = {} if data["diagnose"] else None
 
 
-def axes_of(draft: Draft, model: ModelConfig) -> dict[str, str]:
-    """Return the coordinates of a case as reports show them."""
-    train = draft.data.get("train")
-    starts = isinstance(train, dict) and bool(train.get("init_from"))
-    untaught = "no teacher" if starts else "from scratch"
-    return {
-        axis.short: untaught
-        if axis.target == TEACHER and axis.values[index] is None
-        else _shown(axis, axis.values[index], model)
-        for axis, index in draft.points
-    }
+class Coordinates:
+    """The coordinates of a suite's cases as reports show them; what many cases share is found once."""
+
+    def __init__(self) -> None:
+        self._shown: dict[tuple[KeyPath, int, int, bool], str] = {}
+        self._models: dict[int, ModelConfig] = {}  # held, so that an id stays that of one model
+
+    def axes_of(self, draft: Draft, model: ModelConfig, *, starts: bool) -> dict[str, str]:
+        """Return the coordinates of a case; `starts` says whether it begins with given weights."""
+        self._models[id(model)] = model
+        return {axis.short: self._of(axis, index, model, starts) for axis, index in draft.points}
+
+    def _of(self, axis: Axis, index: int, model: ModelConfig, starts: bool) -> str:
+        known_by = (axis.target, index, id(model), starts)
+        if known_by not in self._shown:
+            value = axis.values[index]
+            untaught = "no teacher" if starts else "from scratch"
+            shown = untaught if axis.target == TEACHER and value is None else _shown(axis, value, model)
+            self._shown[known_by] = shown
+        return self._shown[known_by]
 
 
-def label_of(draft: Draft, model: ModelConfig) -> str:
-    """Return one readable name of a case, such as `dit-s · guidance_scale=4.0`."""
-    shown = axes_of(draft, model)
+def label_of(draft: Draft, model: ModelConfig, shown: Mapping[str, str]) -> str:
+    """Return one readable name of a case, such as `dit-s · guidance_scale=4.0`, from its coordinates."""
     parts = [
         shown[axis.short] if _is_name(axis)
         else f"{axis.short}={shown[axis.short]}"
@@ -136,18 +158,17 @@ def _is_name(axis: Axis) -> bool:
     return len(axis.target) == 1 or axis.target[-1] in ("recipe", "attention", "name")
 
 
-def assign(draft: Draft, target: KeyPath, value: Any) -> None:
+def assign(data: dict[str, Any], target: KeyPath, value: Any) -> list[Problem]:
     """Set one setting of a case; where something else is in the way, that is a problem of the case."""
-    place: Any = draft.data
+    place: Any = data
     expand_shorthand(place)
     for depth, part in enumerate(target[:-1], start=1):
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
             around = show_path(target[:depth])
-            message = f"cannot be varied: {around} is {show_value(place)}, not a mapping"
-            draft.problems.append(Problem(target, message))
-            return
+            return [Problem(target, f"cannot be varied: {around} is {show_value(place)}, not a mapping")]
     place[target[-1]] = value
+    return []
 
 
 def names_a_setting(schema: type[BaseModel], target: KeyPath) -> bool:

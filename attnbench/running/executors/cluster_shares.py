@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnbench.errors import UserInputError
-from attnbench.running.executors.interface import Asked
+from attnbench.running.executors.interface import Asked, Order
+from attnbench.running.memory import check_holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class Node:
     address: str
     cpus: int
     gpus: int
+    memory: int = 0
+    """Bytes that cases may have; 0: unknown."""
 
     def holds(self, share: Share) -> int:
         """Return how many cases it runs at a time."""
@@ -67,6 +70,19 @@ def share_of_each(asked: Asked, nodes: Sequence[Node]) -> Share:
     if not any(node.holds(share) for node in nodes):
         raise UserInputError(_too_large(share, nodes))
     return share
+
+
+def check_memory(orders: Sequence[Order], nodes: Sequence[Node]) -> None:
+    """Raise UserInputError where a case needs more memory for certain than any node has."""
+    most = max((node.memory for node in nodes), default=0)
+    needs = [(order.case, order.memory) for order in orders]
+    check_holds(needs, most or None, "the largest node of the cluster")
+
+
+def asked_memory(estimate: int, nodes: Sequence[Node]) -> int:
+    """Return the bytes to ask a cluster for: an estimate, or where no node has it all of the largest's."""
+    most = max((node.memory for node in nodes), default=0)
+    return min(estimate, most)
 
 
 def _too_large(share: Share, nodes: Sequence[Node]) -> str:

@@ -18,6 +18,7 @@ from attnbench.running.executors.interface import (
     Progress,
     Tell,
 )
+from attnbench.running.memory import check_holds, total_bytes
 from attnbench.specs import Case
 from attnbench.stages.interrupts import GO_ON, Stopped
 from attnbench.storage.store import Host
@@ -33,6 +34,10 @@ class OneAtATime(Executor):
         self._run_case, self._label = run_case, ""
         self.signals: list[int] = []
         """Those that a case was told of while it ran, where it handles them itself."""
+
+    def check(self, orders: Sequence[Order]) -> None:
+        """Refuse what this machine cannot hold; raises UserInputError."""
+        check_holds([(order.case, order.memory) for order in orders], total_bytes(), "this machine")
 
     def start(self, orders: Sequence[Order], tell: Tell) -> None:
         """Run the cases to their end."""

@@ -40,6 +40,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from attnbench.results import Result
+from attnbench.running.memory import MemoryNeed
 from attnbench.specs import Case
 from attnbench.storage.store import Host
 
@@ -89,6 +90,13 @@ class Order:
     """Where what the case prints is to be kept; its folder may not be there yet."""
     time_s: float = 0.0
     """What the plan estimates for it."""
+    memory: MemoryNeed | None = None
+    """Likewise; None: nothing."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the machine is to have free for it; 0 where nothing is estimated."""
+        return 0 if self.memory is None else self.memory.estimate
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,8 @@ Tell = Callable[[Order, Event], None]
 class Executor(ABC):
     """Runs cases somewhere; to be used as a `with` block around all of a suite's cases."""
 
+    processes: int = 1
+    """That train one case together."""
     at_once: int = 1
     """How many orders may be unanswered at a time: the scheduler gives no more."""
 
@@ -131,6 +141,13 @@ class Executor(ABC):
 
         Called once, inside the `with` block, with all cases that are not finished, before `at_once` counts.
         """
+
+    def fits(self, order: Order, under_way: Sequence[Order]) -> bool:
+        """Tell whether an order may be started beside others; asked of each before `start`.
+
+        Where nothing is under way the answer is yes: what no machine holds is refused in `check`.
+        """
+        return True
 
     @abstractmethod
     def start(self, orders: Sequence[Order], tell: Tell) -> None:

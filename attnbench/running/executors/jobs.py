@@ -21,6 +21,7 @@ from attnbench.running.executors.interface import (
     Progress,
     Tell,
 )
+from attnbench.running.memory import check_holds, free_bytes, total_bytes
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -40,7 +41,9 @@ class Jobs(Executor):
     def __init__(self, asked: Asked) -> None:
         self._free = shares(asked)
         self.at_once = len(self._free)
-        self._processes = asked.processes
+        self._processes = self.processes = asked.processes
+        self._memory: int | None = None
+        """Bytes that are free for cases; None: unknown."""
         self._cradle = asked.cradle or Cradle()
         self._note = f"{self.at_once} cases at a time on this machine" if self.at_once > 1 else ""
         self._threads: list[threading.Thread] = []
@@ -51,6 +54,17 @@ class Jobs(Executor):
     def __enter__(self) -> Jobs:
         self._cradle.__enter__()
         return self
+
+    def check(self, orders: Sequence[Order]) -> None:
+        """Refuse what this machine cannot hold, and look what memory it has free; raises UserInputError."""
+        check_holds([(order.case, order.memory) for order in orders], total_bytes(), "this machine")
+        self._memory = free_bytes()
+
+    def fits(self, order: Order, under_way: Sequence[Order]) -> bool:
+        """Keep apart what the memory that was free at first would not hold together."""
+        if not under_way or self._memory is None:
+            return True
+        return sum(other.memory_bytes for other in (order, *under_way)) <= self._memory
 
     def start(self, orders: Sequence[Order], tell: Tell) -> None:
         """Begin the cases, each on a free share."""

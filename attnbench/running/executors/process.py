@@ -21,6 +21,7 @@ class OneProcess(OneAtATime):
     def __init__(self, asked: Asked) -> None:
         super().__init__(run_in_process)
         self._asked, self._cradle = asked, asked.cradle or Cradle()
+        self.processes = asked.processes
 
     def __enter__(self) -> OneProcess:
         self._cradle.__enter__()

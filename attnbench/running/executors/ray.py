@@ -16,7 +16,13 @@ from uuid import uuid4
 
 from attnbench.results import Result
 from attnbench.running.executors.asking import Asking, plain
-from attnbench.running.executors.cluster_shares import Node, Share, share_of_each
+from attnbench.running.executors.cluster_shares import (
+    Node,
+    Share,
+    asked_memory,
+    check_memory,
+    share_of_each,
+)
 from attnbench.running.executors.conversation import failed_result
 from attnbench.running.executors.interface import (
     Asked,
@@ -66,6 +72,8 @@ class Ray(Executor):
         self._second_s = float("inf")
         self._is_closing = threading.Event()
         self._pump: threading.Thread | None = None
+        self._able: list[Node] = []
+        self.processes = asked.processes
         self._fits, self._counted_s = 1, float("-inf")
 
     @property
@@ -85,7 +93,8 @@ class Ray(Executor):
         self._cluster.connect()
         nodes = self._cluster.nodes()
         self._share = share_of_each(self._asked, nodes)
-        able = [node for node in nodes if node.holds(self._share)]
+        check_memory(orders, nodes)
+        self._able = able = [node for node in nodes if node.holds(self._share)]
         self._cluster.check(able, [order.case for order in orders], orders[0].store)
         self._count(nodes)
         self._open_mailbox()
@@ -146,7 +155,12 @@ class Ray(Executor):
             beside_others=several,
         )
         # retries are made here, where they can be counted and told
-        remote = ray.remote(num_cpus=self._share.cpus, num_gpus=self._share.gpus, max_retries=0)(run_order)
+        remote = ray.remote(
+            num_cpus=self._share.cpus,
+            num_gpus=self._share.gpus,
+            memory=asked_memory(task.order.memory_bytes, self._able) or None,
+            max_retries=0,
+        )(run_order)
         with self._lock:
             ref = remote.options(name=task.order.case.label).remote(
                 asking.model_dump(mode="json"), task.key, self._mailbox

@@ -113,6 +113,7 @@ class Cluster:
                 address=node["NodeManagerAddress"],
                 cpus=int(node["Resources"].get("CPU", 0)),
                 gpus=int(node["Resources"].get("GPU", 0)),
+                memory=int(node["Resources"].get("memory", 0)),
             )
             for node in ray.nodes()
             if node["Alive"]

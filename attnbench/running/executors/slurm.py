@@ -82,6 +82,7 @@ class Slurm(Executor):
         self._asked, self._code = asked, source_digest()
         self._share = Share(device="cpu", threads=1, cpus=1, gpus=0)
         self.at_once = asked.jobs or max(1, asked.num_cases)
+        self.processes = asked.processes
         self._tasks: list[_Task] = []
         self._lock = threading.RLock()
         self._spool: Path | None = None
@@ -155,7 +156,7 @@ class Slurm(Executor):
             try:
                 for task in tasks:
                     task.folder.mkdir()
-                jobs = submit(carried, self._asked, self._share, self._spool)
+                jobs = submit(carried, self._asked, self._share, self._spool, [task.order for task in tasks])
             except Exception as error:  # noqa: BLE001 - sbatch, submitit or the disk: it costs these cases alone
                 reason = f"it could not be submitted ({type(error).__name__}: {error})"
                 for task in tasks:

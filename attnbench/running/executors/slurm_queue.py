@@ -58,17 +58,24 @@ def nodes_of(partition: str) -> list[Node]:
     """Return a partition's nodes (empty: of all) that are not out of service; raises UserInputError."""
     words = ["-p", partition] if partition else []
     try:
-        said = _ask("sinfo", "-h", "-N", "-o", "%N|%c|%G|%t|%R", *words)
+        said = _ask("sinfo", "-h", "-N", "-o", "%N|%c|%G|%t|%m|%R", *words)
     except SlurmError as error:
         raise UserInputError(f"Slurm cannot be asked for its nodes: {error}") from error
     found: dict[str, Node] = {}
     for line in said.splitlines():
-        if line.count("|") < 3:
+        if line.count("|") < 4:
             continue
-        name, cpus, resources, state = line.split("|", 4)[:4]
+        name, cpus, resources, state, mib = line.split("|", 5)[:5]
         if state.startswith(USABLE) and not state.endswith("*"):  # * : it does not respond
             number = sum(int(n) for n in re.findall(r"\bgpu(?::[^,:(]+)?:(\d+)", resources))
-            found[name] = Node(id=name, address=name, cpus=int(cpus.rstrip("+")), gpus=number)
+            memory = int(mib.rstrip("+"))
+            found[name] = Node(
+                id=name,
+                address=name,
+                cpus=int(cpus.rstrip("+")),
+                gpus=number,
+                memory=2**20 * memory if memory > 1 else 0,  # 1 is Slurm's default: nobody has said it
+            )
     if not found:
         where = f"partition {partition!r}" if partition else "no partition"
         raise UserInputError(

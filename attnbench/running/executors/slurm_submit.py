@@ -11,7 +11,12 @@ from typing import Any
 
 from attnbench.errors import UserInputError
 from attnbench.running.executors import slurm_queue as queue
-from attnbench.running.executors.cluster_shares import Share, share_of_each
+from attnbench.running.executors.cluster_shares import (
+    Share,
+    asked_memory,
+    check_memory,
+    share_of_each,
+)
 from attnbench.running.executors.interface import Asked, Order
 from attnbench.running.executors.slurm_queue import SlurmError
 from attnbench.running.executors.slurm_task import SlurmTask
@@ -32,9 +37,11 @@ OURS: Mapping[str, str] = {
 """Options of sbatch that attnbench sets itself, and which of its own say them."""
 
 
-def submit(tasks: Sequence[SlurmTask], asked: Asked, share: Share, folder: Path) -> list[str]:
+def submit(
+    tasks: Sequence[SlurmTask], asked: Asked, share: Share, folder: Path, orders: Sequence[Order]
+) -> list[str]:
     """Submit an array with these tasks; return what squeue calls each: `job`, or `job_index`."""
-    made = _executor(asked, share, folder)
+    made = _executor(asked, share, folder, orders)
     with _importing_what_we_do(), made.batch():
         jobs = [made.submit(task) for task in tasks]
     return [str(job.job_id) for job in jobs]
@@ -53,15 +60,29 @@ def share_of(asked: Asked) -> Share:
     return share_of_each(asked, queue.nodes_of(asked.partition))
 
 
+def _memory_mib(asked: Asked, share: Share, orders: Sequence[Order]) -> int:
+    """Return what each task of an array asks for: the largest estimate, and a quarter more, as Slurm kills.
+
+    0, the cluster's default, where nothing is estimated or the nodes do not say what they have. Raises
+    UserInputError where a case needs more for certain than any node has.
+    """
+    estimate = max((order.memory_bytes for order in orders), default=0)
+    if not estimate:
+        return 0
+    able = [node for node in queue.nodes_of(asked.partition) if node.holds(share)]
+    check_memory(orders, able)
+    return asked_memory(estimate * 5 // 4, able) // 2**20
+
+
 def script(asked: Asked, share: Share, orders: Sequence[Order]) -> str:
     """Return the batch script of the array that runs some cases, as `--dry-run` prints it."""
-    made = _executor(asked, share, orders[0].log.parent.parent / SLURM)
+    made = _executor(asked, share, orders[0].log.parent.parent / SLURM, orders)
     if len(orders) > 1:
         made.parameters["map_count"] = len(orders)
     return str(made._make_submission_file_text(made._submitit_command_str, "dry-run"))
 
 
-def _executor(asked: Asked, share: Share, folder: Path) -> Any:
+def _executor(asked: Asked, share: Share, folder: Path, orders: Sequence[Order]) -> Any:
     """Return submitit's executor with what a case is given; raises UserInputError for unknown settings."""
     further = _further(asked.slurm)
     import submitit
@@ -83,6 +104,9 @@ def _executor(asked: Asked, share: Share, folder: Path) -> Any:
         settings["partition"] = asked.partition
     if share.gpus:
         settings["gpus_per_node"] = share.gpus
+    said = {"mem", "mem-per-cpu", "mem-per-gpu"} & {name.replace("_", "-") for name in further}
+    if not said and (memory_mib := _memory_mib(asked, share, orders)):
+        settings["mem"] = f"{memory_mib}M"
     made.update_parameters(**settings, additional_parameters={"requeue": True, **further})
     return made
 
