@@ -1,4 +1,4 @@
-"""Executors to be struck: how each runs the suite, whom a fault can hit there, and which faults it can meet."""
+"""Executors to be struck: how each runs the suite, whom a fault can hit there, which faults it can meet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import slurm_strikes
 from fault_kinds import Blow, Fault, pause
 from ray_cluster import local_cluster
 from slurm_cluster import slurm_cluster
-from struck_runs import RUN_S, Driver, python_path
+from struck_runs import Driver, python_path
 from whole_runs import left_over, start_warm, wait
 
 LOCAL: Mapping[str, Sequence[str]] = {"inline": ["--inline"], "process": [], "jobs": ["--jobs", "2"]}
@@ -38,11 +38,11 @@ class Warm:
             self._code = wait(self.pid, until)
         return self._code is not None
 
-    def wait(self) -> tuple[int, str]:
-        if not self.has_ended(time.monotonic() + RUN_S):
+    def wait(self, limit_s: float) -> tuple[int, str]:
+        if not self.has_ended(time.monotonic() + limit_s):
             os.killpg(self.pid, signal.SIGKILL)
             self.has_ended(float("inf"))
-            raise AssertionError(f"it did not end within {RUN_S:g} s: {self.log.read_text(errors='replace')}")
+            raise TimeoutError(f"it did not end within {limit_s:g} s: {self.log.read_text(errors='replace')}")
         assert self._code is not None
         return self._code, self.log.read_text(errors="replace")
 

@@ -1,4 +1,4 @@
-"""Kinds of faults: what is made ready around a struck suite, the blow, and what is mended after each command."""
+"""Kinds of faults: what is made ready around a struck suite, the blow, what is mended after a command."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Fault:
 
 
 class FullDisk(Fault):
-    """The runs folder is a small file system of its own, which is full from some moment on until it is mended."""
+    """The runs folder is a small file system, which is full from some moment on until it is mended."""
 
     def __init__(self) -> None:
         super().__init__("full disk", self._fill, ends=True)

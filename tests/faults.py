@@ -9,7 +9,7 @@ saved is still the one it was, and the trained weights are, to the bit, those of
 
 Commands of this machine are forks of this process, which need no imports; Ray and Slurm are clusters of two
 nodes on the loopback device, whose parts are struck. Mounting a small disk and Slurm need root, moving the
-clock needs a C compiler; what cannot be had is said. `--save` writes the table under reports/faults/.
+clock needs a C compiler; what cannot be had is said. `--save` keeps every try under reports/faults/.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from attnbench.storage.names import STORE
 
 EXECUTORS = (*LOCAL, "ray", "slurm")
 WORDS = {"ray": "attnbench.stages.case", "slurm": "attnbench."}  # in the commands whose clock is moved
+RUN_S = 900.0  # on a machine that others load
 COMMANDS = 12  # beyond one for each strike: a suite that does not end by then never will
 REPORT = ROOT / "reports" / "faults"
 KINDS = (
@@ -74,14 +75,14 @@ class Kept:
     """What a runs folder has had, and must have ever after."""
 
     def __init__(self, runs: Path) -> None:
-        self._runs = runs
+        self.runs = runs
         self._finished: dict[Path, tuple[int, bytes]] = {}
         self._trained: dict[str, list[Any]] = {}
         self.lost: set[str] = set()
 
     def look(self) -> None:
         """Take down what is there, and what is there no more; while nobody writes, or anybody does."""
-        now, trained = finished(self._runs), clocks(self._runs)
+        now, trained = finished(self.runs), clocks(self.runs)
         self.lost |= {str(path) for path, mark in self._finished.items() if now.get(path) != mark}
         for key, steps in self._trained.items():
             if trained.get(key, [])[: len(steps)] != steps:
@@ -112,6 +113,8 @@ def attempt(engine: Any, fault: Fault, whole: Path, runs: Path, seed: int, strik
             made.computed_twice = len(kept.lost)
             problems += fault.problems(runs)
             problems += [f"left over: {command}" for _, command in engine.left_over()]
+    except (AssertionError, OSError, subprocess.SubprocessError) as error:
+        problems.append(f"{type(error).__name__}: {error}")  # the other tries go on
     finally:
         shutil.rmtree(runs, ignore_errors=True)
         runs.with_suffix(".log").unlink(missing_ok=True)
@@ -133,14 +136,14 @@ def strike_one_command(
     engine: Any, fault: Fault, whole: Path, kept: Kept, chance: random.Random, most: int
 ) -> Struck:
     """Run the command once, and strike it at random moments until it has ended."""
-    command, times = engine.begin(whole, kept._runs), 0
+    command, times = engine.begin(whole, kept.runs), 0
     while times < most and engine.moment(command, chance):
         kept.look()
         if fault.strike(command, chance):
             times += 1
             if fault.ends:
                 break
-    code, said = command.wait()
+    code, said = command.wait(RUN_S)
     fault.mend()
     # the next command meets what is left of a killed one, or does not
     problems = [f"left over: {c}" for _, c in engine.left_over()] if chance.random() < 0.5 else []
@@ -160,7 +163,7 @@ def engines(name: str, folder: Path) -> Iterator[tuple[Any, Path]]:
     with forking():
         (folder / "struck.yaml").write_text(SUITE)
         engine = Local(name)
-        code, said = Local("process").begin(folder, folder / "runs").wait()
+        code, said = Local("process").begin(folder, folder / "runs").wait(RUN_S)
         assert code == 0, said
         yield engine, folder
 
@@ -175,9 +178,8 @@ def faults_of(engine: Any, offset: str) -> list[Fault]:
     return sorted(found, key=lambda fault: KINDS.index(fault.name))
 
 
-def strike_executor(name: str, kinds: Sequence[str], rounds: int, strikes: int, first: int) -> list[Try]:
-    """Make every try of one executor."""
-    found = []
+def strike_executor(name: str, kinds: Sequence[str], rounds: int, strikes: int, first: int) -> Iterator[Try]:
+    """Make every try of one executor, and say of each how it went."""
     with (
         tempfile.TemporaryDirectory(prefix="attnbench-faults-") as folder,
         engines(name, Path(folder)) as (engine, whole),
@@ -190,17 +192,15 @@ def strike_executor(name: str, kinds: Sequence[str], rounds: int, strikes: int, 
                     continue
                 began = time.monotonic()
                 made = attempt(engine, fault, whole, Path(folder) / "struck", seed, strikes)
-                found.append(made)
                 told = "good" if made.is_good else str(asdict(made))
-                print(
-                    f"{name}, {made.kind}, seed {seed}: {made.injected} injected in {made.commands} commands, "
-                    f"{time.monotonic() - began:.0f} s: {told}",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
-    return found
+                sys.stderr.write(
+                    f"{name}, {made.kind}, seed {seed}: {made.injected} injected in {made.commands} "
+                    f"commands, {time.monotonic() - began:.0f} s: {told}\n"
+                )
+                yield made
 
 
-def strike_with_clock(name: str, asked: argparse.Namespace) -> list[Try]:
+def strike_with_clock(name: str, asked: argparse.Namespace) -> Iterator[Try]:
     """Make the tries of one executor in a process whose clock, or whose children's, can be moved."""
     words = [sys.executable, __file__, "--one", name, "--rounds", asked.rounds, "--strikes", asked.strikes,
              "--first", asked.first, "--kinds", *asked.kinds]  # fmt: skip
@@ -208,8 +208,14 @@ def strike_with_clock(name: str, asked: argparse.Namespace) -> list[Try]:
         clock = {} if jumping_clock.missing() else jumping_clock.build(Path(folder), WORDS.get(name, ""))
         places = os.pathsep.join(map(str, filter(None, (ROOT, os.environ.get("PYTHONPATH")))))
         environment = os.environ | clock | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(list(map(str, words)), env=environment, stdout=subprocess.PIPE, text=True)
-    return [Try(**json.loads(line)) for line in done.stdout.splitlines()]
+        with subprocess.Popen(
+            list(map(str, words)), env=environment, stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                yield Try(**json.loads(line))
+    if child.returncode:
+        raise SystemExit(f"the tries of {name} ended with {child.returncode}")
 
 
 def table(tries: Sequence[Try]) -> str:
@@ -235,15 +241,20 @@ def table(tries: Sequence[Try]) -> str:
     return "\n".join(lines)
 
 
-def save(tries: Sequence[Try], executors: Sequence[str]) -> None:
-    """Write the tries of these executors in place of their earlier ones."""
+def kept_tries() -> list[Try]:
+    """Return the tries that are kept under reports/, of all executors."""
+    paths = [REPORT / f"{name}.json" for name in EXECUTORS]
+    return [Try(**one) for path in paths if path.exists() for one in json.loads(path.read_text())]
+
+
+def keep(made: Try) -> None:
+    """Write a try in place of an earlier one of its executor, kind and seed."""
     REPORT.mkdir(exist_ok=True)
-    path = REPORT / "results.json"
-    before = [Try(**one) for one in json.loads(path.read_text())] if path.exists() else []
-    kept = [one for one in before if one.executor not in executors]
-    both = sorted((*kept, *tries), key=lambda one: EXECUTORS.index(one.executor))
-    path.write_text("[\n" + ",\n".join(json.dumps(asdict(one)) for one in both) + "\n]\n")
-    print(table(both))
+    of = [one for one in kept_tries() if one.executor == made.executor]
+    others = [one for one in of if (one.kind, one.seed) != (made.kind, made.seed)]
+    both = sorted((*others, made), key=lambda one: (KINDS.index(one.kind), one.seed))
+    lines = ",\n".join(json.dumps(asdict(one)) for one in both)
+    (REPORT / f"{made.executor}.json").write_text(f"[\n{lines}\n]\n")
 
 
 def main() -> int:
@@ -252,21 +263,26 @@ def main() -> int:
     parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=EXECUTORS)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=())
     parser.add_argument("--rounds", type=int, default=2, help="tries of each kind")
-    parser.add_argument("--strikes", type=int, default=5, help="faults of a try")
+    parser.add_argument("--strikes", type=int, default=5, help="faults of a try, at most")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--one", choices=EXECUTORS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
         for made in strike_executor(asked.one, asked.kinds, asked.rounds, asked.strikes, asked.first):
-            print(json.dumps(asdict(made)))
+            print(json.dumps(asdict(made)), flush=True)
         return 0
-    tries = [one for name in asked.executors for one in strike_with_clock(name, asked)]
+    tries = []
+    for name in asked.executors:
+        for made in strike_with_clock(name, asked):
+            tries.append(made)
+            if asked.save:
+                keep(made)
     for why in filter(None, (jumping_clock.missing(), os.geteuid() and "no full disk: mounting needs root")):
         print(why)
     print(table(tries))
     if asked.save:
-        save(tries, asked.executors)
+        print(f"all that is kept in {REPORT.relative_to(ROOT)}:\n\n{table(kept_tries())}")
     return int(not all(one.is_good for one in tries))
 
 

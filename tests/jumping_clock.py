@@ -1,7 +1,7 @@
 """A wall clock that can be moved while programs run: a library that is loaded before libc, and its offset.
 
-The kernel's own clock stays, and with it the times that it gives to files; those of a store are moved by hand.
-The monotonic clock stays, too, as it does where a real clock is set.
+The kernel's own clock stays, and with it the times that it gives to files; those of a store are moved by
+hand. The monotonic clock stays, too, as it does where a real clock is set.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def missing() -> str:
 
 
 def build(folder: Path, word: str) -> dict[str, str]:
-    """Compile the library; return the environment of programs whose clock moves where `word` is in their command.
+    """Compile the library; return the environment of programs whose clock it moves.
 
-    Ray would not load a library into its workers unless asked to.
+    Of those with `word` in their command: Ray's own hang where the clock that they read is not the kernel's.
     """
     source, library, offset = folder / "clock.c", folder / "clock.so", folder / "offset"
     source.write_text(SOURCE)

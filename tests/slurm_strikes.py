@@ -1,4 +1,4 @@
-"""What may befall a Slurm cluster at work: each strike takes the cluster and the driver, and leaves two nodes."""
+"""What may befall a Slurm cluster at work: each strike takes cluster and driver, and leaves two nodes."""
 
 from __future__ import annotations
 

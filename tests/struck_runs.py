@@ -23,8 +23,8 @@ name: {NAME}
 question: Does a lost part of a cluster lose or change anything?
 model: {{recipe: tiny-dit, depth: 1, dim: 16, num_heads: 2, learned_variance: false}}
 data: digits
-train:
-  {{objective: flow, steps: 600, batch_size: 8, lr: 1e-3, ema_decay: 0.5, checkpoint_every: 50, log_every: 50}}
+train: {{objective: flow, steps: 600, batch_size: 8, lr: 1e-3, ema_decay: 0.5, checkpoint_every: 50,
+  log_every: 50}}
 sample: {{sampler: euler, num_steps: 2, per_class: 4}}
 evaluate: {{extractor: digits-cnn, kd_subset_size: 20, kd_subsets: 4}}
 profile: {{measure: [macs, params]}}
@@ -69,9 +69,9 @@ class Driver:
     def has_ended(self) -> bool:
         return self.process.poll() is not None
 
-    def wait(self) -> tuple[int, str]:
+    def wait(self, limit_s: float = RUN_S) -> tuple[int, str]:
         try:
-            return self.process.wait(RUN_S), self.log.read_text()
+            return self.process.wait(limit_s), self.log.read_text()
         finally:
             self.process.kill()
 
