@@ -137,10 +137,15 @@ class OnCluster:
         raise NotImplementedError
 
     def moment(self, command: Driver, chance: random.Random) -> bool:
-        """Wait until a case has a process, and from then on for a random time."""
-        while not command.has_ended() and not self.cases():
-            time.sleep(0.2)
-        until = time.monotonic() + chance.uniform(0, 6)
+        """Wait until a training has saved something new or, now and then, until a case has a process.
+
+        And then for a random time; returns whether the command is still there.
+        """
+        before = command.checkpoints()
+        ready = self.cases if chance.random() < 0.2 else lambda: command.checkpoints() - before
+        while not command.has_ended() and not ready():
+            time.sleep(LOOK_S)
+        until = time.monotonic() + chance.uniform(0, 1)
         while not command.has_ended() and time.monotonic() < until:
             time.sleep(LOOK_S)
         return not command.has_ended()

@@ -2,10 +2,11 @@
 
     python tests/faults.py [--executors inline process jobs ray slurm] [--rounds 2] [--strikes 5] [--save]
 
-Each try takes one kind of fault and one executor, strikes a small suite at random moments until it has met so
-many, beginning the same command again wherever it has ended, and then lets it end. The seed of the moments is
-the try's name. In the end every case is ok, every stage that was ever finished and every step that was ever
-saved is still the one it was, and the trained weights are, to the bit, those of a run that nobody struck.
+Each try takes one executor and one kind of fault (on a cluster, where a command takes long to begin, all
+kinds in turn), strikes a small suite at random moments until it has met so many, beginning the same command
+again wherever it has ended, and then lets it end. The seed of the moments is the try's name. In the end every
+case is ok, every stage that was ever finished and every step that was ever saved is still the one it was, and
+the trained weights are, to the bit, those of a run that nobody struck.
 
 Commands of this machine are forks of this process, which need no imports; Ray and Slurm are clusters of two
 nodes on the loopback device, whose parts are struck. Mounting a small disk and Slurm need root, moving the
@@ -34,10 +35,10 @@ from command_line import ROOT
 from fault_engines import LOCAL, Local, on_ray, on_slurm
 from fault_kinds import Fault, FullDisk, JumpingClock
 from kills import clocks
-from struck_runs import SUITE, all_ok, finished, run_whole, weights
+from struck_runs import NAME, all_ok, finished, weights
 from whole_runs import forking
 
-from attnbench.storage.names import STORE
+from attnbench.storage.names import RUN, STORE
 
 EXECUTORS = (*LOCAL, "ray", "slurm")
 WORDS = {"ray": "attnbench.stages.case", "slurm": "attnbench."}  # in the commands whose clock is moved
@@ -57,13 +58,13 @@ class Try:
     executor: str
     kind: str
     seed: int
-    injected: int = 0
-    commands: int = 0
-    all_ok: bool = False
-    computed_twice: int = 0
+    injected: int
+    commands: int
+    all_ok: bool
+    computed_twice: int
     """Stages and trainings that were made anew though they were finished, or saved so far."""
-    weights_equal: bool = False
-    problems: str = ""
+    weights_equal: bool
+    problems: str
 
     @property
     def is_good(self) -> bool:
@@ -90,36 +91,55 @@ class Kept:
         self._finished, self._trained = now, trained
 
 
-def attempt(engine: Any, fault: Fault, whole: Path, runs: Path, seed: int, strikes: int) -> Try:
-    """Strike the suite so many times with one kind of fault, and let it end; the folder is removed again."""
-    made = Try(engine.name, fault.name, seed)
-    chance = random.Random(f"{engine.name}, {fault.name}, {seed}")
+def attempt(
+    engine: Any, faults: Sequence[Fault], whole: Path, runs: Path, seed: int, strikes: int
+) -> list[Try]:
+    """Strike the suite so many times with each kind of fault, and let it end; the folder is removed again.
+
+    Returns what came of it for each kind; of several kinds the verdict is on all of them together.
+    """
+    chance = random.Random(f"{engine.name}, {', '.join(fault.name for fault in faults)}, {seed}")
+    pending = [fault for _ in range(strikes) for fault in faults]
     shutil.copytree(whole / "runs" / STORE / "features", runs / STORE / "features")
     problems: list[str] = []
-    kept = Kept(runs)
+    kept, commands = Kept(runs), 0
+    is_ok = is_same = False
     try:
-        with fault.around(runs):
-            while made.commands < strikes + COMMANDS:
-                struck = strike_one_command(engine, fault, whole, kept, chance, strikes - made.injected)
-                made.commands += 1
-                made.injected += struck.times
+        with contextlib.ExitStack() as stack:
+            for fault in faults:
+                stack.enter_context(fault.around(runs))
+            while commands < strikes * len(faults) + COMMANDS:
+                struck = strike_one_command(engine, pending, whole, kept, chance)
+                commands += 1
                 problems += struck.problems
                 if struck.code == 0 and not struck.times:
                     break
-                if not struck.times and made.injected == strikes:
+                if not struck.times and not pending:
                     problems.append(f"nobody struck it, and it ended with {struck.code}: {struck.said}")
-            made.all_ok = all_ok(runs)
-            made.weights_equal = weights(runs) == weights(whole / "runs")
-            made.computed_twice = len(kept.lost)
-            problems += fault.problems(runs)
+            is_ok, is_same = all_ok(runs), weights(runs) == weights(whole / "runs")
+            for fault in faults:
+                if fault not in pending:  # else the suite had ended before
+                    problems += fault.problems(runs)
             problems += [f"left over: {command}" for _, command in engine.left_over()]
     except (AssertionError, OSError, subprocess.SubprocessError) as error:
         problems.append(f"{type(error).__name__}: {error}")  # the other tries go on
     finally:
         shutil.rmtree(runs, ignore_errors=True)
         runs.with_suffix(".log").unlink(missing_ok=True)
-    made.problems = " | ".join(problems)
-    return made
+    return [
+        Try(
+            executor=engine.name,
+            kind=fault.name,
+            seed=seed,
+            injected=strikes - pending.count(fault),
+            commands=commands,
+            all_ok=is_ok,
+            computed_twice=len(kept.lost),
+            weights_equal=is_same,
+            problems=" | ".join(problems),
+        )
+        for fault in faults
+    ]
 
 
 @dataclass
@@ -133,39 +153,57 @@ class Struck:
 
 
 def strike_one_command(
-    engine: Any, fault: Fault, whole: Path, kept: Kept, chance: random.Random, most: int
+    engine: Any, pending: list[Fault], whole: Path, kept: Kept, chance: random.Random
 ) -> Struck:
-    """Run the command once, and strike it at random moments until it has ended."""
-    command, times = engine.begin(whole, kept.runs), 0
-    while times < most and engine.moment(command, chance):
+    """Run the command once, striking it at random moments; takes away from `pending` what has struck."""
+    command = engine.begin(whole, kept.runs)
+    struck: list[Fault] = []
+    while pending and engine.moment(command, chance):
         kept.look()
+        fault = pending[0]
         if fault.strike(command, chance):
-            times += 1
+            struck.append(pending.pop(0))
             if fault.ends:
                 break
     code, said = command.wait(RUN_S)
-    fault.mend()
+    for fault in struck:
+        fault.mend()
     # the next command meets what is left of a killed one, or does not
     problems = [f"left over: {c}" for _, c in engine.left_over()] if chance.random() < 0.5 else []
     kept.look()
     if "Traceback" in said:
         problems.append(f"a traceback: {said}")
-    return Struck(code, said, times, problems)
+    return Struck(code, said, len(struck), problems)
 
 
 @contextlib.contextmanager
-def engines(name: str, folder: Path) -> Iterator[tuple[Any, Path]]:
-    """Yield an executor and the folder of the undisturbed run."""
-    if name not in LOCAL:
-        with on_ray() if name == "ray" else on_slurm() as engine:
-            yield engine, run_whole(folder)
+def engines(name: str) -> Iterator[Any]:
+    """Yield an executor that is ready."""
+    if name in LOCAL:
+        with forking():
+            yield Local(name)
         return
-    with forking():
-        (folder / "struck.yaml").write_text(SUITE)
-        engine = Local(name)
-        code, said = Local("process").begin(folder, folder / "runs").wait(RUN_S)
-        assert code == 0, said
-        yield engine, folder
+    with on_ray() if name == "ray" else on_slurm() as engine:
+        yield engine
+
+
+def undisturbed(folder: Path, suite: str) -> Path:
+    """Run a suite that nobody strikes, as a fork of this process; return the folder with its runs."""
+    (folder / "struck.yaml").write_text(suite)
+    code, said = Local("process").begin(folder, folder / "runs").wait(RUN_S)
+    assert code == 0, said
+    return folder
+
+
+def make_whole(folder: Path) -> None:
+    """Have the undisturbed run in a folder, by a process whose own settings nobody else is to have."""
+    if not (folder / "runs" / NAME / RUN).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        code = "import sys; from pathlib import Path; from struck_runs import SUITE; from faults import forking, undisturbed\n"
+        code += "with forking(): undisturbed(Path(sys.argv[1]), SUITE)"
+        places = os.pathsep.join(map(str, (ROOT, Path(__file__).parent)))
+        environment = os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, "-c", code, folder], env=environment, check=True)
 
 
 def faults_of(engine: Any, offset: str) -> list[Fault]:
@@ -178,32 +216,39 @@ def faults_of(engine: Any, offset: str) -> list[Fault]:
     return sorted(found, key=lambda fault: KINDS.index(fault.name))
 
 
-def strike_executor(name: str, kinds: Sequence[str], rounds: int, strikes: int, first: int) -> Iterator[Try]:
+def strike_executor(
+    name: str, whole: Path, kinds: Sequence[str], rounds: int, strikes: int, first: int
+) -> Iterator[Try]:
     """Make every try of one executor, and say of each how it went."""
     with (
         tempfile.TemporaryDirectory(prefix="attnbench-faults-") as folder,
-        engines(name, Path(folder)) as (engine, whole),
+        engines(name) as engine,
     ):
         assert all_ok(whole / "runs")
         assert len(weights(whole / "runs")) == 4
+        chosen = [
+            fault
+            for fault in faults_of(engine, os.environ.get(jumping_clock.OFFSET, ""))
+            if not kinds or fault.name in kinds
+        ]
+        # a command on a cluster takes long to begin: there a try has faults of every kind
+        groups = [[fault] for fault in chosen] if name in LOCAL else [chosen]
         for seed in range(first, first + rounds):
-            for fault in faults_of(engine, os.environ.get(jumping_clock.OFFSET, "")):
-                if kinds and fault.name not in kinds:
-                    continue
+            for faults in groups:
                 began = time.monotonic()
-                made = attempt(engine, fault, whole, Path(folder) / "struck", seed, strikes)
-                told = "good" if made.is_good else str(asdict(made))
-                sys.stderr.write(
-                    f"{name}, {made.kind}, seed {seed}: {made.injected} injected in {made.commands} "
-                    f"commands, {time.monotonic() - began:.0f} s: {told}\n"
-                )
-                yield made
+                for made in attempt(engine, faults, whole, Path(folder) / "struck", seed, strikes):
+                    told = "good" if made.is_good else str(asdict(made))
+                    sys.stderr.write(
+                        f"{name}, {made.kind}, seed {seed}: {made.injected} injected in {made.commands} "
+                        f"commands, {time.monotonic() - began:.0f} s: {told}\n"
+                    )
+                    yield made
 
 
-def strike_with_clock(name: str, asked: argparse.Namespace) -> Iterator[Try]:
+def strike_with_clock(name: str, whole: Path, asked: argparse.Namespace) -> Iterator[Try]:
     """Make the tries of one executor in a process whose clock, or whose children's, can be moved."""
-    words = [sys.executable, __file__, "--one", name, "--rounds", asked.rounds, "--strikes", asked.strikes,
-             "--first", asked.first, "--kinds", *asked.kinds]  # fmt: skip
+    words = [sys.executable, __file__, "--one", name, "--whole", whole, "--rounds", asked.rounds,
+             "--strikes", asked.strikes, "--first", asked.first, "--kinds", *asked.kinds]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="attnbench-clock-") as folder:
         clock = {} if jumping_clock.missing() else jumping_clock.build(Path(folder), WORDS.get(name, ""))
         places = os.pathsep.join(map(str, filter(None, (ROOT, os.environ.get("PYTHONPATH")))))
@@ -266,18 +311,24 @@ def main() -> int:
     parser.add_argument("--strikes", type=int, default=5, help="faults of a try, at most")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--whole", type=Path, help="keep the undisturbed run there, and take it from there")
     parser.add_argument("--one", choices=EXECUTORS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        for made in strike_executor(asked.one, asked.kinds, asked.rounds, asked.strikes, asked.first):
+        for made in strike_executor(
+            asked.one, asked.whole, asked.kinds, asked.rounds, asked.strikes, asked.first
+        ):
             print(json.dumps(asdict(made)), flush=True)
         return 0
     tries = []
-    for name in asked.executors:
-        for made in strike_with_clock(name, asked):
-            tries.append(made)
-            if asked.save:
-                keep(made)
+    with tempfile.TemporaryDirectory(prefix="attnbench-whole-") as folder:
+        whole = (asked.whole or Path(folder)).resolve()
+        make_whole(whole)
+        for name in asked.executors:
+            for made in strike_with_clock(name, whole, asked):
+                tries.append(made)
+                if asked.save:
+                    keep(made)
     for why in filter(None, (jumping_clock.missing(), os.geteuid() and "no full disk: mounting needs root")):
         print(why)
     print(table(tries))

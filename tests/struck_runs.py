@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -75,13 +76,21 @@ class Driver:
         finally:
             self.process.kill()
 
+    def checkpoints(self) -> set[tuple[str, int]]:
+        """Return the checkpoints of trainings that are not finished: another one of the same is another."""
+        found = set()
+        for path in (self.runs / STORE).glob(f"train/*/{CHECKPOINT}"):
+            with contextlib.suppress(FileNotFoundError):
+                if not (path.parent / DONE).exists():
+                    found.add((path.parent.name, path.stat().st_ino))
+        return found
+
     def wait_for_checkpoint(self) -> None:
         """Wait until a training that is not finished has saved something."""
 
-        def saved() -> bool:
+        def saved() -> object:
             assert self.process.poll() is None, self.log.read_text()
-            found = (self.runs / STORE).glob(f"train/*/{CHECKPOINT}")
-            return any(not (path.parent / DONE).exists() for path in found)
+            return self.checkpoints()
 
         wait_for(saved, RUN_S, "a checkpoint")
 
@@ -99,7 +108,8 @@ def finished(runs: Path) -> dict[Path, tuple[int, bytes]]:
 
 def all_ok(runs: Path) -> bool:
     """Tell whether every case is ok, computed by one thread."""
-    results = latest(read_results(runs / NAME / RESULTS))
+    path = runs / NAME / RESULTS
+    results = latest(read_results(path)) if path.exists() else []
     found = sorted((r.label, r.status, r.environment.threads) for r in results)
     return found == [("linear", "ok", 1), ("softmax", "ok", 1)]
 
