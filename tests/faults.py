@@ -10,7 +10,8 @@ the trained weights are, to the bit, those of a run that nobody struck.
 
 Commands of this machine are forks of this process, which need no imports; Ray and Slurm are clusters of two
 nodes on the loopback device, whose parts are struck. Mounting a small disk and Slurm need root, moving the
-clock needs a C compiler; what cannot be had is said. `--save` keeps every try under reports/faults/.
+clock needs a C compiler; what cannot be had is said. `--save` keeps every try under reports/faults/,
+and the table of all that are kept in its README.md.
 """
 
 from __future__ import annotations
@@ -34,42 +35,17 @@ import jumping_clock
 from command_line import ROOT
 from fault_engines import LOCAL, Local, on_ray, on_slurm
 from fault_kinds import Fault, FullDisk, JumpingClock
+from fault_report import EXECUTORS, KINDS, REPORT, Try, keep, kept_tries, table, with_table
 from kills import clocks
-from struck_runs import NAME, all_ok, finished, weights
+from struck_runs import NAME, SUITE, all_ok, finished, weights
 from whole_runs import forking
 
 from attnbench.storage.names import RUN, STORE
 
-EXECUTORS = (*LOCAL, "ray", "slurm")
+NOBODY = "nobody"
 WORDS = {"ray": "attnbench.stages.case", "slurm": "attnbench."}  # in the commands whose clock is moved
 RUN_S = 900.0  # on a machine that others load
 COMMANDS = 12  # beyond one for each strike: a suite that does not end by then never will
-REPORT = ROOT / "reports" / "faults"
-KINDS = (
-    "kill -9 of a case", "kill -9 of a worker", "kill -9 of a node", "kill -9 of the driver", "preemption",
-    "full disk", "cut network", "clock", "slow node",
-)  # fmt: skip
-
-
-@dataclass
-class Try:
-    """What one try did."""
-
-    executor: str
-    kind: str
-    seed: int
-    injected: int
-    commands: int
-    all_ok: bool
-    computed_twice: int
-    """Stages and trainings that were made anew though they were finished, or saved so far."""
-    weights_equal: bool
-    problems: str
-
-    @property
-    def is_good(self) -> bool:
-        """Whether everything is as it must be."""
-        return self.all_ok and not self.computed_twice and self.weights_equal and not self.problems
 
 
 class Kept:
@@ -197,13 +173,13 @@ def undisturbed(folder: Path, suite: str) -> Path:
 
 def make_whole(folder: Path) -> None:
     """Have the undisturbed run in a folder, by a process whose own settings nobody else is to have."""
-    if not (folder / "runs" / NAME / RUN).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        code = "import sys; from pathlib import Path; from struck_runs import SUITE; from faults import forking, undisturbed\n"
-        code += "with forking(): undisturbed(Path(sys.argv[1]), SUITE)"
-        places = os.pathsep.join(map(str, (ROOT, Path(__file__).parent)))
-        environment = os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-c", code, folder], env=environment, check=True)
+    if (folder / "runs" / NAME / RUN).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    places = os.pathsep.join(map(str, filter(None, (ROOT, os.environ.get("PYTHONPATH")))))
+    environment = os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, __file__, "--one", NOBODY, "--whole", folder]
+    subprocess.run(list(map(str, words)), env=environment, check=True)
 
 
 def faults_of(engine: Any, offset: str) -> list[Fault]:
@@ -263,45 +239,6 @@ def strike_with_clock(name: str, whole: Path, asked: argparse.Namespace) -> Iter
         raise SystemExit(f"the tries of {name} ended with {child.returncode}")
 
 
-def table(tries: Sequence[Try]) -> str:
-    """Return the table of faults and executors, in Markdown."""
-    lines = [
-        "| fault | executor | injected | tries, all ok | computed twice | weights equal |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for kind in KINDS:
-        for executor in EXECUTORS:
-            of = [one for one in tries if (one.kind, one.executor) == (kind, executor)]
-            if of:
-                ok, same = (sum(getattr(one, name) for one in of) for name in ("all_ok", "weights_equal"))
-                lines.append(
-                    f"| {kind} | {executor} | {sum(one.injected for one in of)} | {ok} of {len(of)} | "
-                    f"{sum(one.computed_twice for one in of)} | {same} of {len(of)} |"
-                )
-    ok, same = (sum(getattr(one, name) for one in tries) for name in ("all_ok", "weights_equal"))
-    lines.append(
-        f"| all | | {sum(one.injected for one in tries)} | {ok} of {len(tries)} | "
-        f"{sum(one.computed_twice for one in tries)} | {same} of {len(tries)} |"
-    )
-    return "\n".join(lines)
-
-
-def kept_tries() -> list[Try]:
-    """Return the tries that are kept under reports/, of all executors."""
-    paths = [REPORT / f"{name}.json" for name in EXECUTORS]
-    return [Try(**one) for path in paths if path.exists() for one in json.loads(path.read_text())]
-
-
-def keep(made: Try) -> None:
-    """Write a try in place of an earlier one of its executor, kind and seed."""
-    REPORT.mkdir(exist_ok=True)
-    of = [one for one in kept_tries() if one.executor == made.executor]
-    others = [one for one in of if (one.kind, one.seed) != (made.kind, made.seed)]
-    both = sorted((*others, made), key=lambda one: (KINDS.index(one.kind), one.seed))
-    lines = ",\n".join(json.dumps(asdict(one)) for one in both)
-    (REPORT / f"{made.executor}.json").write_text(f"[\n{lines}\n]\n")
-
-
 def main() -> int:
     """Strike every executor, and print the table; 1 where something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -312,8 +249,12 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--whole", type=Path, help="keep the undisturbed run there, and take it from there")
-    parser.add_argument("--one", choices=EXECUTORS, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=(*EXECUTORS, NOBODY), help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.one == NOBODY:
+        with forking():
+            undisturbed(asked.whole, SUITE)
+        return 0
     if asked.one:
         for made in strike_executor(
             asked.one, asked.whole, asked.kinds, asked.rounds, asked.strikes, asked.first
@@ -333,7 +274,8 @@ def main() -> int:
         print(why)
     print(table(tries))
     if asked.save:
-        print(f"all that is kept in {REPORT.relative_to(ROOT)}:\n\n{table(kept_tries())}")
+        readme = REPORT / "README.md"
+        readme.write_text(with_table(readme.read_text(), kept_tries()))
     return int(not all(one.is_good for one in tries))
 
 

@@ -9,6 +9,7 @@ import shutil
 import pytest
 from fault_engines import Local
 from fault_kinds import FullDisk
+from fault_report import REPORT, kept_tries, with_table
 from faults import Kept, attempt, faults_of, undisturbed
 from struck_runs import SUITE, all_ok, weights
 from whole_runs import forking
@@ -84,3 +85,10 @@ def test_a_full_disk_is_full(tmp_path):
         (runs / "more").write_bytes(bytes(2**20))
     assert list(tmp_path.iterdir()) == [runs]
     assert list(runs.iterdir()) == []
+
+
+def test_the_report_shows_the_tries_that_are_kept():
+    """Its table is what the script makes of them, and its finding says how many faults they were."""
+    readme, tries = (REPORT / "README.md").read_text(), kept_tries()
+    assert readme == with_table(readme, tries)
+    assert f"Finding: Of {sum(one.injected for one in tries)} faults" in readme
