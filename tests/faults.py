@@ -36,7 +36,7 @@ from command_line import ROOT
 from fault_engines import LOCAL, Local, on_ray, on_slurm
 from fault_kinds import Fault, FullDisk, JumpingClock
 from fault_report import EXECUTORS, KINDS, REPORT, Try, keep, kept_tries, table, with_table
-from kills import clocks
+from kills import LOST_IN_A_FORK, clocks
 from struck_runs import NAME, SUITE, all_ok, finished, weights
 from whole_runs import forking
 
@@ -147,7 +147,7 @@ def strike_one_command(
     # the next command meets what is left of a killed one, or does not
     problems = [f"left over: {c}" for _, c in engine.left_over()] if chance.random() < 0.5 else []
     kept.look()
-    if "Traceback" in said:
+    if "Traceback" in LOST_IN_A_FORK.sub("", said):
         problems.append(f"a traceback: {said}")
     return Struck(code, said, len(struck), problems)
 
