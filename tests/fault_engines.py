@@ -66,15 +66,15 @@ class Local:
 
     longest_pause_s = 1.0
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, longest_gap_s: float = 1.2) -> None:
+        self.name, self._longest_gap_s = name, longest_gap_s
 
     def begin(self, whole: Path, runs: Path) -> Warm:
         return Warm(whole, runs, LOCAL[self.name])
 
     def moment(self, command: Warm, chance: random.Random) -> bool:
         """Wait for a random moment; returns whether the command is still there."""
-        return not command.has_ended(time.monotonic() + chance.uniform(0.05, 1.2))
+        return not command.has_ended(time.monotonic() + chance.uniform(0.05, self._longest_gap_s))
 
     def left_over(self) -> list[tuple[int, str]]:
         """Return the processes that outlive a command."""

@@ -23,7 +23,7 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk ne
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A shorter suite that nobody struck, whose digits network is not trained."""
-    short = SUITE.replace("steps: 600", "steps: 120").replace("every: 50", "every: 10")
+    short = SUITE.replace("steps: 600", "steps: 60").replace("every: 50", "every: 10")
     with forking(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "_train", lambda *words: None)
         yield undisturbed(tmp_path_factory.mktemp("whole"), short)
@@ -40,7 +40,7 @@ def whole(tmp_path_factory):
 )
 def test_the_same_command_again_ends_as_if_nothing_had_been(whole, tmp_path, executor, kind):
     """Every case is ok, nothing finished is computed twice, and the weights are the same bits."""
-    engine = Local(executor)
+    engine = Local(executor, longest_gap_s=0.3)  # a command takes a second
     faults = [fault for fault in faults_of(engine, "") if fault.name == kind]
     (made,) = attempt(engine, faults, whole, tmp_path / "runs", seed=1, strikes=2)
     assert made.injected > 0
