@@ -34,8 +34,7 @@ def whole(tmp_path_factory):
     ("executor", "kind"),
     [
         ("jobs", "kill -9 of a worker"),
-        ("inline", "preemption"),
-        pytest.param("jobs", "full disk", marks=AS_ROOT),
+        pytest.param("inline", "full disk", marks=AS_ROOT),
     ],
 )
 def test_the_same_command_again_ends_as_if_nothing_had_been(whole, tmp_path, executor, kind):
