@@ -33,11 +33,10 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
-    # a node whose raylet was killed, or does not answer, is noticed after some seconds, not half a minute
+    # a node whose raylet was killed is noticed after some seconds, not half a minute
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
-    "RAY_health_check_timeout_ms": "3000",
 }
 
 
