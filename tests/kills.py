@@ -58,7 +58,9 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STRIKES = 2
 RUN_LIMIT_S = 400.0
 # Ctrl-C inside a fork's hook, which Python drops with a traceback; a real process is started without hooks
-LOST_IN_A_FORK = re.compile(r"Exception ignored in: <function _\w+Lock.*?KeyboardInterrupt: *\n", re.DOTALL)
+LOST_IN_A_FORK = re.compile(
+    r"Exception ignored in: <function _\w+Lock.*?(KeyboardInterrupt|Interrupted): *\n", re.DOTALL
+)
 SAVED = re.compile(r"stopped at training step (\d+) of")
 
 

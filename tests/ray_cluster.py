@@ -18,6 +18,7 @@ from pathlib import Path
 
 START_S = 180.0  # on a machine that others load
 END_S = 30.0
+STARTED = "Ray runtime started"
 # `ray start` as it is, on the loopback device: Ray would take 127.0.0.1 for the address of a network card
 STARTING = """
 import sys
@@ -73,6 +74,8 @@ class LocalCluster:
     lost: list[subprocess.Popen] = field(default_factory=list)
     """Nodes that a test has struck."""
     environment: dict[str, str] = field(default_factory=dict)
+    logs: dict[int, Path] = field(default_factory=dict)
+    """What `ray start` says, by its process."""
 
     @property
     def address(self) -> str:
@@ -97,9 +100,17 @@ class LocalCluster:
             self.add_node()
 
     def add_node(self) -> None:
-        node = self._ray(f"--address={self.address}", "--num-cpus=1")
-        self.nodes.append(node)
-        wait_for(lambda: self.raylet(node), START_S, "a node's raylet")
+        """Start a node; Ray gives one up that takes 30 s, as on a machine that others load: then another."""
+        until = time.monotonic() + START_S
+        while time.monotonic() < until:
+            node = self._ray(f"--address={self.address}", "--num-cpus=1")
+            log = self.logs[node.pid]
+            while node.poll() is None and STARTED not in log.read_text(errors="replace"):
+                time.sleep(0.1)
+            if node.poll() is None:
+                self.nodes.append(node)
+                return
+        raise AssertionError(f"no node has started within {START_S:g} s")
 
     def raylet(self, node: subprocess.Popen) -> int | None:
         """Return the id of a node's raylet."""
@@ -118,13 +129,16 @@ class LocalCluster:
                 os.kill(pid, signal.SIGKILL)
 
     def _ray(self, *words: str) -> subprocess.Popen:
-        log = (self.folder / f"started-{secrets.token_hex(4)}.log").open("w")
-        return subprocess.Popen(
+        path = self.folder / f"started-{secrets.token_hex(4)}.log"
+        log = path.open("w")
+        process = subprocess.Popen(
             [sys.executable, "-c", STARTING, "start", "--block", "--node-ip-address=127.0.0.1",
              f"--object-store-memory={80 * 2**20}", *words],
             env={**self.environment, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
+        self.logs[process.pid] = path
+        return process
 
     def _listens(self) -> bool:
         assert self.head is not None

@@ -16,9 +16,10 @@ from types import SimpleNamespace
 import pytest
 from command_line import ROOT, attnbench_here
 from process_cases import digits_case
-from ray_cluster import descendants, local_cluster, wait_for
+from ray_cluster import local_cluster, wait_for
+from ray_strikes import CASE, kill_case, kill_raylet, kill_worker, of_cluster
 from runner_cases import tiny_suite
-from struck_runs import Driver, assert_nothing_is_lost, command, python_path, run_whole
+from struck_runs import Driver, assert_nothing_is_lost, command, kill_driver, python_path, run_whole
 
 from attnbench.errors import UserInputError
 from attnbench.running.executors import make_executor, ray_cluster
@@ -251,38 +252,6 @@ def start(cluster, whole: Path, runs: Path) -> Driver:
     return Driver(whole, runs, words, cluster.environment)
 
 
-def of_cluster(cluster, word: str) -> list[int]:
-    """Return the processes below the nodes whose command has a word in it."""
-    found = [item for node in cluster.nodes for item in descendants(node.pid).items()]
-    return [pid for pid, command in found if word in command]
-
-
-def kill_case(cluster, driver: Driver) -> None:
-    os.kill(of_cluster(cluster, "attnbench.stages.case")[0], signal.SIGKILL)
-
-
-def kill_worker(cluster, driver: Driver) -> None:
-    cases = set(of_cluster(cluster, "attnbench.stages.case"))
-    workers = [pid for pid in of_cluster(cluster, "ray::") if cases & descendants(pid).keys()]
-    os.kill(workers[0], signal.SIGKILL)
-
-
-def kill_raylet(cluster, driver: Driver) -> None:
-    busy = next(
-        node for node in cluster.nodes
-        if any("attnbench.stages.case" in words for words in descendants(node.pid).values())
-    )  # fmt: skip
-    os.kill(cluster.raylet(busy), signal.SIGKILL)
-    cluster.nodes.remove(busy)
-    cluster.lost.append(busy)
-    cluster.add_node()
-
-
-def kill_driver(cluster, driver: Driver) -> None:
-    driver.process.kill()
-    driver.process.wait()
-
-
 @real_ray
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
@@ -313,7 +282,7 @@ def test_a_signal_saves_every_case_of_a_cluster(cluster, whole, tmp_path):
     code, log = driver.wait()
     assert code == 128 + signal.SIGTERM, log
     assert "stopped at training step" in log
-    wait_for(lambda: not of_cluster(cluster, "attnbench.stages.case"), 30, "the end of the cases")
+    wait_for(lambda: not of_cluster(cluster, CASE), 30, "the end of the cases")
     assert all(node.poll() is None for node in cluster.nodes)
     logs = [path.name for path in (runs / "struck" / LOGS).glob("*")]
     assert logs == [] or all("Traceback" not in (runs / "struck" / LOGS / n).read_text() for n in logs)

@@ -17,7 +17,16 @@ from command_line import attnbench_here
 from process_cases import digits_case
 from ray_cluster import wait_for
 from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
-from struck_runs import Driver, assert_nothing_is_lost, command, python_path, run_whole
+from slurm_strikes import (
+    announce_the_limit,
+    cancel,
+    kill_case,
+    kill_node,
+    kill_task,
+    preempt,
+    restart_the_controller,
+)
+from struck_runs import Driver, assert_nothing_is_lost, command, kill_driver, python_path, run_whole
 
 from attnbench.errors import UserInputError
 from attnbench.running.executors import slurm_queue
@@ -216,65 +225,6 @@ def whole(tmp_path_factory):
 def start(cluster: SlurmCluster, whole: Path, runs: Path, *words: str) -> Driver:
     environment = os.environ | cluster.environment | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     return Driver(whole, runs, ["--executor", "slurm", *words], environment)
-
-
-def processes(cluster: SlurmCluster, word: str) -> list[int]:
-    """Return the cluster's processes whose command has a word in it."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            said = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            environment = (path.parent / "environ").read_bytes()
-        except OSError:
-            continue
-        if (
-            word in said
-            and f"SLURM_CONF={cluster.folder}".encode() in environment
-            and b"SLURM_JOB_ID=" in environment
-        ):
-            found.append(int(path.parent.name))
-    return found
-
-
-def kill_case(cluster, driver) -> None:
-    os.kill(processes(cluster, "attnbench.stages.case")[0], signal.SIGKILL)
-
-
-def kill_task(cluster, driver) -> None:
-    os.kill(processes(cluster, "submitit.core._submit")[0], signal.SIGKILL)
-
-
-def kill_node(cluster, driver) -> None:
-    busy = cluster.ask("squeue", "-h", "-t", "R", "-o", "%N").split()[0]
-    cluster.kill_node(busy)
-    wait_for(
-        lambda: "down" in cluster.ask("sinfo", "-h", "-N", "-n", busy, "-o", "%t"), 120, "the node's loss"
-    )
-    cluster.start_node(busy)
-
-
-def preempt(cluster, driver) -> None:
-    cluster.ask("sbatch", "-p", "urgent", "-N", "2", "-o", "/dev/null", "--wrap", "sleep 2")
-
-
-def announce_the_limit(cluster, driver) -> None:
-    running = cluster.ask("squeue", "-h", "-t", "R", "--array", "-o", "%i").split()
-    cluster.ask("scancel", "--signal=USR2", *running)
-
-
-def cancel(cluster, driver) -> None:
-    cluster.ask("scancel", cluster.ask("squeue", "-h", "-t", "R", "--array", "-o", "%i").split()[0])
-
-
-def restart_the_controller(cluster, driver) -> None:
-    cluster.processes["slurmctld"].kill()
-    cluster.processes["slurmctld"].wait()
-    cluster.start_controller()
-
-
-def kill_driver(cluster, driver) -> None:
-    driver.process.kill()
-    driver.process.wait()
 
 
 @real_slurm

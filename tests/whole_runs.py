@@ -28,6 +28,7 @@ from attnbench.storage.store import EVERY_STAGE
 Start = Callable[[Sequence[str], Path], int]
 """Starts the command line with these words, its output in a file; returns its process id."""
 LEFT_OVER_S = 20.0  # a child looks every 5 s whether its parent lives, where its input stays open without it
+PR_SET_NAME = 15  # prctl(2): what /proc/PID/comm says
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2): orphans become children of this process
 IMPORTED = (  # before the first fork
     "cli", "commands.suites", "running.runner", "profiling.worker", "report", "metrics.classifier",
@@ -164,6 +165,8 @@ class Fork:
                         os.close(descriptor)
             os.environ.clear()
             os.environ.update(env)
+            name = command[3].rpartition(".")[2]
+            ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode(), 0, 0, 0)  # whom to strike
             sys.argv = list(command[3:])
             importlib.import_module(command[3]).main()
 
