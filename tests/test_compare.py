@@ -419,3 +419,33 @@ def test_latencies_that_all_went_one_way_are_told_to_look_like_the_machine(tmp_p
     found = compare(sides_of(suite, later, folder=tmp_path), Wanted(only=("latency",)))
     assert len(found.rows) == 6
     assert any("All 6 latencies in B are longer" in note for note in notes(found)) == told
+
+
+def _seen(level, note="of values"):
+    """Return what a diagnosis would have measured, of one seed."""
+    return Measurement(name="diagnose:effective_rank", values=[level], note=note)
+
+
+def test_what_is_seen_inside_is_compared_where_it_is_asked_for(tmp_path):
+    """A doubled rank is more, not better; without --only nothing else is adjusted by it."""
+    linear = [result for result in seeded() if result.label.startswith("linear · ")]
+    before, after = (
+        [with_measurement(result, _seen(level * (1 + 0.01 * seed))) for seed, result in enumerate(linear)]
+        for level in (4.0, 8.0)
+    )
+    sides = sides_of(before, after, folder=tmp_path)
+    (row,) = compare(sides, Wanted(only=("inside",))).rows
+    assert (row.verdict, row.base, row.value) == ("more", pytest.approx(4.04), pytest.approx(8.08))
+    assert compare(sides, Wanted(only=("effective_rank",))).rows == [row]
+    assert "diagnose:effective_rank" not in {one.name for one in compare(sides, Wanted()).rows}
+
+
+def test_maps_of_values_and_of_tokens_are_refused(tmp_path):
+    """They lead to other things: the error says to what."""
+    before, after = (
+        [with_measurement(make_result("linear"), _seen(4.0, note))]
+        for note in ("of values", "of input tokens")
+    )
+    sides = sides_of(before, after, folder=tmp_path)
+    with pytest.raises(UserInputError, match="the map of diagnose:effective_rank: of values in A"):
+        compare(sides, Wanted(only=("inside",)))

@@ -37,7 +37,8 @@ def compare(
         str,
         typer.Option(
             metavar="NAME,NAME",
-            help="Of quality,loss,latency,memory,size,training,sampling,other, or single quantities.",
+            help="Of quality,loss,latency,memory,size,training,sampling,inside,other, or single quantities; "
+            "inside (a diagnosis) only where it is named.",
         ),
     ] = "",
     fail_on: Annotated[

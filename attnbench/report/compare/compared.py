@@ -9,6 +9,7 @@ from attnbench.errors import UserInputError, did_you_mean
 from attnbench.report.compare.records import Group, Verdict
 from attnbench.report.quantities import (
     ACCURACY,
+    DIAGNOSIS,
     LATENCY,
     LIVE_MEMORY,
     PEAK_MEMORY,
@@ -26,9 +27,12 @@ from attnbench.report.quantities import (
 from attnbench.results import Result
 
 GROUPS: tuple[Group, ...] = (
-    "quality", "loss", "latency", "memory", "size", "training", "sampling", "other",
+    "quality", "loss", "latency", "memory", "size", "training", "sampling", "inside", "other",
 )  # fmt: skip
+ASKED_FOR: tuple[Group, ...] = ("inside",)
+"""Compared only where `--only` names it: a diagnosis changes no other number, nor how it is adjusted."""
 TIMES: tuple[Group, ...] = ("latency", "training", "sampling")
+INSIDE = tuple(quantity for quantity in DIAGNOSIS if quantity.name.startswith("diagnose:"))
 _BY_NAME: dict[str, Group] = {
     "final_loss": "loss",
     "held_out_loss": "loss",
@@ -69,6 +73,7 @@ class Compared:
         if self.group in ("latency", "memory", "size"):
             short = "macs" if base.startswith("macs") else self.group if self.group != "size" else base
             names |= {short, self.name.replace(base, short)}
+        names.add(self.name.removeprefix("diagnose:"))
         if match := QUALITY.match(self.name):
             spatial = "s" * match["family"].startswith("s")
             family = match["family"].removeprefix("s")
@@ -82,7 +87,7 @@ def verdict_of(group: Group, worse: bool) -> Verdict:
     """Return what a sure difference is called, for the worse or for the better."""
     if group in TIMES:
         return "slower" if worse else "faster"
-    if group in ("memory", "size"):
+    if group in ("memory", "size", "inside"):
         return "more" if worse else "less"
     return "worse" if worse else "better"
 
@@ -110,6 +115,7 @@ def compared_quantities(results: Iterable[Result]) -> list[Compared]:
         found += [Compared(name=name, group=group, quantity=better) for name in sides]
     for group in ("training", "sampling"):
         found += [Compared(name=n, group=group, quantity=known[n]) for n in _of(group) if n in names]
+    found += [Compared(name=q.name, group="inside", quantity=q) for q in INSIDE if q.name in names]
     by_name = {m.name: m for r in results for m in r.measurements}
     for name in other_names(results):
         if by_name[name].better != "none" and name in names and not _is_time(name):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from attnbench.errors import UserInputError, all_or_nearest
-from attnbench.report.compare.compared import GROUPS, Compared, compared_quantities, select
+from attnbench.report.compare.compared import ASKED_FOR, GROUPS, Compared, compared_quantities, select
 from attnbench.report.compare.conditions import said_apart, unlike, unlike_n
 from attnbench.report.compare.differences import (
     ALPHA,
@@ -85,7 +85,9 @@ def quantities_of(pairs: Sequence[Pair], only: Sequence[str]) -> list[Compared]:
     """Return what the cases of the pairs have, or those of it that are asked for."""
     configurations = [c for pair in pairs for c in (pair.base, pair.other)]
     quantities = compared_quantities(result for c in configurations for result in c.results)
-    return select(only, quantities, "--only") if only and quantities else quantities
+    if only and quantities:
+        return select(only, quantities, "--only")
+    return [quantity for quantity in quantities if quantity.group not in ASKED_FOR]
 
 
 def _matched(sides: Sequence[Side], wanted: Wanted) -> Matched:

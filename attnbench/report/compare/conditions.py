@@ -11,7 +11,7 @@ from attnbench.report.configurations import Configuration
 from attnbench.results import Environment
 
 _MACHINE = frozenset(("latency", "memory", "training", "sampling"))
-_SCORES = frozenset(("quality", "loss"))
+_SCORES = frozenset(("quality", "loss", "inside"))
 _QUALITY = frozenset(("quality",))
 _SPOILED_BY: dict[str, frozenset[str]] = {
     "train.objective": _SCORES,
@@ -26,6 +26,8 @@ _SPOILED_BY: dict[str, frozenset[str]] = {
                      "evaluate.reference_images", "evaluate.kd_subsets", "evaluate.kd_subset_size",
                      "evaluate.neighbours", "evaluate.is_order"), _QUALITY),
     **dict.fromkeys(("profile.mode", "profile.batch_size"), frozenset(("latency", "memory"))),
+    **dict.fromkeys(("diagnose.images", "diagnose.timesteps", "diagnose.map_images", "diagnose.queries"),
+                    frozenset(("inside",))),
     "profile.scope": frozenset(("latency", "memory", "size")),
     "profile.threads": frozenset(("latency", "memory")),
 }  # fmt: skip
@@ -75,15 +77,18 @@ def unlike(pair: Pair) -> list[Unlike]:
 
 
 def unlike_n(pair: Pair, quantity: Compared) -> list[Unlike]:
-    """Return the difference in the number of images behind a quality metric, where there is one."""
-    if quantity.group != "quality":
+    """Return the difference in the images behind a quality metric, or in what a map is of, if any."""
+    if quantity.group not in ("quality", "inside"):
         return []
+    of_maps = quantity.group == "inside"
     ours, theirs = (
-        _distinct(f"{m.n:,}" for m in c.measurements(quantity.name) if m.n) for c in (pair.base, pair.other)
+        _distinct(m.note if of_maps else f"{m.n:,}" for m in c.measurements(quantity.name) if of_maps or m.n)
+        for c in (pair.base, pair.other)
     )
     if ours == theirs or not (ours and theirs):
         return []
-    return [Unlike(what=f"n of {quantity.name}", base=ours, other=theirs, spoils=frozenset((quantity.name,)))]
+    what = f"the map of {quantity.name}" if of_maps else f"n of {quantity.name}"
+    return [Unlike(what=what, base=ours, other=theirs, spoils=frozenset((quantity.name,)))]
 
 
 def said_apart(pairs: Sequence[Pair]) -> list[str]:

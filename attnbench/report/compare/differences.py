@@ -150,7 +150,7 @@ def _judged(row: ComparedQuantity, p_adjusted: float | None, alpha: float, margi
         if row.group in TIMES and ratio is not None and max(ratio, 1 / ratio) < 1 + margin:
             why = f"less than {100 * margin:g} %"
         else:
-            verdict = verdict_of(row.group, worse=larger == (row.better == "lower"))
+            verdict = verdict_of(row.group, worse=larger == (row.better != "higher"))
     return row.model_copy(update={"p_adjusted": p_adjusted, "verdict": verdict, "why": why})
 
 

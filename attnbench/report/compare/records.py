@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 
 from attnbench.results import Direction, Record
 
-Group = Literal["quality", "loss", "latency", "memory", "size", "training", "sampling", "other"]
+Group = Literal["quality", "loss", "latency", "memory", "size", "training", "sampling", "inside", "other"]
 Basis = Literal["", "counted", "rounds side by side", "rounds of two sessions", "seeds", "images"]
 Verdict = Literal[
     "same", "faster", "slower", "better", "worse", "less", "more", "not distinguishable", "not tested"
