@@ -194,19 +194,25 @@ def test_only_the_tasks_of_a_run_at_work_are_told(tmp_path):
 
 
 SINFO = """\
-n1|4|gpu:a100:8(S:0-1)|idle|main
-n2|2|(null)|drng|main
-n3|8+|gpu:4,lscratch:900|mix-|main
-n4|64|(null)|idle*|main
-n5|1|(null)|maint|main
+n1|4|gpu:a100:8(S:0-1)|idle|515000|main
+n2|2|(null)|drng|8000|main
+n3|8+|gpu:4,lscratch:900|mix-|1|main
+n4|64|(null)|idle*|8000|main
+n5|1|(null)|maint|8000|main
 broken
 """
 
 
 def test_nodes_that_take_no_tasks_decide_nothing(monkeypatch):
-    """A draining node of two cores would set the threads of every case, and so its weights."""
+    """A draining node of two cores would set the threads of every case, and so its weights.
+
+    A memory of 1 MiB is Slurm's word for: nobody has said how much.
+    """
     monkeypatch.setattr(slurm_queue, "_ask", lambda *words: SINFO)
-    assert [(n.id, n.cpus, n.gpus) for n in slurm_queue.nodes_of("main")] == [("n1", 4, 8), ("n3", 8, 4)]
+    assert [(n.id, n.cpus, n.gpus, n.memory) for n in slurm_queue.nodes_of("main")] == [
+        ("n1", 4, 8, 515000 * 2**20),
+        ("n3", 8, 4, 0),
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def nodes_of(partition: str) -> list[Node]:
         raise UserInputError(f"Slurm cannot be asked for its nodes: {error}") from error
     found: dict[str, Node] = {}
     for line in said.splitlines():
-        if line.count("|") < 4:
+        if line.count("|") < 5:
             continue
         name, cpus, resources, state, mib = line.split("|", 5)[:5]
         if state.startswith(USABLE) and not state.endswith("*"):  # * : it does not respond
