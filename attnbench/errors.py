@@ -25,6 +25,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+NEAREST = 10  # names, where there are too many
 MOST_LISTED = 1500  # characters of names in a message: all recipes, but not a thousand cases
 
 
@@ -91,9 +92,9 @@ class UncountedOpError(AttnbenchError):
 def all_or_nearest(got: str, allowed: Sequence[str], separator: str = ", ") -> str:
     """Return all names for a message, or the ten most like `got` and how many more there are."""
     listed = separator.join(allowed)
-    if len(listed) <= MOST_LISTED:
+    if len(listed) <= MOST_LISTED or len(allowed) <= NEAREST:
         return listed
-    nearest = set(difflib.get_close_matches(got, allowed, n=10, cutoff=0.0))
+    nearest = set(difflib.get_close_matches(got, allowed, n=NEAREST, cutoff=0.0))
     shown = [name for name in allowed if name in nearest]
     return f"{separator.join(shown)}{separator}and {len(allowed) - len(shown)} more"
 

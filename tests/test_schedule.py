@@ -128,6 +128,23 @@ def test_a_longer_training_waits_for_the_shorter_one(tmp_path):
     assert [seen for label, seen in there if label in ("6", "9")] == [True, True]
 
 
+def test_a_shorter_training_in_other_hands_is_waited_for(tmp_path):
+    """The longer one, though it comes first, does not begin from nothing meanwhile."""
+    cases = [trained_for("9", 9), trained_for("3", 3)]
+    theirs, told = alone_in(claim_folder(cases[1], tmp_path / "store"), print), []
+
+    def notice(text: str) -> None:
+        told.append(text)
+        if len(told) == 1:
+            theirs.__exit__(None, None, None)
+
+    theirs.__enter__()
+    executor = Imagined(ends)
+    run_all(tmp_path, cases, executor, {"9": 9.0, "3": 3.0}, listener=Listener(notice=notice))
+    assert executor.started == ["3", "9"]
+    assert "waiting for process" in told[0]
+
+
 def test_a_case_is_held_while_it_is_under_way(tmp_path):
     """Against other runs, from start to end; one that another run holds comes last, and is waited for."""
     cases = [a_case("theirs", 0), a_case("ours", 1)]

@@ -1,12 +1,17 @@
 """A training of more steps goes on from a finished one of fewer, and ends in the bits of one of all steps."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from stage_cases import StubSource, install, make_case, make_workspace, trained_bits
 
+from attnbench.errors import StorageError
+from attnbench.running.schedule import shorter_trainings
 from attnbench.stages import train
 from attnbench.stages.training.trainer import Trainer
+from attnbench.storage import trainings
 from attnbench.storage.names import AVERAGED, CHECKPOINT, TIMING, TRAIN_LOG
 from attnbench.storage.store import read_output
 from attnbench.storage.trainings import finished_shorter, finished_trainings
@@ -61,7 +66,9 @@ def test_only_the_further_steps_are_made(steps_made, tmp_path):
         path.name for path in make_workspace(tmp_path / "whole").folder("train", whole).iterdir()
     )
     timed = {m.name: m for m in read_output(folder).measurements}["train_time_s"]
-    assert timed.n == 10
+    assert (timed.n, timed.note) == (
+        10, "the first 7 steps were made by the training of 7, wherever it ran"
+    )  # fmt: skip
     assert len((folder / TRAIN_LOG).read_text().splitlines()) >= 4
     assert (folder / TIMING).read_text().count("\n") >= 4
 
@@ -103,6 +110,62 @@ def test_own_checkpoints_come_first(monkeypatch, steps_made, tmp_path):
     steps_made.clear()
     trained(tmp_path, 30, checkpoint_every=2)
     assert steps_made[0] >= 4
+
+
+def test_the_checkpoint_before_a_damaged_one_comes_first(monkeypatch, steps_made, tmp_path):
+    """Who moves a damaged checkpoint away, as its error says, goes on from the one before it."""
+    trained(tmp_path, 2)
+
+    def strike():
+        if len(steps_made) > 12:
+            raise RuntimeError("struck")
+
+    install(monkeypatch.setattr, StubSource(before_batch=strike))
+    with pytest.raises(RuntimeError, match="struck"):
+        trained(tmp_path, 30, checkpoint_every=2)
+    folder = make_workspace(tmp_path).folder("train", make_case(train={"steps": 30}))
+    (folder / CHECKPOINT).unlink()
+    install(monkeypatch.setattr)
+    steps_made.clear()
+    trained(tmp_path, 30, checkpoint_every=2)
+    assert steps_made[0] >= 6
+
+
+def test_a_finished_training_has_nothing_to_go_on_from(steps_made, tmp_path):
+    """Though its checkpoint was deleted to save the disk: nothing is made, and nothing is announced."""
+    trained(tmp_path, 2)
+    long = trained(tmp_path, 5)
+    (make_workspace(tmp_path).folder("train", long) / CHECKPOINT).unlink()
+    assert finished_shorter(long, tmp_path, finished_trainings(tmp_path)) is None
+
+
+def test_a_taught_training_makes_all_its_steps():
+    """Its teacher may have been trained anew since: the steps before were taught by another."""
+    taught = make_case(train={"steps": 9, "teacher": {"model": "somewhere"}})
+    before = taught.model_copy(update={"train": taught.train.model_copy(update={"steps": 4})})
+    assert finished_shorter(taught, Path("nowhere"), {before.key("train"): 4}) is None
+    assert shorter_trainings({0: before, 1: taught}) == {}
+
+
+def test_held_out_points_are_of_the_images_that_the_longer_training_measures(steps_made, tmp_path):
+    """A point where the shorter one ended, on fewer images, is none of the longer one's curve."""
+    trained(tmp_path, 4)
+    case = trained(tmp_path, 10)
+    curve = read_output(make_workspace(tmp_path).folder("train", case)).curves["held_out_loss"]
+    assert [step for step, _ in curve] == [10]
+
+
+def test_a_training_that_nobody_may_read_stops_no_other(steps_made, tmp_path, monkeypatch):
+    """Of a store that several people share."""
+    trained(tmp_path, 3)
+    monkeypatch.setattr(trainings, "read_output", refuse)
+    steps_made.clear()
+    trained(tmp_path, 5)
+    assert steps_made == [0, 1, 2, 3, 4]
+
+
+def refuse(folder):
+    raise StorageError(f"{folder}: Permission denied")
 
 
 def test_a_damaged_shorter_training_is_told_of(steps_made, tmp_path):

@@ -166,23 +166,25 @@ def show_submission(suite: Suite, runs: Path, asked: Asked) -> int:
     from attnbench.running.executors.interface import Order
     from attnbench.running.executors.slurm_submit import script, share_of
     from attnbench.running.memory import memory_need
+    from attnbench.running.once import each_once
     from attnbench.running.runner import check_inputs
     from attnbench.running.schedule import log_name
     from attnbench.stages.case import finished_case
 
     check_inputs(suite.cases)
     run_dir, store = runs.absolute() / suite.name, runs.absolute() / STORE
-    orders = [
-        Order(
-            case=case,
-            store=store,
-            device=asked.device,
-            log=run_dir / LOGS / log_name(case),
-            memory=memory_need(case, asked.device, asked.processes),
-        )
-        for case in suite.cases
-        if finished_case(case, store) is None
-    ]
+    with each_once():
+        orders = [
+            Order(
+                case=case,
+                store=store,
+                device=asked.device,
+                log=run_dir / LOGS / log_name(case),
+                memory=memory_need(case, asked.device, asked.processes),
+            )
+            for case in suite.cases
+            if finished_case(case, store) is None
+        ]
     if orders:
         typer.echo(script(asked, share_of(asked), orders))
     console.print_notice(f"{len(orders)} of {len(suite.cases)} cases to run; nothing was submitted")

@@ -11,11 +11,15 @@ from attnbench.errors import UserInputError
 from attnbench.running.estimates import model_side, num_classes, num_params
 from attnbench.running.once import shared_by
 from attnbench.specs import Case
+from attnbench.stages.case import TRAINED_HERE
+from attnbench.stages.latents.model_space import codec_of
 
 MIB = 2**20
 PROCESS_BYTES = {"cpu": 420 * MIB, "cuda": 2500 * MIB}
 """Resident memory of a case's process beside its model, with the data and networks of the digits:
 `reports/engine-overhead` says what was measured. With CUDA its libraries, too, which is a guess."""
+SCORING_BYTES = 1100 * MIB
+"""Of a feature network or an autoencoder: EfficientNet-Lite0 on 64 images, which others exceed."""
 CUDA_BYTES = 600 * MIB
 """Of a GPU: the context and cuBLAS's workspace, whatever a case does (a guess)."""
 CGROUP = Path("/sys/fs/cgroup")
@@ -26,17 +30,21 @@ class MemoryNeed:
     """Bytes that one case takes at its peak, of the machine and, on `cuda`, of its GPU."""
 
     least: int
-    """What is certain: weights, gradients, AdamW's moments and averages; the process without anything."""
+    """What is certain: weights, gradients, AdamW's moments and averages, where they lie in the machine's."""
     estimate: int
-    """With what a training step keeps for its backward pass, or what a call of the sampler takes."""
+    """With the process, and the most of what a training step keeps for its backward pass, what a call of the
+    sampler takes, and what scores the samples."""
+    is_whole: bool = True
+    """Whether every network is counted: of feature networks and autoencoders only a guess is."""
     gpu: int = 0
     """Estimate of the GPU's; 0 on a CPU."""
 
 
-def memory_need(case: Case, device: str, processes: int = 1) -> MemoryNeed | None:
+def memory_need(case: Case, device: str, processes: int = 1, elsewhere: int = 0) -> MemoryNeed | None:
     """Estimate a case's need on `cpu` or `cuda`; None where its model cannot be followed on the meta device.
 
-    The processes of one case each hold the model, or their part of it, and their part of the batch.
+    The processes of one case each hold the model, or their part of it, and their part of the batch; those
+    `elsewhere`, on other machines, take nothing of this one's memory.
     """
     kind = "cuda" if device.startswith("cuda") else "cpu"
     try:
@@ -44,12 +52,20 @@ def memory_need(case: Case, device: str, processes: int = 1) -> MemoryNeed | Non
         activations = max(_training_bytes(case), _sampling_bytes(case))
     except (Exception, SystemExit):  # noqa: BLE001 - a stranger's backend may raise anything
         return None
-    each = state if case.train.sharding == "none" else state // processes
-    held = processes * each + activations
-    base = processes * PROCESS_BYTES[kind]
+    everywhere = processes + elsewhere
+    each = state if case.train.sharding == "none" else state // everywhere
+    base, is_whole = processes * PROCESS_BYTES[kind], _scores_by_itself(case)
     if kind == "cuda":
-        return MemoryNeed(least=base, estimate=base, gpu=each + activations // processes + CUDA_BYTES)
-    return MemoryNeed(least=base + processes * each, estimate=base + held)
+        gpu = each + activations // everywhere + CUDA_BYTES
+        return MemoryNeed(least=0, estimate=base, gpu=gpu, is_whole=is_whole)
+    held = processes * each + activations * processes // everywhere
+    estimate = base + max(held, 0 if is_whole else SCORING_BYTES)
+    return MemoryNeed(least=processes * each, estimate=estimate, is_whole=is_whole)
+
+
+def _scores_by_itself(case: Case) -> bool:
+    """Tell whether a case needs no network but its own and the small one that is trained on the data."""
+    return case.evaluate.extractor == TRAINED_HERE and codec_of(case) is None
 
 
 def _state_bytes(case: Case) -> int:

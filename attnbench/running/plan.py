@@ -26,7 +26,12 @@ from attnbench.specs import Case
 from attnbench.stages.latents.model_space import assumption
 from attnbench.stages.profile import missing_rows
 from attnbench.storage.store import FinishedStages, Stage, stages_of
-from attnbench.storage.trainings import finished_shorter, finished_trainings, of_any_length
+from attnbench.storage.trainings import (
+    finished_shorter,
+    finished_trainings,
+    has_begun,
+    of_any_length,
+)
 from attnbench.suite.loading import Suite, of_cases
 
 
@@ -80,10 +85,11 @@ def plan(
     *,
     device: str | None = None,
     processes: int = 1,
+    elsewhere: int = 0,
 ) -> list[PlannedCase]:
     """Plan every case; stages shared by two cases are counted once. `machine` is this one by default.
 
-    Memory is that of a case on `device` (by default this machine's), trained by so many processes.
+    Memory is that of a case on `device` (by default this machine's), trained by so many processes there.
     """
     device = device or default_device()
     machine, done = machine or this_machine(default_device()), FinishedStages(store)
@@ -93,7 +99,7 @@ def plan(
         planned = [_planned(case, machine, done, counted, before.get(case.id, 0)) for case in cases]
         return [
             one if one.finished == stages_of(one.case) or one.problem
-            else replace(one, memory=memory_need(one.case, device, processes))
+            else replace(one, memory=memory_need(one.case, device, processes, elsewhere))
             for one in planned
         ]  # fmt: skip
 
@@ -105,10 +111,14 @@ def _steps_made_before(cases: Sequence[Case], store: Path) -> dict[str, int]:
     for case in cases:
         shorter = finished_shorter(case, store, finished)
         own = lengths.setdefault(of_any_length(case), set())
-        own |= {case.train.steps} | ({shorter.train.steps} if shorter is not None else set())
+        if case.key("train") in finished or not has_begun(case, store):
+            own.add(case.train.steps)
+        if shorter is not None:
+            own.add(shorter.train.steps)
     return {
         case.id: max((n for n in lengths[of_any_length(case)] if n < case.train.steps), default=0)
         for case in cases
+        if case.train.teacher is None
     }
 
 

@@ -83,7 +83,9 @@ def run(
         check_inputs(suite.cases)
         if taken := taken_by_another(suite, run_dir):
             raise UserInputError(taken)
-        planned = plan(suite.cases, store, device=device, processes=executor.processes)
+        planned = plan(
+            suite.cases, store, device=device, processes=executor.processes, elsewhere=executor.elsewhere
+        )
         check_space(planned, store)
         for warning in warnings(suite, store):
             listener.notice(warning)

@@ -27,7 +27,7 @@ from attnbench.storage.claims import claim_folder, note_claim
 from attnbench.storage.locks import alone_at_once, alone_in, is_held
 from attnbench.storage.names import DONE, LOGS, RESULTS
 from attnbench.storage.store import NOTICE, STAGE_ENDED, Stage, stages_of
-from attnbench.storage.trainings import of_any_length
+from attnbench.storage.trainings import has_begun, of_any_length
 
 LOOK_S = 0.5  # how often other runs' cases are looked at while cases of ours are under way
 
@@ -81,7 +81,8 @@ def shorter_trainings(cases: Mapping[int, Case]) -> dict[int, int]:
     """
     last: dict[str, tuple[int, int]] = {}  # of trainings alike but for their steps: the longest so far
     found = {}
-    for number, case in sorted(cases.items(), key=lambda item: item[1].train.steps):
+    untaught = {number: case for number, case in cases.items() if case.train.teacher is None}
+    for number, case in sorted(untaught.items(), key=lambda item: item[1].train.steps):
         alike, steps = of_any_length(case), case.train.steps
         before = last.get(alike)
         if before is not None and before[0] < steps:
@@ -220,7 +221,7 @@ class _Schedule:
     def _waits_for_shorter(self, number: int) -> bool:
         """Tell whether the training that this one goes on from is still to be made here."""
         shorter = self.shorter.get(number)
-        if shorter is None or shorter in self.results:
+        if shorter is None or shorter in self.results or has_begun(self.cases[number], self.place.store):
             return False
         return not (self.place.store / "train" / self.cases[shorter].key("train") / DONE).exists()
 
@@ -237,7 +238,8 @@ class _Schedule:
 
     def _wait_for_another_run(self) -> None:
         """Take the first case when whoever holds it lets go of it."""
-        number, claim = self.pending[0], contextlib.ExitStack()
+        number = next(number for number in self.pending if not self._waits_for_shorter(number))
+        claim = contextlib.ExitStack()
         claim.enter_context(
             alone_in(claim_folder(self.cases[number], self.place.store), self.listener.notice)
         )

@@ -180,9 +180,14 @@ class Evaluation:
 
     def _held_out_floor(self) -> Iterable[Measurement]:
         """Score the part of the dataset that is not the reference as if it were samples."""
+        scored = f"{self._few_of_all}{self._other_part} images scored"
+        return self._floor(FLOOR, scored, len(self._floor_rows), self._floor_images)
+
+    @property
+    def _few_of_all(self) -> str:
+        """Say of how many the floor's images are, where they are not all."""
         count, there = len(self._floor_rows), len(part_of(self.dataset, self._other_part))
-        few = "" if count == there else f"{count:,} of {there:,} "
-        return self._floor(FLOOR, f"{few}{self._other_part} images scored", count, self._floor_images)
+        return "" if count == there else f"{count:,} of {there:,} "
 
     @functools.cached_property
     def _floor_rows(self) -> torch.Tensor:
@@ -299,13 +304,13 @@ class Evaluation:
         found = measure_separation(samples.pooled, labels, classes, each, names)
         other = self._other_part
         # only where the floor of the metrics has had their features found
-        other_labels = part_of(self.dataset, other).labels[self._floor_rows]
+        other_labels, few = part_of(self.dataset, other).labels[self._floor_rows], self._few_of_all
         if len(other_labels) > settings.neighbours and (known := images_each(other_labels, classes, each)):
             floor = self._once(
-                ["class separation", other, known, *what],
+                ["class separation", other, known, *what, *([len(other_labels)] if few else [])],
                 lambda: StageOutput(measurements=self._separation_of(classes, known)),
             )
-            scored = f"{other} images scored"
+            scored = f"{few}{other} images scored"
             found += [_as_floor(measurement, FLOOR, scored) for measurement in floor.measurements]
         elif known := images_each(real.labels, classes, each):
             itself = measure_separation(*of_real, classes, known, names)

@@ -46,7 +46,7 @@ MADE_FROM = "made_from.json"
 LATENT_INDEX, CHECKED_SHARDS = "latents.json", "checked.json"
 
 # train
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 AVERAGED = "ema.safetensors"
 TRAIN_LOG, TIMING, TENSORBOARD = "train.jsonl", "timing.jsonl", "tensorboard"
 

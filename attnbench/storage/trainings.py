@@ -1,7 +1,7 @@
 """Finished trainings of a store that others can go on from: those that differ in having fewer steps.
 
 Order, noise and learning rate are functions of (seed, step): the weights after 100 of 400 steps are those of
-a training of 100, bit for bit.
+a training of 100, bit for bit. A taught training goes on from none, as its teacher may be another by then.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from attnbench.errors import StorageError
 from attnbench.specs import Case
-from attnbench.storage.names import CHECKPOINT
+from attnbench.storage.names import CHECKPOINT, DONE, PREVIOUS_CHECKPOINT
 from attnbench.storage.store import read_output
 
 
@@ -29,7 +30,10 @@ def finished_trainings(store: Path) -> dict[str, int]:
     """Return the steps of every finished training in a store that can be gone on from, by its key."""
     found = {}
     for path in (store / "train").glob(f"*/{CHECKPOINT}"):
-        output = read_output(path.parent)
+        try:
+            output = read_output(path.parent)
+        except StorageError:  # somebody else's, perhaps: whoever needs it is told
+            continue
         steps = [int(m.value) for m in output.measurements if m.name == "steps"] if output else []
         if steps:
             found[path.parent.name] = steps[0]
@@ -39,9 +43,16 @@ def finished_trainings(store: Path) -> dict[str, int]:
 def finished_shorter(case: Case, store: Path, finished: Mapping[str, int]) -> Case | None:
     """Return the case of the longest finished training that differs from this one's in having fewer steps.
 
-    `finished` is what `finished_trainings` found. None where the case's own has come to a checkpoint.
+    `finished` is what `finished_trainings` found. None where the case's own is finished or has come to a
+    checkpoint.
     """
+    if case.train.teacher is not None or has_begun(case, store):
+        return None
     fewer = sorted({steps for steps in finished.values() if steps < case.train.steps}, reverse=True)
-    found = next((one for n in fewer if (one := with_steps(case, n)).key("train") in finished), None)
-    own = store / "train" / case.key("train")
-    return None if found is None or any(own.glob(f"{CHECKPOINT}*")) else found
+    return next((one for n in fewer if (one := with_steps(case, n)).key("train") in finished), None)
+
+
+def has_begun(case: Case, store: Path) -> bool:
+    """Tell whether a case's own training is finished or has a checkpoint, be it the one before."""
+    folder = store / "train" / case.key("train")
+    return any((folder / name).exists() for name in (DONE, CHECKPOINT, PREVIOUS_CHECKPOINT))

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnbench.errors import UserInputError
+from attnbench.errors import UserInputError, all_or_nearest
 from attnbench.report.compare.budgets import (
     SAME,
     UNITS,
@@ -113,7 +113,7 @@ def _pairs(sides: Sequence[Side], wanted: Wanted) -> list[Pair]:
     if not wanted.cases or wanted.against is None:
         raise UserInputError(
             f"--equal compares --case LABEL with --against LABEL; cases of {sides[-1].name}: "
-            + ", ".join(c.label for c in sides[-1].cases)
+            + all_or_nearest("", [c.label for c in sides[-1].cases])
         )
     if len(sides) > 2:
         raise UserInputError(f"--equal takes one run or two, got {len(sides)}; leave some out")

@@ -132,7 +132,9 @@ class Executor(ABC):
     """Runs cases somewhere; to be used as a `with` block around all of a suite's cases."""
 
     processes: int = 1
-    """That train one case together."""
+    """That train one case together, where this executor runs it."""
+    elsewhere: int = 0
+    """Further ones, on other machines."""
     at_once: int = 1
     """How many orders may be unanswered at a time: the scheduler gives no more."""
 

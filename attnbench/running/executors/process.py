@@ -21,7 +21,8 @@ class OneProcess(OneAtATime):
     def __init__(self, asked: Asked) -> None:
         super().__init__(run_in_process)
         self._asked, self._cradle = asked, asked.cradle or Cradle()
-        self.processes = asked.processes
+        self.elsewhere = sum(host.processes for host in asked.hosts)
+        self.processes = asked.processes - self.elsewhere
 
     def __enter__(self) -> OneProcess:
         self._cradle.__enter__()

@@ -63,11 +63,12 @@ def share_of(asked: Asked) -> Share:
 def _memory_mib(asked: Asked, share: Share, orders: Sequence[Order]) -> int:
     """Return what each task of an array asks for: the largest estimate, and a quarter more, as Slurm kills.
 
-    0, the cluster's default, where nothing is estimated or the nodes do not say what they have. Raises
+    0, the cluster's default, where nothing is estimated, where networks that are not counted score or
+    encode images, or where the nodes do not say what they have. Raises
     UserInputError where a case needs more for certain than any node has.
     """
     estimate = max((order.memory_bytes for order in orders), default=0)
-    if not estimate:
+    if not estimate or any(order.memory is not None and not order.memory.is_whole for order in orders):
         return 0
     able = [node for node in queue.nodes_of(asked.partition) if node.holds(share)]
     check_memory(orders, able)

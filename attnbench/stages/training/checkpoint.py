@@ -20,7 +20,7 @@ from attnbench.results import Record
 from attnbench.stages.training.loss_curve import TrainingProgress
 from attnbench.stages.training.sharding import cut_like
 from attnbench.storage.atomic import atomic_path, storage_errors
-from attnbench.storage.names import CHECKPOINT, DONE
+from attnbench.storage.names import CHECKPOINT, DONE, PREVIOUS_CHECKPOINT
 from attnbench.storage.tensor_files import open_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Checkpoint:
 
 def previous_path(path: Path) -> Path:
     """Return where the checkpoint before the one at `path` is kept."""
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
+    return path.with_name(PREVIOUS_CHECKPOINT)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, key: str) -> None:

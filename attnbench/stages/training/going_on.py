@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 from attnbench.errors import CheckpointError
 from attnbench.specs import Case
-from attnbench.stages.training.checkpoint import load_checkpoint, save_checkpoint
+from attnbench.stages.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from attnbench.stages.training.held_out_loss import affordable_images
 from attnbench.storage.atomic import atomic_path, storage_errors
 from attnbench.storage.names import CHECKPOINT, TENSORBOARD, TIMING, TRAIN_LOG
 from attnbench.storage.store import NOTICE, Workspace
@@ -31,14 +34,29 @@ def go_on_from_shorter(case: Case, workspace: Workspace) -> None:
     except CheckpointError as error:
         workspace.report(NOTICE, 0, 0, f"{case.label}: {done} is not gone on from: {error}")
         return
+    progress = checkpoint.progress.model_copy(
+        update={
+            "went_on_from": shorter.train.steps,
+            "held_out_curve": _shared_points(checkpoint, shorter, case),
+        }
+    )
     for name in (TRAIN_LOG, TIMING):
         if (source / name).exists():
             _copy(source / name, folder / name)
     if (source / TENSORBOARD).exists():
         with storage_errors(folder / TENSORBOARD):
             shutil.copytree(source / TENSORBOARD, folder / TENSORBOARD, dirs_exist_ok=True)
+    checkpoint = replace(checkpoint, progress=progress)
     save_checkpoint(folder / CHECKPOINT, checkpoint, case.key("train"))  # last: from here on it is its own
     workspace.report(NOTICE, 0, 0, f"{case.label}: goes on from {done}")
+
+
+def _shared_points(checkpoint: Checkpoint, shorter: Case, case: Case) -> list[tuple[float, float]]:
+    """Return the held-out points that the longer training would measure itself, on as many images."""
+    if affordable_images(shorter, sys.maxsize) != affordable_images(case, sys.maxsize):
+        return []
+    every = case.train.held_out_every
+    return [(step, loss) for step, loss in checkpoint.progress.held_out_curve if step % every == 0]
 
 
 def _copy(source: Path, target: Path) -> None:

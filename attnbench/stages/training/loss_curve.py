@@ -36,6 +36,8 @@ class TrainingProgress(Record):
     """What a reader of the results must know about this training."""
     teacher: str = ""
     """SHA-256 of the weights that it is taught by; empty: by none."""
+    went_on_from: int = 0
+    """Steps that a finished training of so many had made; 0: it has made all itself."""
 
 
 class Timing(Record):
@@ -97,7 +99,7 @@ class LossCurve:
 def describe_training(progress: TrainingProgress, timings: Sequence[Timing], batch_size: int) -> StageOutput:
     """Return the measurements and the curves of a finished training."""
     steps = progress.step
-    measurements = [Measurement(name="steps", values=[steps]), *_times(timings, steps, batch_size)]
+    measurements = [Measurement(name="steps", values=[steps]), *_times(timings, progress, batch_size)]
     measurements.append(
         Measurement(
             name="final_loss",
@@ -116,10 +118,14 @@ def describe_training(progress: TrainingProgress, timings: Sequence[Timing], bat
     return StageOutput(measurements=measurements, curves={"loss": progress.curve, **progress.router_curves})
 
 
-def _times(timings: Sequence[Timing], steps: int, batch_size: int) -> list[Measurement]:
+def _times(timings: Sequence[Timing], progress: TrainingProgress, batch_size: int) -> list[Measurement]:
     """Return the measurements of the clock; `timings` may cover less than all steps after a power cut."""
+    steps, earlier = progress.step, progress.went_on_from
     covered, seconds = sum(t.steps for t in timings), sum(t.seconds for t in timings)
-    note = "" if covered == steps else f"of {covered} of {steps} steps; the clock of the others is lost"
+    said = [f"of {covered} of {steps} steps; the clock of the others is lost"] if covered != steps else []
+    if earlier:
+        said.append(f"the first {earlier:,} steps were made by the training of {earlier:,}, wherever it ran")
+    note = "; ".join(said)
     waited = sum(t.data_wait_s for t in timings)
     return [
         Measurement(name="train_time_s", unit="s", values=[seconds], n=covered, better="lower", note=note),

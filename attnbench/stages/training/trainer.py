@@ -209,7 +209,8 @@ class Trainer:
 
     def _save(self, journal: Journal | None) -> None:
         if journal is not None:
-            self.progress = journal.progress().model_copy(update={"teacher": self.teacher})
+            kept = {"teacher": self.teacher, "went_on_from": self.progress.went_on_from}
+            self.progress = journal.progress().model_copy(update=kept)
         self.save()
         if journal is not None:
             journal.saved()
