@@ -35,18 +35,45 @@ def test_what_is_kept_is_alive_at_the_peak_that_fake_tensors_plan():
     assert planned <= 2 * 64 * kept + 4 * num_params(SMALL, 8, 10)
 
 
-def test_a_need_is_its_parts():
-    """Weights, gradients, two moments, the averages; then a part of the batch."""
+def scored_here(**train):
+    """Return a case that needs no network but its own and the small one of the digits."""
     case = digits_case()
-    need = memory_need(case, "cpu")
-    params, kept = num_params(case.model, 8, 10), kept_bytes(case.model, 8, 10)
-    copies = 5 + len(case.train.extra_ema_decays)
-    assert need.least == memory_module.PROCESS_BYTES["cpu"] + 4 * copies * params
-    large = case.model_copy(update={"train": case.train.model_copy(update={"batch_size": 4096})})
-    assert memory_need(large, "cpu").estimate == need.least + 4096 * kept
-    train = large.train.model_copy(update={"grad_accumulation": 4, "precision": "bf16"})
-    assert memory_need(large.model_copy(update={"train": train}), "cpu").estimate == need.least + 512 * kept
-    assert memory_need(large, "cuda").gpu == memory_module.CUDA_BYTES + 4 * copies * params + 4096 * kept
+    evaluate = case.evaluate.model_copy(update={"extractor": "digits-cnn"})
+    settings = case.train.model_copy(update=train)
+    return case.model_copy(update={"evaluate": evaluate, "train": settings})
+
+
+def test_a_need_is_its_parts():
+    """Weights, gradients, two moments, the averages; then a part of the batch; a process is no certainty."""
+    case = scored_here()
+    base, params = memory_module.PROCESS_BYTES["cpu"], num_params(case.model, 8, 10)
+    kept, copies = kept_bytes(case.model, 8, 10), 5 + len(case.train.extra_ema_decays)
+    least = memory_need(case, "cpu").least
+    assert least == 4 * copies * params
+    large = memory_need(scored_here(batch_size=4096), "cpu")
+    assert (large.estimate, large.is_whole) == (base + least + 4096 * kept, True)
+    cut = memory_need(scored_here(batch_size=4096, grad_accumulation=4, precision="bf16"), "cpu")
+    assert cut.estimate == base + least + 512 * kept
+    on_gpu = memory_need(scored_here(batch_size=4096), "cuda")
+    assert (on_gpu.gpu, on_gpu.least) == (memory_module.CUDA_BYTES + least + 4096 * kept, 0)
+
+
+def test_other_machines_hold_their_own_part():
+    """Of 64 processes 8 are here: weights of these alone, an eighth of the batch; cut weights are of all."""
+    case = scored_here(batch_size=4096)
+    least, kept = memory_need(case, "cpu").least, kept_bytes(case.model, 8, 10)
+    here = memory_need(case, "cpu", 8, 56)
+    assert here.least == 8 * least
+    assert here.estimate == 8 * (memory_module.PROCESS_BYTES["cpu"] + least) + 4096 * kept // 8
+    cut = memory_need(scored_here(batch_size=4096, sharding="fsdp2"), "cpu", 8, 56)
+    assert cut.least == 8 * (least // 64)
+
+
+def test_a_network_that_is_not_counted_is_guessed_and_said():
+    """EfficientNet scores a tiny model's images with more memory than its training takes."""
+    need = memory_need(digits_case(), "cpu")
+    assert not need.is_whole
+    assert need.estimate == memory_module.PROCESS_BYTES["cpu"] + memory_module.SCORING_BYTES
 
 
 def test_free_memory_is_the_least_of_the_machines_and_the_cgroups(tmp_path, monkeypatch):
