@@ -93,8 +93,8 @@ class Ray(Executor):
         self._cluster.connect()
         nodes = self._cluster.nodes()
         self._share = share_of_each(self._asked, nodes)
-        check_memory(orders, nodes)
         self._able = able = [node for node in nodes if node.holds(self._share)]
+        check_memory(orders, able)
         self._cluster.check(able, [order.case for order in orders], orders[0].store)
         self._count(nodes)
         self._open_mailbox()
