@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import subprocess
+import sys
 
 import pytest
 from command_line import ROOT, attnbench_here
@@ -13,6 +14,7 @@ SPEC = importlib.util.spec_from_file_location("reports_findings", ROOT / "report
 assert SPEC is not None
 assert SPEC.loader is not None
 findings = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = findings  # a dataclass looks its module up
 SPEC.loader.exec_module(findings)
 CHECKS = findings.checks(findings.FINDINGS.read_text(encoding="utf-8"))
 

@@ -255,7 +255,7 @@ CONTENTS = {
     "quick": "6 4723bd3cb9a815b1",
     "skeletons_digits": "6 e8204cf923022e97",
     "study_ablations": "50 19a68f9a482d5207",
-    "study_cifar10": "18 01c93c47ef31c127",
+    "study_cifar10": "18 7a46ac33df3106ac",
     "study_digits": "492 5190a063cad1fd9a",
     "study_photos": "33 2a555ea1cc4f4f0f",
     "subin_256": "36 adf35020ebc5ddfa",
@@ -272,9 +272,12 @@ def test_shipped_suites_ask_for_what_they_asked_for() -> None:
     """The ids of their cases, but for the attentions' code and the noise: stores and reports name them."""
     found = {}
     for row in list_suites():
-        ours = row.name in ("cifar10", "convert_imagenet", "imagenet_256") or row.name.startswith(
-            ("subin", "table")
-        )
+        ours = row.name in (
+            "cifar10",
+            "convert_imagenet",
+            "imagenet_256",
+            "study_cifar10",
+        ) or row.name.startswith(("subin", "table"))
         suite = load_suite(row.name, ["sample.noise=ziggurat", *(["data.path=/set"] if ours else [])])
         own = [case for case in suite.cases if case.teacher is None]  # else its teacher's code is in the id
         ids = [case.model_copy(update={"code": {}}).id for case in own]

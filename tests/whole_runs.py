@@ -30,6 +30,8 @@ Start = Callable[[Sequence[str], Path], int]
 LEFT_OVER_S = 20.0  # a child looks every 5 s whether its parent lives, where its input stays open without it
 PR_SET_NAME = 15  # prctl(2): what /proc/PID/comm says
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2): orphans become children of this process
+_of_others: set[int] = set()
+"""Children that this process had before, such as multiprocessing's tracker of an earlier test."""
 IMPORTED = (  # before the first fork
     "cli", "commands.suites", "running.runner", "profiling.worker", "report", "metrics.classifier",
     "evaluation.scorer", "stages.case", *(f"stages.{name}" for name in EVERY_STAGE),
@@ -48,9 +50,11 @@ def forking() -> Iterator[None]:
     libc, threads = ctypes.CDLL(None), torch.get_num_threads()
     torch.set_num_threads(1)  # sums over threads round differently, and a fork has no others
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _of_others.update(_children())
     try:
         yield
     finally:
+        _of_others.clear()
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         torch.set_num_threads(threads)
 
@@ -77,7 +81,9 @@ def _children() -> list[int]:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     lists = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    return [int(word) for path in lists for word in path.read_text().split()]
+    return [
+        pid for path in lists for word in path.read_text().split() if (pid := int(word)) not in _of_others
+    ]
 
 
 def _command(pid: int) -> str:
