@@ -232,6 +232,9 @@ def _load_stranger(
     registry: Registry, manager: pluggy.PluginManager, point: importlib.metadata.EntryPoint
 ) -> None:
     """Import and register what an entry point names; raises PluginError for what is registered already."""
+    from attnbench.torchvision_ops import define_missing_ops
+
+    define_missing_ops()  # many import timm, and so torchvision
     origins = {row.name: row.origin for row in registry.rows if row.status == "ok"}
     if point.name in origins:
         raise PluginError(

@@ -35,6 +35,16 @@ def test_help_imports_no_torch():
     assert done.stdout.strip().endswith("[]")
 
 
+def test_reading_a_suite_imports_no_compiler():
+    """What every command imports leaves out what takes as long as torch: torchvision, timm, torch.compile."""
+    code = (
+        "import sys, attnbench.suite.loading, attnbench.running.runner, attnbench.report.run_report\n"
+        "print([m for m in ('torch._dynamo', 'torchvision', 'timm', 'scipy', 'sympy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 IN_A_PROCESS = (["run", "quik"], ["frobnicate"])  # each takes seconds of imports
 
 

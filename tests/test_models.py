@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 import attnbench
 from attnbench.errors import PluginOutputError, UnsupportedError, UserInputError
 from attnbench.models import build_model, closed_form_macs, fuse_for_inference
-from attnbench.models.embeddings import sincos_position_embedding
-from attnbench.models.ffn import build_ffn
+from attnbench.models.embeddings import PatchEmbedding, sincos_position_embedding
+from attnbench.models.ffn import TokenMlp, build_ffn
 from attnbench.models.macs import macs_by_part
 from attnbench.models.recipes import recipe, resolve
 from attnbench.models.resolution import input_size
 from attnbench.profiling.counters import count_with_fvcore, count_with_torch
 from attnbench.specs import FfnSpec
+from attnbench.torchvision_ops import define_missing_ops
 
 # every multiply-add, worked out by hand from the layer sizes (DESIGN.md, "Two counts"); S, B, L, L at 512 px
 FULL = {
@@ -211,6 +214,7 @@ def test_mix_ffn_starts_as_its_origin_says():
 
 def test_glumbconv_is_diffusers():
     """Sana's Mix-FFN with the same weights gives what diffusers' GLUMBConv gives."""
+    define_missing_ops()  # diffusers' models import torchvision
     from diffusers.models.transformers.sana_transformer import GLUMBConv
 
     from attnbench.models.ffn import GluMbConv
@@ -324,3 +328,28 @@ def test_a_side_that_does_not_fit_is_told_ones_that_do(side, told):
     """Below the smallest side there is no second one to name."""
     with pytest.raises(UserInputError, match=told):
         input_size(recipe("dit-s"), side)
+
+
+def test_embedding_and_mlp_are_timms():
+    """Names, shapes, the start from a seed and outputs are timm's PatchEmbed's and Mlp's, bit for bit."""
+    define_missing_ops()
+    from timm.layers import Mlp, PatchEmbed
+
+    def made(build):
+        torch.manual_seed(0)
+        return build()
+
+    x = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+    ours = made(lambda: (PatchEmbedding(4, 3, 16), TokenMlp(16, 24)))
+    theirs = made(
+        lambda: (
+            PatchEmbed(None, 4, 3, 16, strict_img_size=False),
+            Mlp(16, 24, act_layer=partial(torch.nn.GELU, approximate="tanh")),
+        )
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert list(one.state_dict()) == list(other.state_dict())
+        assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    tokens = ours[0](x)
+    assert torch.equal(tokens, theirs[0](x))
+    assert torch.equal(ours[1](tokens, (2, 3)), theirs[1](tokens))

@@ -25,6 +25,29 @@ def test_torchvision_and_timm_import():
     assert done.returncode == 0, done.stderr[-500:]
 
 
+def test_diffusers_models_are_read_in_a_fresh_process():
+    """What needs diffusers' models defines the operations itself: nothing else has in a fresh process."""
+    code = (
+        "from pathlib import Path; from attnbench.exchange import diffusers_config as d\n"
+        "print(d._with_defaults({'_class_name': 'DiTTransformer2DModel'}, Path())['norm_type'])"
+    )
+    done = run(code)
+    assert done.stdout.strip() == "ada_norm_zero", done.stderr[-500:]
+
+
+def test_a_strangers_plugin_may_import_timm(tmp_path):
+    """The operations are there before an entry point is imported."""
+    (tmp_path / "with_timm.py").write_text("import timm\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from importlib.metadata import EntryPoint; from attnbench.plugins import load_plugins\n"
+        "point = EntryPoint('with-timm', 'with_timm', 'attnbench')\n"
+        "print([(row.status, row.reason) for row in load_plugins((), lambda: [point]).rows])"
+    )
+    done = run(code)
+    assert done.stdout.strip() == "[('ok', '')]", done.stderr[-500:]
+
+
 def test_calling_twice_defines_once():
     """The second call returns the same and defines nothing again."""
     done = run("from attnbench.torchvision_ops import define_missing_ops as d; assert d() == d()")

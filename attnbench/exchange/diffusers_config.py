@@ -13,6 +13,7 @@ from attnbench.errors import DataError, UserInputError
 from attnbench.exchange.dit_config import dit_config
 from attnbench.exchange.folders import read_bytes
 from attnbench.specs import ModelConfig
+from attnbench.torchvision_ops import define_missing_ops
 
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the second before diffusers 0.29
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
@@ -100,6 +101,7 @@ def _with_defaults(raw: dict[str, Any], home: Path) -> dict[str, Any]:
 
     Of a Transformer2DModel with a DiT's `norm_type` diffusers makes a DiTTransformer2DModel.
     """
+    define_missing_ops()  # diffusers' models import torchvision
     import diffusers
 
     if raw.get("_class_name") not in CLASSES:

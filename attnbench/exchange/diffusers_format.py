@@ -24,6 +24,7 @@ from attnbench.specs import CodecSpec, ModelConfig
 from attnbench.stages.latents.codec import digest_of, fingerprint
 from attnbench.stages.latents.latent_space import Factor, latent_space
 from attnbench.storage.hub import model_files
+from attnbench.torchvision_ops import define_missing_ops
 
 DESCRIPTION = "attnbench.json"
 ORIGIN = "a folder of diffusers"
@@ -78,6 +79,7 @@ def _check_expressible(config: ExportedConfig) -> None:
 
 def transformer_for(exported: Exported) -> Any:
     """Return the weights in a `DiTTransformer2DModel`, eval mode, its timesteps as diffusers has them."""
+    define_missing_ops()  # diffusers' models import torchvision
     import diffusers
 
     config, qkv_bias = exported.config.model, qkv_bias_of(exported.config.model)

@@ -1,4 +1,4 @@
-"""Timestep, label and position embeddings of DiT."""
+"""Patch, timestep, label and position embeddings of DiT."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ import torch.nn.functional as F
 from torch import nn
 
 FREQUENCY_DIM = 256
+
+
+class PatchEmbedding(nn.Module):
+    """x [B, c, H, W] -> [B, N, C]: each square patch by one linear layer, in raster order.
+
+    A convolution, whose weights have the names and shapes of timm's PatchEmbed and so of DiT's released ones.
+    """
+
+    def __init__(self, side: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, kernel_size=side, stride=side)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class TimestepEmbedding(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +12,20 @@ from attnbench.contract import MacCount
 from attnbench.layers.depthwise import DepthwiseConv
 from attnbench.models.experts import build_experts, expert_macs
 from attnbench.specs import FfnSpec
-from attnbench.torchvision_ops import define_missing_ops
-
-define_missing_ops()
-from timm.layers import Mlp  # noqa: E402 - timm imports torchvision, whose ops must be defined first
 
 
-class TokenMlp(Mlp):
-    """Linear, tanh-GELU, Linear on [B, N, C]; ignores the grid. Source: DiT, through timm's Mlp."""
+class TokenMlp(nn.Module):
+    """Linear, tanh-GELU, Linear on [B, N, C]; ignores the grid. Source: DiT, with the names of timm's Mlp."""
+
+    # not timm's own class: with torchvision, which it imports, it takes longer to import than torch does
 
     def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__(dim, hidden, act_layer=partial(nn.GELU, approximate="tanh"))
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        return super().forward(x)
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class GluMbConv(nn.Module):

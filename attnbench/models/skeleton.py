@@ -14,15 +14,16 @@ from torch import nn
 from attnbench.contract import AttentionContext, AttentionSite
 from attnbench.errors import PluginOutputError, UnsupportedError, UserInputError
 from attnbench.layers.depthwise import DepthwiseConv, fuse_reparameterised
-from attnbench.models.embeddings import LabelEmbedding, TimestepEmbedding, sincos_position_embedding
+from attnbench.models.embeddings import (
+    LabelEmbedding,
+    PatchEmbedding,
+    TimestepEmbedding,
+    sincos_position_embedding,
+)
 from attnbench.models.experts import MixtureOfExperts
 from attnbench.models.ffn import build_ffn
 from attnbench.models.options import resolve_attention
 from attnbench.specs import ModelConfig
-from attnbench.torchvision_ops import define_missing_ops
-
-define_missing_ops()
-from timm.layers import PatchEmbed  # noqa: E402 - timm imports torchvision, whose ops must be defined first
 
 Sink = Callable[[str, torch.Tensor], None]
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -115,12 +116,12 @@ class DiffusionTransformer(nn.Module):
         self.config, self.grid, self.null_label = config, grid, num_classes
         self.out_channels = config.in_channels * (2 if config.learned_variance else 1)
         side = config.patch_size
-        self.patch_embed = PatchEmbed(None, side, config.in_channels, config.dim, strict_img_size=False)
+        self.patch_embed = PatchEmbedding(side, config.in_channels, config.dim)
         self.time_embed = TimestepEmbedding(config.dim)
         self.label_embed = LabelEmbedding(num_classes, config.dim, config.class_dropout)
         self.decoder_embed = None
         if config.decoupled is not None:
-            self.decoder_embed = PatchEmbed(None, side, config.in_channels, config.dim, strict_img_size=False)
+            self.decoder_embed = PatchEmbedding(side, config.in_channels, config.dim)
         self.blocks = nn.ModuleList(Block(config, module, n) for n, module in enumerate(attention))
         self.final = FinalLayer(config.dim, side * side * self.out_channels)
         position = position_embedding(config, grid)

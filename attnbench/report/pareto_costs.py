@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from attnbench.report.configurations import Configuration, over_seeds
 from attnbench.report.quantities import LATENCY, LIVE_MEMORY, MACS, SIZE, Quantity, main_resolution
+from attnbench.report.significance import mean_interval
 from attnbench.results import Measurement, Result
 
 FORWARD_AND_BACKWARD = 3
@@ -142,14 +143,5 @@ def quality_of(configuration: Configuration, name: str) -> Value | None:
         (measured,) = configuration.measurements(name)
         low, high = measured.interval or (-math.inf, math.inf)
         return Value(value=seeds.mean, low=low, high=high)
-    half = _half_interval(seeds.values)
-    return Value(value=seeds.mean, low=seeds.mean - half, high=seeds.mean + half)
-
-
-def _half_interval(values: Sequence[float]) -> float:
-    """Return half of the 95 % t interval of a mean of two values or more."""
-    import statistics
-
-    from scipy.stats import t  # a second that only several seeds need
-
-    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    low, high = mean_interval(seeds.values) or (-math.inf, math.inf)
+    return Value(value=seeds.mean, low=low, high=high)

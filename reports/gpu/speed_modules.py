@@ -19,6 +19,9 @@ def build(
     dim, heads = (48, 3) if tiny else (DIM, HEADS)
     torch.manual_seed(0)
     if subject == "peer: timm, flash":
+        from attnbench.torchvision_ops import define_missing_ops
+
+        define_missing_ops()
         from timm.layers import Attention
 
         module = Attention(dim, num_heads=heads, qkv_bias=True).to(device)

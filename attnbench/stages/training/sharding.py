@@ -7,18 +7,21 @@ do nothing to a tensor that is not cut.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from attnbench.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    # both import a compiler, which takes half as long as torch itself: only who shards waits for them
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 
 def shard_model(model: nn.Module, device: torch.device, processes: int) -> None:
@@ -28,6 +31,9 @@ def shard_model(model: nn.Module, device: torch.device, processes: int) -> None:
     processes, in shards; that of a parameter which a step does not use is zero, not None: `UsedParameters`
     tells which. Raises UnsupportedError for parameters without a dimension to cut, and before torch 2.13.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
         raise UnsupportedError(
             f"train.sharding: fsdp2 needs torch 2.13 or newer, this is {torch.__version__}: before, a "
@@ -57,12 +63,14 @@ class UsedParameters:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        from torch.distributed.fsdp import FSDPModule
+
         self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._used: set[str] = set()
         for part in (module for module in model.modules() if isinstance(module, FSDPModule)):
             part.unshard()  # makes the whole tensors that gradients arrive at; FSDP2 keeps these objects
             for name, parameter in model.named_parameters():
-                if parameter.requires_grad and not isinstance(parameter, DTensor):
+                if parameter.requires_grad and not is_cut(parameter):
                     parameter.register_post_accumulate_grad_hook(partial(self._note, name))
             part.reshard()
 
@@ -76,20 +84,28 @@ class UsedParameters:
         self._used.add(name)
 
 
+def is_cut(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    """Tell whether a tensor is this process's piece of a larger one."""
+    sharding = sys.modules.get("torch.distributed.tensor")  # where nobody imported it nothing is cut
+    return sharding is not None and isinstance(tensor, sharding.DTensor)
+
+
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return this process's piece of a tensor, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_cut(tensor) else tensor
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor put together from all processes' pieces; every process must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_cut(tensor) else tensor
 
 
 def cut_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Cut a whole tensor, which every process has, as `like` is cut, on the device of `like`."""
-    if not isinstance(like, DTensor):
+    if not is_cut(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     tensor = tensor.to(device=like.device, dtype=like.dtype)
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
