@@ -28,6 +28,17 @@ def test_an_exception_sets_what_it_says_where_it_holds(here: Path) -> None:
     assert cases[3].exceptions == ("train.precision = 'bf16', train.steps = 7 (unstable otherwise)",)
 
 
+def test_a_value_goes_by_its_label(here: Path) -> None:
+    """A mapping of the matrix is named by the label that it has there, and in full; its name is no value."""
+    axis = "{name: agent, options: {num_agents: 4}, label: few}"
+    text = f"matrix: {{model.attention: [softmax, {axis}]}}\n"
+    for named in ("few", axis):
+        _, few = load(here, SMALL + text + RULE % (f"model.attention: {named}", "train.steps: 7"))
+        assert few.train.steps == 7
+    (found,) = errors(here, SMALL + text + RULE % ("model.attention: agent", "train.steps: 7"))
+    assert "'agent' is not on that axis; its values: 'softmax', 'few'" in found
+
+
 @pytest.mark.parametrize(
     ("when", "sets", "line"),
     [

@@ -8,6 +8,7 @@ import pytest
 from suite_registry import SMALL
 
 from attnbench.errors import SuiteError
+from attnbench.running.plan import closed_form
 from attnbench.specs import AttentionSpec, ImageFolderData, content_hash
 from attnbench.suite.files import shipped_folder
 from attnbench.suite.loading import list_suites, load_suite, suite_json_schema
@@ -256,6 +257,7 @@ CONTENTS = {
     "skeletons_digits": "6 e8204cf923022e97",
     "study_ablations": "50 19a68f9a482d5207",
     "study_cifar10": "18 7a46ac33df3106ac",
+    "study_compute": "66 b7524a18c84037b9",
     "study_digits": "492 5190a063cad1fd9a",
     "study_photos": "33 2a555ea1cc4f4f0f",
     "subin_256": "36 adf35020ebc5ddfa",
@@ -283,6 +285,17 @@ def test_shipped_suites_ask_for_what_they_asked_for() -> None:
         ids = [case.model_copy(update={"code": {}}).id for case in own]
         found[row.name] = f"{len(ids)} {content_hash(ids)}"
     assert found == CONTENTS
+
+
+def test_study_compute_trains_for_one_compute() -> None:
+    """Steps times multiply-adds of a model in full: softmax's to 2.5 %, where steps are set to half a step."""
+    cases = [case for case in load_suite("study_compute").cases if case.seed == 0]
+    spent = [case.train.steps * closed_form(case).full for case in cases]
+    for case, macs in zip(cases, spent, strict=True):
+        ratio = macs / spent[0]
+        assert ratio == pytest.approx(1, abs=0.025 if case.train.steps == 250 else 0.5 / case.train.steps), (
+            case.label
+        )
 
 
 def test_the_suites_of_the_paper_state_their_common_lines_once() -> None:

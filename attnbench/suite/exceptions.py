@@ -79,7 +79,7 @@ def apply_exceptions(rules: Sequence[ExceptionRule], drafts: Iterable[Draft]) ->
 def read_when(
     when: dict[str, Any], place: KeyPath, axes: Sequence[Axis], settings: Settings
 ) -> tuple[dict[KeyPath, frozenset[int]], list[Problem]]:
-    """Translate `key: value or list of values` to places on the axes."""
+    """Translate `key: value or list of values` to places on the axes; a value with a label goes by that, too."""
     conditions: dict[KeyPath, frozenset[int]] = {}
     problems = []
     for key, given in when.items():
@@ -88,10 +88,10 @@ def read_when(
             problems.append(Problem((*place, key), _no_axis(key, axes, settings)))
             continue
         wanted = given if isinstance(given, list) else [given]
-        found = [[i for i, value in enumerate(axis.values) if same(value, w)] for w in wanted]
+        found = [[i for i, value in enumerate(axis.values) if _is_called(value, w)] for w in wanted]
         overridden = settings.origin(axis.written).overrides
         if not overridden:
-            shown = ", ".join(show_value(value) for value in axis.values)
+            shown = ", ".join(map(_called, axis.values))
             problems += [
                 Problem((*place, key), f"{show_value(w)} is not on that axis; its values: {shown}")
                 for w, places in zip(wanted, found, strict=True)
@@ -111,6 +111,18 @@ def _no_axis(key: str, axes: Sequence[Axis], settings: Settings) -> str:
         f"is no axis of the matrix that {matrix.where} gives (its axes: {named}), so it is for no "
         f"case; add -o exceptions=[] to go without the suite's exceptions, or vary {key} there, too"
     )
+
+
+def _is_called(value: Any, wanted: Any) -> bool:
+    """Tell whether `wanted` is a value of an axis, written again, or the label that it was given there."""
+    return same(value, wanted) or (isinstance(value, dict) and same(value.get("label"), wanted))
+
+
+def _called(value: Any) -> str:
+    """Show a value as `when` may write it."""
+    if not isinstance(value, dict):
+        return show_value(value)
+    return show_value(value["label"]) if "label" in value else f"{{name: {value.get('name')}, ...}} in full"
 
 
 def same(a: Any, b: Any) -> bool:
