@@ -288,7 +288,7 @@ def test_shipped_suites_ask_for_what_they_asked_for() -> None:
 
 
 def test_study_compute_trains_for_one_compute() -> None:
-    """Steps times multiply-adds of a model in full: softmax's to 2.5 %, where steps are set to half a step."""
+    """Steps times multiply-adds of a model in full: softmax's to 2.5 %, to half a step where they are set."""
     cases = [case for case in load_suite("study_compute").cases if case.seed == 0]
     spent = [case.train.steps * closed_form(case).full for case in cases]
     for case, macs in zip(cases, spent, strict=True):

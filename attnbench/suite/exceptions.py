@@ -79,7 +79,7 @@ def apply_exceptions(rules: Sequence[ExceptionRule], drafts: Iterable[Draft]) ->
 def read_when(
     when: dict[str, Any], place: KeyPath, axes: Sequence[Axis], settings: Settings
 ) -> tuple[dict[KeyPath, frozenset[int]], list[Problem]]:
-    """Translate `key: value or list of values` to places on the axes; a value with a label goes by that, too."""
+    """Translate `key: value or list of values` to places on the axes; a value's label stands for it."""
     conditions: dict[KeyPath, frozenset[int]] = {}
     problems = []
     for key, given in when.items():
