@@ -22,18 +22,13 @@ def go_on_from_shorter(case: Case, workspace: Workspace) -> None:
 
     The weights are those of a training of all its steps, bit for bit (on the same machine and thread count);
     its curve has a point more, where the shorter one ended. A checkpoint that cannot be used is told of, and
-    all steps are made. For who holds the training's folder; raises StorageError.
+    the next shorter one is taken, if there is one. For who holds the training's folder; raises StorageError.
     """
-    shorter = finished_shorter(case, workspace.root, finished_trainings(workspace.root))
-    if shorter is None:
+    found = _longest_readable(case, workspace)
+    if found is None:
         return
-    done = f"the finished training of {shorter.train.steps:,} steps"
+    shorter, checkpoint = found
     source, folder = workspace.folder("train", shorter), workspace.folder("train", case)
-    try:
-        checkpoint = load_checkpoint(source / CHECKPOINT, shorter.key("train"))
-    except CheckpointError as error:
-        workspace.report(NOTICE, 0, 0, f"{case.label}: {done} is not gone on from: {error}")
-        return
     progress = checkpoint.progress.model_copy(
         update={
             "went_on_from": shorter.train.steps,
@@ -48,7 +43,25 @@ def go_on_from_shorter(case: Case, workspace: Workspace) -> None:
             shutil.copytree(source / TENSORBOARD, folder / TENSORBOARD, dirs_exist_ok=True)
     checkpoint = replace(checkpoint, progress=progress)
     save_checkpoint(folder / CHECKPOINT, checkpoint, case.key("train"))  # last: from here on it is its own
-    workspace.report(NOTICE, 0, 0, f"{case.label}: goes on from {done}")
+    workspace.report(NOTICE, 0, 0, f"{case.label}: goes on from {_called(shorter)}")
+
+
+def _longest_readable(case: Case, workspace: Workspace) -> tuple[Case, Checkpoint] | None:
+    """Return the longest finished shorter training whose checkpoint can be read; tell of those that cannot."""
+    finished = finished_trainings(workspace.root)
+    while (shorter := finished_shorter(case, workspace.root, finished)) is not None:
+        key = shorter.key("train")
+        try:
+            return shorter, load_checkpoint(workspace.folder("train", shorter) / CHECKPOINT, key)
+        except CheckpointError as error:
+            words = f"{case.label}: {_called(shorter)} is not gone on from: {error}"
+            workspace.report(NOTICE, 0, 0, words)
+            del finished[key]
+    return None
+
+
+def _called(shorter: Case) -> str:
+    return f"the finished training of {shorter.train.steps:,} steps"
 
 
 def _shared_points(checkpoint: Checkpoint, shorter: Case, case: Case) -> list[tuple[float, float]]:
