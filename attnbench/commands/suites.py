@@ -223,17 +223,20 @@ def plan(suite: Suite, runs: Path, *, assume: str, device: str) -> None:
     from attnbench.devices import chosen_device
     from attnbench.running.machines import assumed, this_machine
     from attnbench.running.needs import skips
+    from attnbench.running.once import each_once
     from attnbench.running.plan import plan as plan_cases
     from attnbench.running.plan import plan_profile, warnings
 
     machine = assumed(assume) if assume else this_machine(device)
     store = runs.absolute() / STORE
     device = chosen_device(device)
-    planned = plan_cases(suite.cases, store, machine, device="cuda" if assume else device)
-    profile = plan_profile(planned, store, machine)
-    fine = [one.case for one in planned if not one.problem]
-    told = warnings(suite, store)
-    console.print_table(console.plan_listing(suite, planned, profile, told, machine, skips(fine)))
+    with each_once():
+        planned = plan_cases(suite.cases, store, machine, device="cuda" if assume else device)
+        profile = plan_profile(planned, store, machine)
+        fine = [one.case for one in planned if not one.problem]
+        told = warnings(suite, store)
+        cannot = skips(fine)
+    console.print_table(console.plan_listing(suite, planned, profile, told, machine, cannot))
     stages = console.stage_listing(planned, profile)
     if stages.rows:
         typer.echo()

@@ -6,7 +6,7 @@ a training of 100, bit for bit. A taught training goes on from none, as its teac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from pathlib import Path
 
 from attnbench.errors import StorageError
@@ -26,9 +26,18 @@ def of_any_length(case: Case) -> str:
     return case.once("of any length", lambda: with_steps(case, 0).key("train"))
 
 
-def finished_trainings(store: Path) -> dict[str, int]:
+class FinishedTrainings(dict[str, int]):
+    """Steps of trainings by their keys."""
+
+    @functools.cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """How many steps there are among them, most first: few numbers, however many trainings."""
+        return tuple(sorted(set(self.values()), reverse=True))
+
+
+def finished_trainings(store: Path) -> FinishedTrainings:
     """Return the steps of every finished training in a store that can be gone on from, by its key."""
-    found = {}
+    found = FinishedTrainings()
     for path in (store / "train").glob(f"*/{CHECKPOINT}"):
         try:
             output = read_output(path.parent)
@@ -40,19 +49,21 @@ def finished_trainings(store: Path) -> dict[str, int]:
     return found
 
 
-def finished_shorter(case: Case, store: Path, finished: Mapping[str, int]) -> Case | None:
+def finished_shorter(case: Case, store: Path, finished: FinishedTrainings) -> Case | None:
     """Return the case of the longest finished training that differs from this one's in having fewer steps.
 
     `finished` is what `finished_trainings` found. None where the case's own is finished or has come to a
     checkpoint.
     """
-    if case.train.teacher is not None or has_begun(case, store):
+    if case.train.teacher is not None:
         return None
-    fewer = sorted({steps for steps in finished.values() if steps < case.train.steps}, reverse=True)
-    return next((one for n in fewer if (one := with_steps(case, n)).key("train") in finished), None)
+    fewer = (steps for steps in finished.lengths if steps < case.train.steps)
+    shorter = next((one for n in fewer if (one := with_steps(case, n)).key("train") in finished), None)
+    return None if shorter is None or has_begun(case, store) else shorter
 
 
 def has_begun(case: Case, store: Path) -> bool:
     """Tell whether a case's own training is finished or has a checkpoint, be it the one before."""
     folder = store / "train" / case.key("train")
-    return any((folder / name).exists() for name in (DONE, CHECKPOINT, PREVIOUS_CHECKPOINT))
+    names = (DONE, CHECKPOINT, PREVIOUS_CHECKPOINT)
+    return folder.exists() and any((folder / name).exists() for name in names)

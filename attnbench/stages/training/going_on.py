@@ -47,7 +47,7 @@ def go_on_from_shorter(case: Case, workspace: Workspace) -> None:
 
 
 def _longest_readable(case: Case, workspace: Workspace) -> tuple[Case, Checkpoint] | None:
-    """Return the longest finished shorter training whose checkpoint can be read; tell of those that cannot."""
+    """Return the longest finished shorter training with a sound checkpoint; tell of those without."""
     finished = finished_trainings(workspace.root)
     while (shorter := finished_shorter(case, workspace.root, finished)) is not None:
         key = shorter.key("train")
