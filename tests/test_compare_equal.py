@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from report_cases import ENVIRONMENT, make_result, with_measurement
 
 from attnbench.errors import UserInputError
-from attnbench.report.compare import Wanted
+from attnbench.report.compare import Wanted, compare
 from attnbench.report.compare.budgets import curve_of
 from attnbench.report.compare.equal import compare_equal
 from attnbench.report.compare.tables import notes
@@ -91,7 +91,7 @@ def test_over_seeds_there_is_a_verdict(tmp_path):
     row = rows["loss", round(3 * 400 * BATCH * 1e6)]
     assert (row.verdict, row.seeds) == ("better", [0, 1, 2])
     assert row.ratio_interval[0] < row.ratio < row.ratio_interval[1] < 1  # losses compare by ratio
-    assert not [note for note in notes(found) if "all cases" in note]  # two cases alone were pooled
+    assert any("over all cases that end at that budget, where two do" in note for note in notes(found))
 
 
 def test_quality_needs_a_family_or_the_same_budget(tmp_path):
@@ -143,6 +143,28 @@ def test_trainings_that_end_level_are_compared_as_they_stand(tmp_path):
     _, rows = equal(results, "macs", tmp_path)
     row = rows["FD-digits", round(3 * 400 * BATCH * 1e6)]
     assert (row.verdict, row.basis, row.difference) == ("better", "images", -1.0)
+
+
+def test_trainings_that_end_level_share_their_variance(tmp_path):
+    """The rows are those of a comparison of equal steps; another budget's end and a copy do not count."""
+    noise = {"linear": (0.0, 0.3, -0.2), "mine": (0.1, 0.2, -0.3), "third": (-0.2, 0.4, 0.0)}
+    level = [
+        trained(label, seed=seed, quality=quality + drift)
+        for label, quality in (("linear", 8.0), ("mine", 6.0), ("third", 7.0))
+        for seed, drift in enumerate(noise[label])
+    ]
+    copies = [trained("copy", seed=seed, quality=7.0 + drift) for seed, drift in enumerate(noise["third"])]
+    apart = [trained("apart", steps=500, seed=seed, quality=5.0 + 3 * seed) for seed in range(3)]
+    wanted = Wanted(cases=("mine", "third", "copy", "apart"), against="linear", only=("FD-digits",))
+    (tmp_path / "all").mkdir()
+    (tmp_path / "level").mkdir()
+    found = compare_equal(sides_of([*level, *copies, *apart], folder=tmp_path / "all"), wanted, "macs")
+    plain = compare(
+        sides_of(level, folder=tmp_path / "level"),
+        Wanted(cases=("mine", "third"), against="linear", only=("FD-digits",)),
+    )
+    intervals = {row.case: row.ratio_interval for row in found.rows}
+    assert intervals == {row.case: row.ratio_interval for row in plain.rows} | {"copy": intervals["third"]}
 
 
 def test_models_of_the_same_latency(tmp_path):

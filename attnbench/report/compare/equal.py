@@ -8,7 +8,7 @@ two trainings end at the same budget. Models of the same latency are found along
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from attnbench.errors import UserInputError, all_or_nearest
@@ -77,7 +77,8 @@ def compare_equal(sides: Sequence[Side], wanted: Wanted, equal: Equal) -> RunCom
         if quantity.quantity in _CURVES and equal != "latency":
             found += [row for pair in pairs for row in _along_training(pair, quantity, equal)]
         else:
-            found += [_along_family(family, quantity, equal) for family in families]
+            points = _points(pairs, quantity, equal)
+            found += [_along_family(family, points, quantity, equal) for family in families]
     rows = with_unlike(
         pairs,
         chosen,
@@ -202,14 +203,16 @@ def _row(pair: Pair, quantity: Compared, at: float, ours: Budgets, theirs: Budge
     return row if row.verdict == "same" else row.model_copy(update={"why": "one seed"})
 
 
-def _along_family(pairs: Sequence[Pair], quantity: Compared, equal: Equal) -> ComparedQuantity | str:
+def _along_family(
+    pairs: Sequence[Pair], points: Mapping[int, _Point], quantity: Compared, equal: Equal
+) -> ComparedQuantity | str:
     """Compare what one case reached with what the other family reaches at the same budget.
 
     The case with the largest budget is held against the family that covers it: first of the cases asked
     about, then of those they are held against.
     """
     sides = [
-        [_point(c, quantity, equal) for c in {id(c): c for c in cases}.values()]
+        [points[key] for key in dict.fromkeys(map(id, cases))]
         for cases in ([pair.other for pair in pairs], [pair.base for pair in pairs])
     ]
     others, bases = ([point for point in side if point.values] for side in sides)
@@ -220,7 +223,8 @@ def _along_family(pairs: Sequence[Pair], quantity: Compared, equal: Equal) -> Co
         return f"{quantity.title}: no seed in common: {ours} in --case, {theirs} in --against"
     for fixed, moving in ((others, bases), (bases, others)):
         for point in sorted(fixed, key=lambda p: -max(p.budgets.values())):
-            row = _held_against(point, moving, pairs, quantity, ours_fixed=fixed is others)
+            every = tuple(points.values())
+            row = _held_against(point, moving, every, pairs, quantity, ours_fixed=fixed is others)
             if row is not None:
                 return row
     return _not_within(
@@ -229,9 +233,18 @@ def _along_family(pairs: Sequence[Pair], quantity: Compared, equal: Equal) -> Co
 
 
 def _held_against(
-    point: _Point, family: Sequence[_Point], pairs: Sequence[Pair], quantity: Compared, *, ours_fixed: bool
+    point: _Point,
+    family: Sequence[_Point],
+    every: Sequence[_Point],
+    pairs: Sequence[Pair],
+    quantity: Compared,
+    *,
+    ours_fixed: bool,
 ) -> ComparedQuantity | str | None:
-    """Return the row at a case's own budget; None where the family does not reach from below to above it."""
+    """Return the row at a case's own budget; None where the family does not reach from below to above it.
+
+    Where both end at that budget the variance over seeds is also of those others of `every` that do.
+    """
     seeds = [seed for seed in point.values if seed in _seeds(family)]
     curves = {seed: _curve(family, seed) for seed in seeds}
     if not seeds or not all(curves[seed].covers(point.budgets[seed]) for seed in seeds):
@@ -241,13 +254,33 @@ def _held_against(
     ours, theirs = (point, nearest) if ours_fixed else (nearest, point)
     pair = next(p for p in pairs if p.other is ours.configuration and p.base is theirs.configuration)
     at = statistics.fmean(point.budgets[seed] for seed in seeds)
-    if all(abs(nearest.budgets.get(s, 0.0) / point.budgets[s] - 1) <= SAME for s in seeds):
-        row = compare_quantity(pair, quantity)
+    if _end_together(nearest, point, seeds):
+        level = [p for p in every if _end_together(p, point, seeds)]
+        others = _further(level, (nearest, point))
+        row = compare_quantity(pair, quantity, others)
         return row.model_copy(update={"at": at}) if isinstance(row, ComparedQuantity) else row
     moved = {seed: curves[seed].at(point.budgets[seed]) for seed in seeds}
     known = {seed: point.values[seed] for seed in seeds}
     row = _row(pair, quantity, at, *((known, moved) if ours_fixed else (moved, known)))
     return row.model_copy(update={"why": ", ".join(filter(None, (row.why, "interpolated")))})
+
+
+def _end_together(one: _Point, other: _Point, seeds: Sequence[int]) -> bool:
+    return all(abs(one.budgets.get(seed, 0.0) / other.budgets[seed] - 1) <= SAME for seed in seeds)
+
+
+def _further(points: Iterable[_Point], own: Iterable[_Point]) -> list[Budgets]:
+    """Return the values by seed of points that are not `own`; a copy is no further observation."""
+    found = {tuple(point.values.items()): point.values for point in points}
+    for point in own:
+        found.pop(tuple(point.values.items()), None)
+    return list(found.values())
+
+
+def _points(pairs: Sequence[Pair], quantity: Compared, equal: Equal) -> dict[int, _Point]:
+    """Return of every case of the pairs, by its id, what it spent and reached."""
+    cases = {id(c): c for pair in pairs for c in (pair.base, pair.other)}
+    return {key: _point(case, quantity, equal) for key, case in cases.items()}
 
 
 def _point(configuration: Configuration, quantity: Compared, equal: Equal) -> _Point:

@@ -220,7 +220,8 @@ def _methods(comparison: RunComparison) -> list[str]:
             "intervals are 95 % each, not adjusted."
         )
     if "seeds" in bases:
-        pooled = "" if comparison.equal else ", variance pooled over all cases that have those seeds"
+        which = "have those seeds" if not comparison.equal else "end at that budget, where two do"
+        pooled = f", variance pooled over all cases that {which}"
         found.append(f"Over seeds: t test paired by seed{pooled}.")
     if "images" in bases:
         found.append(
