@@ -126,21 +126,7 @@ class ChildProcess:
 
         Raises TimeoutError, and UnreadableReplyError for a line that is not of this kind.
         """
-        try:
-            line = self._said.get(timeout=timeout_s)
-        except queue.Empty:
-            raise TimeoutError from None
-        if line is None:
-            self._said.put(None)
-            return None
-        try:
-            return kind.validate_json(line)
-        except ValidationError as error:
-            start = line[:200].decode(errors="replace")
-            raise UnreadableReplyError(
-                f"{self.name} sent a line that is no message of attnbench's: {start!r}; "
-                "something in it, probably a plugin, writes to a file descriptor that it did not open"
-            ) from error
+        return next_message(self._said, kind, timeout_s, self.name)
 
     def signal(self, number: int) -> None:
         """Send a signal."""
@@ -229,6 +215,30 @@ class ChildProcess:
         os.close(output)
         with contextlib.suppress(OSError):
             self._talk.shutdown(socket.SHUT_RDWR)  # whoever is sending gets an error, not a wait
+
+
+def next_message(
+    said: queue.Queue[bytes | None], kind: TypeAdapter[Message], timeout_s: float | None, name: str
+) -> Message | None:
+    """Return the next of the lines that a process has sent, or None at its end, as often as it is asked.
+
+    Raises TimeoutError, and UnreadableReplyError for a line that is not of this kind.
+    """
+    try:
+        line = said.get(timeout=timeout_s)
+    except queue.Empty:
+        raise TimeoutError from None
+    if line is None:
+        said.put(None)
+        return None
+    try:
+        return kind.validate_json(line)
+    except ValidationError as error:
+        start = line[:200].decode(errors="replace")
+        raise UnreadableReplyError(
+            f"{name} sent a line that is no message of attnbench's: {start!r}; "
+            "something in it, probably a plugin, writes to a file descriptor that it did not open"
+        ) from error
 
 
 def _add_to_log(path: Path | None, piece: bytes) -> None:

@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from attnbench.processes import ChildProcess, Message, UnreadableReplyError
+from attnbench.processes import ChildProcess, Message, UnreadableReplyError, next_message
 from attnbench.results import Record
 from attnbench.stages.distributed.talk import Talk, interface_setting, open_talk
 from attnbench.storage.store import Host
@@ -61,7 +61,7 @@ class DistantProcess:
         self.name, self.ended_at, self._host = f"{name} on machine {host.name}", float("inf"), host
         self._talk = open_talk(host)
         self.here = self._talk.here
-        self._said: queue.Queue[str | None] = queue.Queue()
+        self._said: queue.Queue[bytes | None] = queue.Queue()
         self._end: _Heard | None = None
         self._listener = threading.Thread(target=self._listen, daemon=True)
 
@@ -77,17 +77,7 @@ class DistantProcess:
 
     def receive(self, kind: TypeAdapter[Message], timeout_s: float | None = None) -> Message | None:
         """Return its next message, or None at its end; raises TimeoutError and UnreadableReplyError."""
-        try:
-            line = self._said.get(timeout=timeout_s)
-        except queue.Empty:
-            raise TimeoutError from None
-        if line is None:
-            self._said.put(None)
-            return None
-        try:
-            return kind.validate_json(line)
-        except ValidationError as error:
-            raise UnreadableReplyError(f"{self.name} sent what is no message: {line[:200]!r}") from error
+        return next_message(self._said, kind, timeout_s, self.name)
 
     def kill(self, because: str) -> None:
         """Have it killed."""
@@ -115,7 +105,7 @@ class DistantProcess:
 
     def _listen(self) -> None:
         while (heard := self._talk.receive(_Heard)) is not None and not heard.ended:
-            self._said.put(heard.said)
+            self._said.put(heard.said.encode())
         self._end = heard or _Heard(ended=f"{self.name} is lost: the machine is gone or cannot be reached")
         self.ended_at = time.monotonic()
         self._said.put(None)
