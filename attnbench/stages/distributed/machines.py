@@ -127,6 +127,7 @@ class Lender:
     def __init__(self, address: str, key: str) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._server, self._key = socket.create_server((address, 0), family=family), key
+        self.address = address
         self.port: int = self._server.getsockname()[1]
         self.watch: queue.Queue[Talk] = queue.Queue()
         """Gets the connection of the run itself."""
