@@ -28,6 +28,7 @@ from attnbench.errors import AttnbenchError, UserInputError
 from attnbench.results import Record
 from attnbench.running.executors.agreement import Answer, First, first_word, lacks
 from attnbench.running.executors.asking import held_mark
+from attnbench.running.executors.cradle import KEEP_MEMORY_MAPPED
 from attnbench.running.executors.launcher import Launch
 from attnbench.running.executors.lending import new_key, write_key
 from attnbench.specs import Case
@@ -219,7 +220,7 @@ def _reply(board: Store, launch: Launch, first: First, cases: Sequence[Case], de
     if not problems:
         path = first.store / first.mark / _KEY
         try:
-            lender = Lender(address, path.read_text())
+            lender = Lender(address, path.read_text(), KEEP_MEMORY_MAPPED)
         except OSError as error:
             problems = [f"{path}: {error.strerror or error}; the same user must run attnbench everywhere"]
     answer = Answer(

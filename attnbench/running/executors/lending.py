@@ -19,6 +19,7 @@ from attnbench.results import Record
 from attnbench.running.executors.agreement import other_versions, versions
 from attnbench.running.executors.asking import Asking, lacking_for, other_code
 from attnbench.running.executors.conversation import failed_result
+from attnbench.running.executors.cradle import KEEP_MEMORY_MAPPED
 from attnbench.running.executors.interface import Finished, Interrupted
 from attnbench.specs import Case
 from attnbench.stages.distributed.machines import Lender, watch
@@ -70,7 +71,7 @@ def lend(asked: Asking, name: str, code: str, first: str, key: str) -> tuple[Len
     if told.problems:
         return told, None
     try:
-        lender = Lender(_address_towards(first), key)
+        lender = Lender(_address_towards(first), key, KEEP_MEMORY_MAPPED)
     except OSError as error:
         return told.model_copy(update={"problems": [f"it cannot listen for the first node ({error})"]}), None
     return told.model_copy(update={"address": lender.address, "port": lender.port}), lender

@@ -7,7 +7,6 @@ from typing import Any
 
 from attnbench.running.executors.asking import Asking
 from attnbench.running.executors.cluster_shares import Share
-from attnbench.running.executors.cradle import KEEP_MEMORY_MAPPED
 from attnbench.running.executors.lending import (
     GATHER_S,
     CannotJoinError,
@@ -28,12 +27,8 @@ class LendingNode:
 
     def lend(self, asking: dict[str, Any], code: str, first: str, key: str) -> dict[str, Any]:
         """Begin to lend processes to a case of the node with the address `first`; return `Lent`, dumped."""
-        import os
-
         import ray
 
-        for name, value in KEEP_MEMORY_MAPPED.items():
-            os.environ.setdefault(name, value)
         asked, name = Asking.model_validate(asking), ray.util.get_node_ip_address()
         told, self._lender = lend(asked, name, code, first, key)
         return told.model_dump()

@@ -31,6 +31,7 @@ from attnbench.stages.distributed.machines import ENDING_S, Lender
 from attnbench.storage.atomic import atomic_write
 
 KEY, LENDER = "key", "lender"
+FIRST = "SLURM_LAUNCH_NODE_IPADDR"  # the batch script's node, which srun is started on, as this one sees it
 LOOK_S = 0.5
 
 
@@ -64,8 +65,10 @@ def lend_to_first(asked: Asking, folder: Path, code: str, is_over: Callable[[], 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     name = os.environ["SLURMD_NODENAME"]
     try:
-        key = (folder / KEY).read_text()
-        told, lender = lend(asked, name, code, os.environ["SLURM_LAUNCH_NODE_IPADDR"], key)
+        first = os.environ.get(FIRST, "")
+        if not first:
+            raise AttnbenchError(f"srun does not say there where the first node is ({FIRST})")
+        told, lender = lend(asked, name, code, first, (folder / KEY).read_text())
     except (AttnbenchError, OSError) as error:
         told, lender = Lent(name=name, versions=versions(), problems=[str(error)]), None
     try:
