@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,8 @@ class Group:
         """Give the nodes back; whatever still works there for the case ends."""
         from ray.util.placement_group import remove_placement_group
 
-        remove_placement_group(self._group)
+        with contextlib.suppress(Exception):  # of a cluster that is gone: nobody may wait for an answer
+            remove_placement_group(self._group)
 
 
 def gather(asked: Asking, code: str, others: Sequence[Any]) -> Crew:
