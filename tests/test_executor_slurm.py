@@ -100,7 +100,8 @@ def test_what_is_no_time_limit_is_refused(time):
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("nodes=2", "nodes is no further option: attnbench sets it; leave it out"),
+        ("nodes=2", "nodes is no further option: say it by --nodes"),
+        ("array=2", "array is no further option: attnbench sets it; leave it out"),
         ("cpus_per_task=1", "cpus_per_task is no further option: say it by --threads"),
         ("--mem=3G", "without dashes before it"),
         ("=3", "write an option of sbatch as NAME=VALUE"),

@@ -92,6 +92,7 @@ SAID_BY: dict[str, tuple[str, ...]] = {
 }
 ONE_OF_SEVERAL = "commands/", "exchange/folders.py"  # functions of several commands, each saying its own
 OF_OTHER_PROGRAMS = {
+    "commands/suites.py": {"--nnodes"},  # torchrun
     "data/image_sources.py": {"--sparse"},  # tar
     "report/page/__init__.py": {"--line", "--series"},  # style sheets
     "results.py": {"--error-unmatch", "--porcelain"},  # git

@@ -155,7 +155,7 @@ def test_machines_of_a_launch_work_on_one_case_at_a_time(monkeypatch):
     """Several cases at a time would need the other machines' processes twice."""
     launched(monkeypatch, **TWO_MACHINES, RANK="0", LOCAL_RANK="0")
     with pytest.raises(UserInputError, match=r"on 2 machines, for one case at a time .* leave --jobs and"):
-        suite_commands.launch(1, "jobs")
+        suite_commands.launch(1, "jobs", 1)
 
 
 @pytest.mark.slow

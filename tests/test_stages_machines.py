@@ -137,14 +137,14 @@ def test_machines_that_do_not_fit_are_refused_on_both(tmp_path, monkeypatch, lau
     with monkeypatch.context() as patch:
         patch.setattr(gathering, "held_mark", lambda folder: nullcontext(folder.mkdir(parents=True)))
         assert "does not see the file locks" in refusal() or "has no folder" in refusal()
-    versions, main = agreement._versions, {}
+    versions, main = agreement.versions, {}
 
     def differ():
         main.setdefault(threading.get_ident(), len(main))
         return versions() | {"torch": f"2.{main[threading.get_ident()]}"}
 
     with monkeypatch.context() as patch:
-        patch.setattr(agreement, "_versions", differ)
+        patch.setattr(agreement, "versions", differ)
         assert "it has torch 2." in refusal()
 
 

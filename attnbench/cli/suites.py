@@ -58,6 +58,10 @@ def run(
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that train and sample one case together, one GPU each.")
     ] = 1,
+    nodes: Annotated[
+        int,
+        typer.Option(min=1, help="With ray or slurm: machines of each case, which share its processes."),
+    ] = 1,
     threads: Annotated[
         int,
         typer.Option(min=0, help="CPU threads of a case, which its weights depend on; 0: its share."),
@@ -79,7 +83,7 @@ def run(
     of_slurm = {"--partition": partition, "--time": time, "--slurm": slurm, "--dry-run": dry_run}
     of_one = {"ray": {"--address": bool(address)}, "slurm": {k: bool(v) for k, v in of_slurm.items()}}
     engine = suite_commands.engine(executor, inline=inline, jobs=jobs, share_gpus=share_gpus, of_one=of_one)
-    launch = suite_commands.launch(processes, engine)
+    launch = suite_commands.launch(processes, engine, nodes)
     if launch is None:
         raise typer.Exit(0)  # another copy, started by torchrun beside this one, does the work
     with suite_commands.cradle(engine, launch) as early:
@@ -88,6 +92,7 @@ def run(
             runs,
             device=device,
             engine=engine,
+            nodes=nodes,
             address=address,
             partition=partition,
             time=time,

@@ -68,16 +68,29 @@ def engine(executor: str, *, inline: bool, jobs: int | None, share_gpus: bool, o
     return "inline" if inline else "process" if jobs in (None, 1) else "jobs"
 
 
-def launch(processes: int, engine: str) -> Launch | None:
-    """Return what a launcher has started, None for a copy that has nothing to do; raises UserInputError."""
+def launch(processes: int, engine: str, nodes: int) -> Launch | None:
+    """Return what a launcher has started, None for a copy that has nothing to do; raises UserInputError.
+
+    Also where `--nodes` is of no use to this engine, or does not divide the processes.
+    """
     from attnbench.errors import UserInputError
     from attnbench.running.executors.launcher import take_over_launcher
 
+    if nodes > 1 and engine not in CLUSTERS:
+        raise UserInputError(
+            f"--nodes is {nodes}, which is of a cluster; add --executor ray or slurm, or leave it out: "
+            "torchrun on each machine says it by --nnodes"
+        )
     taken = take_over_launcher(processes)
     if taken is not None and taken.machines > 1 and engine not in ("process", "inline"):
         raise UserInputError(
             f"a launcher has started attnbench on {taken.machines} machines, for one case at a time on all "
             "of them; leave --jobs and --executor out"
+        )
+    if taken is not None and taken.processes % nodes:
+        raise UserInputError(
+            f"--processes is {taken.processes}, and each of --nodes {nodes} has as many of them; choose a "
+            f"multiple of {nodes}"
         )
     return taken
 
@@ -96,6 +109,7 @@ def run(
     *,
     device: str,
     engine: str,
+    nodes: int,
     address: str,
     jobs: int | None,
     launch: Launch,
@@ -125,6 +139,7 @@ def run(
     asked = Asked(
         jobs=(0 if engine in CLUSTERS else 1) if jobs is None else jobs,
         processes=launch.processes,
+        nodes=nodes,
         threads=threads,
         share_gpus=share_gpus,
         device=chosen,
@@ -172,7 +187,7 @@ def show_submission(suite: Suite, runs: Path, asked: Asked) -> int:
     from attnbench.stages.case import finished_case
 
     check_inputs(suite.cases)
-    run_dir, store = runs.absolute() / suite.name, runs.absolute() / STORE
+    run_dir, store, here = runs.absolute() / suite.name, runs.absolute() / STORE, asked.processes_here
     with each_once():
         orders = [
             Order(
@@ -180,7 +195,7 @@ def show_submission(suite: Suite, runs: Path, asked: Asked) -> int:
                 store=store,
                 device=asked.device,
                 log=run_dir / LOGS / log_name(case),
-                memory=memory_need(case, asked.device, asked.processes),
+                memory=memory_need(case, asked.device, here, asked.processes - here),
             )
             for case in suite.cases
             if finished_case(case, store) is None

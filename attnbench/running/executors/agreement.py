@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -47,7 +47,7 @@ def first_word(attempt: str, cases: Sequence[Case], store: Path, mark: Path, dev
     """Return what the first machine says; `mark` is a folder of the store that it holds."""
     return First(
         attempt=attempt,
-        versions=_versions(),
+        versions=versions(),
         code=source_digest(),
         device=torch.device(device).type,
         cases=_settings(cases),
@@ -59,10 +59,7 @@ def first_word(attempt: str, cases: Sequence[Case], store: Path, mark: Path, dev
 
 def lacks(first: First, launch: Launch, cases: Sequence[Case], device: str) -> list[str]:
     """Return what of this machine does not fit the first one, one sentence each."""
-    for name, ours in _versions().items():
-        if ours != (theirs := first.versions.get(name)):
-            return [f"it has {name} {ours}, the first machine {theirs}; install the same one"]
-    if problems := other_code(first.code):
+    if problems := other_versions(versions(), first.versions) or other_code(first.code):
         return problems
     problems = lacking(first.asked, first.store, str(Path(first.mark) / LOCK), first.code)
     settings, theirs_are = _settings(cases), first.cases
@@ -81,7 +78,16 @@ def lacks(first: First, launch: Launch, cases: Sequence[Case], device: str) -> l
     return problems
 
 
-def _versions() -> dict[str, str]:
+def other_versions(here: Mapping[str, str], first: Mapping[str, str]) -> list[str]:
+    """Return which version of a machine is not the first one's, in one sentence; empty: none."""
+    for name, ours in here.items():
+        if ours != (theirs := first.get(name)):
+            return [f"it has {name} {ours}, the first machine {theirs}; install the same one"]
+    return []
+
+
+def versions() -> dict[str, str]:
+    """Return of this machine what machines of one case must have alike."""
     return {"attnbench": __version__, "torch": torch.__version__, "Python": platform.python_version()}
 
 

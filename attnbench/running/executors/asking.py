@@ -17,6 +17,7 @@ from attnbench.running.needs import missing_inputs
 from attnbench.specs import Case
 from attnbench.storage.atomic import storage_errors
 from attnbench.storage.locks import alone_in
+from attnbench.storage.store import Host
 
 PACKAGE = Path(__file__).parents[2]
 
@@ -30,17 +31,26 @@ class Asking(Record):
     log: Path
     device: str
     processes: int
+    """On all nodes."""
+    nodes: int = 1
     threads: int
+    """On each node."""
     note: str
     beside_others: bool
 
-    def request(self) -> Request:
-        """Return what the case's process is asked for."""
+    @property
+    def processes_here(self) -> int:
+        """How many of the processes each node has."""
+        return self.processes // self.nodes
+
+    def request(self, hosts: tuple[Host, ...] = ()) -> Request:
+        """Return what the case's process is asked for; `hosts` are its further nodes."""
         return Request(
             case=Case.model_validate_json(self.case),
             store=self.store,
             device=self.device,
             processes=self.processes,
+            hosts=hosts,
             threads=self.threads,
             note=self.note,
             beside_others=self.beside_others,

@@ -28,12 +28,13 @@ from attnbench.errors import AttnbenchError, UserInputError
 from attnbench.results import Record
 from attnbench.running.executors.agreement import Answer, First, first_word, lacks
 from attnbench.running.executors.asking import held_mark
+from attnbench.running.executors.cradle import KEEP_MEMORY_MAPPED
 from attnbench.running.executors.launcher import Launch
+from attnbench.running.executors.lending import new_key, write_key
 from attnbench.specs import Case
 from attnbench.stages.distributed.machines import ENDING_S, Lender, watch
 from attnbench.stages.distributed.talk import Talk
 from attnbench.stages.interrupts import GO_ON, Stopped, on_signal, was_told_to_stop
-from attnbench.storage.atomic import storage_errors
 from attnbench.storage.names import CLAIMS
 from attnbench.storage.store import Host
 
@@ -155,10 +156,10 @@ def _watch(talk: Talk, host: Host, crew: Crew, tell: Tell) -> None:
 
 def _agree(board: Store, launch: Launch, cases: Sequence[Case], store: Path, device: str) -> tuple[Host, ...]:
     """Ask every other machine what it lacks; return all, or raise UserInputError with what they lack."""
-    attempt, key = secrets.token_hex(8), secrets.token_hex(32)
+    attempt, key = secrets.token_hex(8), new_key()
     mark = Path(CLAIMS) / f"machines-{attempt}"
     with held_mark(store / mark):
-        _write_key(store / mark / _KEY, key)
+        write_key(store / mark / _KEY, key)
         first = first_word(attempt, cases, store, mark, device)
         board.set(_FIRST, first.model_dump_json())
         answers = [_await_answer(board, number, launch, attempt) for number in range(1, launch.machines)]
@@ -219,7 +220,7 @@ def _reply(board: Store, launch: Launch, first: First, cases: Sequence[Case], de
     if not problems:
         path = first.store / first.mark / _KEY
         try:
-            lender = Lender(address, path.read_text())
+            lender = Lender(address, path.read_text(), KEEP_MEMORY_MAPPED)
         except OSError as error:
             problems = [f"{path}: {error.strerror or error}; the same user must run attnbench everywhere"]
     answer = Answer(
@@ -232,12 +233,6 @@ def _reply(board: Store, launch: Launch, first: First, cases: Sequence[Case], de
     )
     board.set(f"{_ANSWER}/{launch.machine}", answer.model_dump_json())
     return lender
-
-
-def _write_key(path: Path, key: str) -> None:
-    with storage_errors(path):
-        path.touch(mode=0o600, exist_ok=False)
-        path.write_text(key)
 
 
 def _name(launch: Launch) -> str:

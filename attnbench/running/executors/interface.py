@@ -56,6 +56,8 @@ class Asked:
     """Cases at a time on this machine; 0: one for each core, or each GPU, as far as there are cases."""
     processes: int = 1
     """Processes that train one case together, on all machines."""
+    nodes: int = 1
+    """Machines of each case, of a cluster, which have as many of these processes each."""
     hosts: tuple[Host, ...] = ()
     """Other machines that lend some of these processes, to an executor of one case at a time."""
     threads: int = 0
@@ -75,6 +77,11 @@ class Asked:
     """Further options of sbatch, NAME=VALUE."""
     cradle: Cradle | None = None
     """What starts the processes of cases on this machine, where it was begun before there was a suite."""
+
+    @property
+    def processes_here(self) -> int:
+        """How many of a case's processes each of its nodes has."""
+        return self.processes // self.nodes
 
 
 @dataclass(frozen=True, kw_only=True)

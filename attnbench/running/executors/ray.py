@@ -15,11 +15,12 @@ from typing import Any
 from uuid import uuid4
 
 from attnbench.results import Result
-from attnbench.running.executors.asking import Asking, plain
+from attnbench.running.executors.asking import Asking, plain, source_digest
 from attnbench.running.executors.cluster_shares import (
     Node,
     Share,
     asked_memory,
+    cases_at_once,
     check_memory,
     share_of_each,
 )
@@ -36,6 +37,7 @@ from attnbench.running.executors.interface import (
 )
 from attnbench.running.executors.ray_cluster import Cluster, require_ray
 from attnbench.running.executors.ray_node import Mailbox, run_order
+from attnbench.running.executors.ray_nodes import Group
 from attnbench.stages.interrupts import GO_ON
 from attnbench.storage.store import NOTICE
 
@@ -55,6 +57,8 @@ class _Task:
     key: str
     tries: int
     begun: bool = False
+    group: Group | None = None
+    """Where it is on several nodes."""
 
 
 class Ray(Executor):
@@ -73,7 +77,8 @@ class Ray(Executor):
         self._is_closing = threading.Event()
         self._pump: threading.Thread | None = None
         self._able: list[Node] = []
-        self.processes = asked.processes
+        self.processes, self.elsewhere = asked.processes_here, asked.processes - asked.processes_here
+        self._code = source_digest()
         self._fits, self._counted_s = 1, float("-inf")
 
     @property
@@ -94,7 +99,7 @@ class Ray(Executor):
         nodes = self._cluster.nodes()
         self._share = share_of_each(self._asked, nodes)
         self._able = able = [node for node in nodes if node.holds(self._share)]
-        check_memory(orders, able)
+        check_memory(orders, able, self._asked.nodes)
         self._cluster.check(able, [order.case for order in orders], orders[0].store)
         self._count(nodes)
         self._open_mailbox()
@@ -127,7 +132,7 @@ class Ray(Executor):
 
     def _count(self, nodes: Sequence[Node]) -> None:
         self._counted_s = time.monotonic()
-        self._fits = sum(node.holds(self._share) for node in nodes)
+        self._fits = cases_at_once(self._share, nodes, self._asked.nodes)
 
     def _open_mailbox(self) -> None:
         import ray
@@ -143,27 +148,36 @@ class Ray(Executor):
     def _submit(self, task: _Task) -> None:
         import ray
 
-        several = self._fits > 1 or self._asked.jobs > 1
+        several, nodes = self._fits > 1 or self._asked.jobs > 1, self._asked.nodes
+        on_nodes = f", {self._asked.processes} processes on {nodes} machines" if nodes > 1 else ""
         asking = Asking(
             case=plain(task.order.case),
             store=task.order.store,
             log=task.order.log,
             device=self._share.device,
             processes=self._asked.processes,
+            nodes=nodes,
             threads=self._share.threads,
-            note="a task of Ray" + (", others beside it" if several else ""),
+            note=f"a task of Ray{on_nodes}" + (", others beside it" if several else ""),
             beside_others=several,
         )
+        memory = asked_memory(task.order.memory_bytes, self._able, nodes) or None
         # retries are made here, where they can be counted and told
         remote = ray.remote(
             num_cpus=self._share.cpus,
             num_gpus=self._share.gpus,
-            memory=asked_memory(task.order.memory_bytes, self._able) or None,
+            memory=memory,
             max_retries=0,
         )(run_order)
+        options: dict[str, Any] = {"name": task.order.case.label}
+        more: tuple[Any, ...] = ()
+        if nodes > 1:
+            task.group = Group(self._share, memory, nodes)
+            options |= {"scheduling_strategy": task.group.first}
+            more = (self._code, task.group.others)
         with self._lock:
-            ref = remote.options(name=task.order.case.label).remote(
-                asking.model_dump(mode="json"), task.key, self._mailbox
+            ref = remote.options(**options).remote(
+                asking.model_dump(mode="json"), task.key, self._mailbox, *more
             )
             self._tasks[ref] = task
 
@@ -184,8 +198,11 @@ class Ray(Executor):
             return
         self._count(self._cluster.nodes())
         for task in tuple(self._tasks.values())[: 1 if self._fits == 0 else 0]:
+            several = self._asked.nodes > 1
+            none = f"no {self._asked.nodes} nodes of" if several else "no node of"
             note = (
-                "no node of the Ray cluster holds a case any more; waiting for one; Ctrl-C ends the waiting"
+                f"{none} the Ray cluster {'hold' if several else 'holds'} a case any more; waiting for one; "
+                "Ctrl-C ends the waiting"
             )
             task.tell(task.order, Progress(NOTICE, 0, 0, note))
 
@@ -241,7 +258,9 @@ class Ray(Executor):
         except ray.exceptions.RayError as error:
             event = self._lost(task, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
         else:
-            if "result" in said:
+            if "lost" in said:
+                event = self._lost(task, said["lost"])
+            elif "result" in said:
                 event = Finished(Result.model_validate(said["result"]))
             else:
                 event = Interrupted(said["interrupted"] or f"{label}: not begun; {GO_ON}")
@@ -283,6 +302,8 @@ class Ray(Executor):
     def _forget(self, ref: Any) -> _Task:
         with self._lock:
             task = self._tasks.pop(ref)
+        if task.group is not None:
+            task.group.remove()
         self._ended.append(task.key)
         return task
 

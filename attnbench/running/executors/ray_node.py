@@ -17,7 +17,8 @@ from attnbench.processes import ChildProcess
 from attnbench.running.executors.asking import Asking
 from attnbench.running.executors.conversation import Conversation
 from attnbench.running.executors.cradle import KEEP_MEMORY_MAPPED, MODULE, NAME
-from attnbench.running.executors.interface import Finished
+from attnbench.running.executors.lending import CannotJoinError
+from attnbench.running.executors.ray_nodes import gather
 from attnbench.storage.store import NOTICE, STAGE_ENDED
 
 POSTS_A_SECOND = 100.0  # of all cases together: what an actor takes with ease
@@ -119,10 +120,13 @@ class _Post:
                 talk.stop(number, times)
 
 
-def run_order(asking: dict[str, Any], key: str, mailbox: Any) -> dict[str, Any]:
+def run_order(
+    asking: dict[str, Any], key: str, mailbox: Any, code: str = "", others: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Run a case's process beside this Ray worker and hear it out; the body of a task.
 
-    Returns {"result": ...}, or {"interrupted": ...} where it was told to stop.
+    `others` are the actors of its further nodes, `code` the driver's `source_digest`. Returns
+    {"result": ...}, {"interrupted": ...} where it was told to stop, or {"lost": ...} for want of a node.
     """
     import ray
 
@@ -133,10 +137,12 @@ def run_order(asking: dict[str, Any], key: str, mailbox: Any) -> dict[str, Any]:
     # set it: what the case computes with is said here, before a library reads it
     environment = {**KEEP_MEMORY_MAPPED, **os.environ, "OMP_NUM_THREADS": str(asked.threads)}
     post = _Post(mailbox, key)
-    with ChildProcess(MODULE, NAME, environment=environment, log=asked.log) as child:
-        talk = Conversation(child, asked.request(), post.hear)
-        with post.carrying(talk):
-            outcome = talk.hear_out()
-    if isinstance(outcome, Finished):
-        return {"result": outcome.result.model_dump(mode="json")}
-    return {"interrupted": outcome.message}
+    try:
+        with gather(asked, code, others) as crew:
+            with ChildProcess(MODULE, NAME, environment=environment, log=asked.log) as child:
+                talk = Conversation(child, asked.request(crew.hosts), post.hear)
+                with post.carrying(talk):
+                    outcome = talk.hear_out()
+            return crew.answer(outcome)
+    except CannotJoinError as error:
+        return error.answer

@@ -32,6 +32,8 @@ from attnbench.running.executors.interface import (
     Progress,
     Tell,
 )
+from attnbench.running.executors.lending import new_key, write_key
+from attnbench.running.executors.slurm_nodes import KEY
 from attnbench.running.executors.slurm_queue import SlurmError, TaskState
 from attnbench.running.executors.slurm_submit import script, share_of, submit
 from attnbench.running.executors.slurm_task import ANSWER, PROGRESS, SAID, STOP, SlurmTask
@@ -82,7 +84,7 @@ class Slurm(Executor):
         self._asked, self._code = asked, source_digest()
         self._share = Share(device="cpu", threads=1, cpus=1, gpus=0)
         self.at_once = asked.jobs or max(1, asked.num_cases)
-        self.processes = asked.processes
+        self.processes, self.elsewhere = asked.processes_here, asked.processes - asked.processes_here
         self._tasks: list[_Task] = []
         self._lock = threading.RLock()
         self._spool: Path | None = None
@@ -134,7 +136,8 @@ class Slurm(Executor):
     def _submit(self, tasks: Sequence[_Task]) -> None:
         """Hand tasks to sbatch; those that it refuses are answered as failed."""
         assert self._spool is not None
-        note = "a task of Slurm"
+        several = self._asked.nodes > 1
+        on_nodes = f", {self._asked.processes} processes on {self._asked.nodes} machines" if several else ""
         carried = [
             SlurmTask(
                 Asking(
@@ -143,8 +146,9 @@ class Slurm(Executor):
                     log=task.order.log,
                     device=self._share.device,
                     processes=self._asked.processes,
+                    nodes=self._asked.nodes,
                     threads=self._share.threads,
-                    note=note,
+                    note=f"a task of Slurm{on_nodes}",
                     beside_others=True,
                 ),
                 task.folder,
@@ -156,6 +160,8 @@ class Slurm(Executor):
             try:
                 for task in tasks:
                     task.folder.mkdir()
+                    if several:
+                        write_key(task.folder / KEY, new_key())
                 jobs = submit(carried, self._asked, self._share, self._spool, [task.order for task in tasks])
             except Exception as error:  # noqa: BLE001 - sbatch, submitit or the disk: it costs these cases alone
                 reason = f"it could not be submitted ({type(error).__name__}: {error})"
@@ -228,9 +234,10 @@ class Slurm(Executor):
         if "result" in answer:
             self._end(task, Finished(Result.model_validate(answer["result"])))
         elif self._signals:
-            self._end(task, Interrupted(answer["interrupted"] or f"{label}: not begun; {GO_ON}"))
+            ended = f"{label}: {answer.get('lost') or 'not begun'}; {GO_ON}"
+            self._end(task, Interrupted(answer.get("interrupted") or ended))
         else:
-            self._try_again(task, "it was stopped by somebody else")
+            self._try_again(task, answer.get("lost") or "it was stopped by somebody else")
 
     def _pass_on(self, task: _Task) -> None:
         """Tell the last progress, and every notice and ended stage once."""

@@ -28,7 +28,8 @@ SIGNAL_S = 120  # from the announcement of the time limit to the kill: a checkpo
 REQUEUES = 1000  # after time limits: a training of weeks in a partition of hours
 OURS: Mapping[str, str] = {
     **dict.fromkeys(("array", "output", "error", "open-mode", "signal", "requeue", "no-requeue"), ""),
-    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "job-name"), ""),
+    **dict.fromkeys(("ntasks", "ntasks-per-node", "job-name"), ""),
+    "nodes": "--nodes",
     "time": "--time",
     "partition": "--partition",
     "cpus-per-task": "--threads",
@@ -61,7 +62,7 @@ def share_of(asked: Asked) -> Share:
 
 
 def _memory_mib(asked: Asked, share: Share, orders: Sequence[Order]) -> int:
-    """Return what each task of an array asks for: the largest estimate, and a quarter more, as Slurm kills.
+    """Return what is asked for on each node of a task: the largest estimate, a quarter more, as Slurm kills.
 
     0, the cluster's default, where nothing is estimated, where networks that are not counted score or
     encode images, or where the nodes do not say what they have. Raises
@@ -71,8 +72,8 @@ def _memory_mib(asked: Asked, share: Share, orders: Sequence[Order]) -> int:
     if not estimate or any(order.memory is not None and not order.memory.is_whole for order in orders):
         return 0
     able = [node for node in queue.nodes_of(asked.partition) if node.holds(share)]
-    check_memory(orders, able)
-    return asked_memory(estimate * 5 // 4, able) // 2**20
+    check_memory(orders, able, asked.nodes)
+    return asked_memory(estimate * 5 // 4, able, asked.nodes) // 2**20
 
 
 def script(asked: Asked, share: Share, orders: Sequence[Order]) -> str:
@@ -93,7 +94,7 @@ def _executor(asked: Asked, share: Share, folder: Path, orders: Sequence[Order])
     settings: dict[str, Any] = {
         "job_name": "attnbench",
         "time": queue.minutes(asked.time) if asked.time else DEFAULT_MINUTES,
-        "nodes": 1,
+        "nodes": asked.nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": share.cpus,
         "signal_delay_s": SIGNAL_S,

@@ -2,8 +2,8 @@
 
 Driver and task share a folder of the run, the spool. In its folder of a task, which the task holds while it
 works, `progress` is the last progress, `said` what must all be heard, `answer` the end. `stop` stands in the
-spool where the driver wants no more. submitit starts the task, and calls `checkpoint` when Slurm announces
-the time limit.
+spool where the driver wants no more. submitit starts the task, of a case on several nodes on each of them
+(`slurm_nodes`), and calls `checkpoint` on the first when Slurm announces the time limit.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any
 
 from attnbench.errors import StorageError
 from attnbench.processes import ChildProcess
+from attnbench.running.executors import slurm_nodes
 from attnbench.running.executors.asking import Asking, lacking_for, other_code
-from attnbench.running.executors.conversation import Conversation, failed_result
+from attnbench.running.executors.conversation import Conversation
 from attnbench.running.executors.cradle import KEEP_MEMORY_MAPPED, MODULE, NAME
 from attnbench.running.executors.interface import Finished, Interrupted
-from attnbench.specs import Case
+from attnbench.running.executors.lending import CannotJoinError, Crew, failed
 from attnbench.storage.atomic import atomic_write
 from attnbench.storage.locks import alone_in
 from attnbench.storage.store import NOTICE, STAGE_ENDED
@@ -44,26 +45,38 @@ class SlurmTask:
         self._talk: Conversation | None = None
         self._hearing: threading.Thread | None = None
         self._outcome: Finished | Interrupted | None = None
+        self._crew: Crew | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Carry what is asked alone."""
-        return {**self.__dict__, "_talk": None, "_hearing": None, "_outcome": None}
+        return {**self.__dict__, "_talk": None, "_hearing": None, "_outcome": None, "_crew": None}
 
     def __call__(self) -> None:
         """Run the case to its end, unless the driver has said stop; leaves an answer in the spool."""
         asked = Asking.model_validate(self._asking)
+        if self._is_answered():  # requeued, for a node that was lost when all was said
+            return
+        if asked.nodes > 1 and slurm_nodes.number_here() > 0:
+            slurm_nodes.lend_to_first(asked, self._folder, self._code, self._is_answered)
+            return
         if self._is_stopped():
             self._answer({"interrupted": ""})
             return
         lacks = other_code(self._code) or lacking_for([asked.case])
         if lacks:
-            case = Case.model_validate_json(asked.case)
-            reason = f"node {socket.gethostname()}: " + "; ".join(lacks)
-            result = failed_result(case, reason, asked.device, asked.threads)
-            self._answer({"result": result.model_dump(mode="json")})
+            self._answer(failed(asked, f"node {socket.gethostname()}: " + "; ".join(lacks)))
             return
         with alone_in(self._folder, lambda text: None):
-            self._run(asked)
+            self._write(PROGRESS, ["", 0, 0, socket.gethostname()])
+            try:
+                crew = slurm_nodes.gather(asked, self._folder, self._is_stopped)
+                if crew is None:
+                    self._answer({"interrupted": ""})
+                    return
+                with crew:
+                    self._run(asked, crew)
+            except CannotJoinError as error:
+                self._answer(error.answer)
 
     def checkpoint(self) -> Any:
         """Have the case saved; return what submitit is to requeue, or None where the driver wants no more."""
@@ -75,9 +88,9 @@ class SlurmTask:
             return None
         return submitit.helpers.DelayedSubmission(self)
 
-    def _run(self, asked: Asking) -> None:
+    def _run(self, asked: Asking, crew: Crew) -> None:
+        self._crew = crew
         environment = {**KEEP_MEMORY_MAPPED, **os.environ, "OMP_NUM_THREADS": str(asked.threads)}
-        self._write(PROGRESS, ["", 0, 0, socket.gethostname()])
         # Slurm's signals reach every process of a task: USR2 would end the case's process on the spot
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         try:
@@ -85,7 +98,7 @@ class SlurmTask:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
         with child:
-            self._talk = Conversation(child, asked.request(), self._hear)
+            self._talk = Conversation(child, asked.request(crew.hosts), self._hear)
             signal.signal(signal.SIGTERM, self._on_sigterm)
             self._hearing = threading.Thread(target=self._hear_out, daemon=True)
             self._hearing.start()
@@ -132,6 +145,9 @@ class SlurmTask:
             self._talk.stop(signal.SIGTERM, 1)
             self._hearing.join()
 
+    def _is_answered(self) -> bool:
+        return (self._folder / ANSWER).exists()
+
     def _is_stopped(self) -> bool:
         return (self._folder.parent / STOP).exists()
 
@@ -142,10 +158,7 @@ class SlurmTask:
             time.sleep(POST_S)
 
     def _answer_as_it_ended(self) -> None:
-        if isinstance(self._outcome, Finished):
-            self._answer({"result": self._outcome.result.model_dump(mode="json")})
-        else:
-            self._answer({"interrupted": self._outcome.message if self._outcome else ""})
+        self._answer(self._crew.answer(self._outcome) if self._crew else {"interrupted": ""})
 
     def _answer(self, content: dict[str, Any]) -> None:
         self._write(ANSWER, content)

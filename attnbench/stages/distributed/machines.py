@@ -13,7 +13,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -112,11 +112,16 @@ class DistantProcess:
 
 
 class Lender:
-    """Listens on a machine that is not the first for cases that want processes, and for the run's watch."""
+    """Listens on a machine that is not the first for cases that want processes, and for the run's watch.
 
-    def __init__(self, address: str, key: str) -> None:
+    `environment` has defaults for these processes.
+    """
+
+    def __init__(self, address: str, key: str, environment: Mapping[str, str] | None = None) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._server, self._key = socket.create_server((address, 0), family=family), key
+        self._environment = environment or {}
+        self.address = address
         self.port: int = self._server.getsockname()[1]
         self.watch: queue.Queue[Talk] = queue.Queue()
         """Gets the connection of the run itself."""
@@ -148,7 +153,7 @@ class Lender:
         else:
             self._lent.append(threading.current_thread())
             try:
-                _lend(talk, opening)
+                _lend(talk, opening, self._environment)
             finally:
                 talk.forget()
 
@@ -160,9 +165,10 @@ def watch(host: Host) -> Talk:
     return talk
 
 
-def _lend(talk: Talk, wanted: _Opening) -> None:
+def _lend(talk: Talk, wanted: _Opening, defaults: Mapping[str, str]) -> None:
     """Run a process for a case on another machine until it ends, or is not wanted any more."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(wanted.threads), **interface_setting(talk.here)}
+    environment = {**defaults, **os.environ, "OMP_NUM_THREADS": str(wanted.threads)}
+    environment |= interface_setting(talk.here)
     with ChildProcess(WORKER, wanted.name, environment=environment, new_session=True) as child:
         child.send(wanted.request)
         is_unwanted = threading.Event()

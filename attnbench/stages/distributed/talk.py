@@ -88,7 +88,7 @@ class Talk:
 def open_talk(host: Host) -> Talk:
     """Return a connection to another machine; raises AttnbenchError."""
     lost = f"machine {host.name} ({host.address}:{host.port}) cannot be reached"
-    again = "look whether the launcher's processes there live, and whether a firewall is between the machines"
+    again = "look whether attnbench's processes there live, and whether a firewall is between the machines"
     try:
         talk = Talk(socket.create_connection((host.address, host.port), CONNECT_S))
     except OSError as error:
