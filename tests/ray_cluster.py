@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
+    "RAY_raylet_start_wait_time_s": "120",  # 30 by itself, too little on a machine that others load
 }
 
 
@@ -100,7 +101,7 @@ class LocalCluster:
             self.add_node()
 
     def add_node(self) -> None:
-        """Start a node; Ray gives one up that takes 30 s, as on a machine that others load: then another."""
+        """Start a node; where Ray gives it up, as on a machine that others load, another one."""
         until = time.monotonic() + START_S
         while time.monotonic() < until:
             node = self._ray(f"--address={self.address}", "--num-cpus=1")
