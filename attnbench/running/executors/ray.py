@@ -54,9 +54,9 @@ class _Task:
     tell: Tell
     key: str
     tries: int
-    begun: bool = False
     node: str = ""
     """Where it has begun, as Ray calls it."""
+    begun: bool = False
 
 
 class Ray(Executor):
