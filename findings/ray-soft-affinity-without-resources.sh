@@ -25,7 +25,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 TIMES = 12  # all beside the driver by chance: 3 ** -12, two in a million
-of_each = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
+of_each = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 cluster = Cluster(initialize_head=True, head_node_args={**of_each, "include_dashboard": False})
 for _ in range(2):
     cluster.add_node(**of_each)
