@@ -238,6 +238,21 @@ def test_what_a_node_lacks_is_found(tmp_path):
     assert "does not see the file locks (flock)" in unseen[0]
 
 
+@pytest.mark.parametrize("left", [1, 0])
+def test_a_node_that_is_lost_while_it_is_asked_is_left_out(monkeypatch, left):
+    """Neither waited for nor a reason to refuse the run, unless no other is there."""
+    pytest.importorskip("ray")
+    cluster, asked = Cluster(""), dict(zip("ab", nodes((1, 0), (1, 0)), strict=True))
+    monkeypatch.setattr(cluster, "nodes", lambda: list(asked.values())[:left])
+    monkeypatch.setattr("ray.wait", lambda refs, **words: (refs[:1], refs[1:]))
+    monkeypatch.setattr("ray.get", lambda ref: [f"{ref} lacks something"])
+    if left:
+        assert cluster._hear(asked) == [(asked["a"], ["a lacks something"])]
+        return
+    with pytest.raises(UserInputError, match="was lost while it was asked what it has"):
+        cluster._hear(asked)
+
+
 def test_another_version_on_a_node_is_named():
     """By the function that travels as code, since attnbench may not be there at all."""
     assert "it has attnbench" in _by_value()([], "/", "m", "c", "0.0.0")[0]
