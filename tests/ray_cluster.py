@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-START_S = 180.0  # on a machine that others load
+START_S = 600.0  # on a machine that others load
 END_S = 30.0
 STARTED = "Ray runtime started"
 # `ray start` as it is, on the loopback device: Ray would take 127.0.0.1 for the address of a network card
@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "RAY_health_check_failure_threshold": "3",
     # on a machine that others load: 30 s to start are too little, and workers, which Ray starts at 15, wait
     "RAY_raylet_start_wait_time_s": "120",
+    "RAY_agent_register_timeout_ms": "120000",
     "RAY_worker_niceness": "0",
 }
 
@@ -105,7 +106,7 @@ class LocalCluster:
     def add_node(self) -> None:
         """Start a node; where Ray gives it up, as on a machine that others load, another one."""
         until = time.monotonic() + START_S
-        while time.monotonic() < until:
+        while True:
             node = self._ray(f"--address={self.address}", "--num-cpus=1")
             log = self.logs[node.pid]
             while node.poll() is None and STARTED not in log.read_text(errors="replace"):
@@ -113,7 +114,8 @@ class LocalCluster:
             if node.poll() is None:
                 self.nodes.append(node)
                 return
-        raise AssertionError(f"no node has started within {START_S:g} s")
+            said = log.read_text(errors="replace")
+            assert time.monotonic() < until, f"no node has started within {START_S:g} s: {said}"
 
     def raylet(self, node: subprocess.Popen) -> int | None:
         """Return the id of a node's raylet."""
