@@ -37,10 +37,7 @@ ENVIRONMENT = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
-    # on a machine that others load: 30 s to start are too little, and workers, which Ray starts at 15, wait
-    "RAY_raylet_start_wait_time_s": "120",
-    "RAY_agent_register_timeout_ms": "120000",
-    "RAY_worker_niceness": "0",
+    "RAY_worker_niceness": "0",  # 15 by itself, which waits on a machine that others load
 }
 
 
