@@ -175,7 +175,7 @@ class OnRay(OnCluster):
         yield Fault("kill -9 of a node", self._blow(ray_strikes.kill_raylet))
         yield Fault("kill -9 of the driver", lambda command, chance: command.process.kill(), ends=True)
         yield Fault("preemption", self._blow(ray_strikes.reclaim_node))
-        yield Fault("cut network", self._blow(ray_strikes.cut_off_node))
+        yield Fault("cut network", self._blow(ray_strikes.cut_off_node, ray_strikes.freeze_node))
         yield Fault("slow node", self._slow)
 
 

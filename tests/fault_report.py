@@ -38,14 +38,15 @@ class Try:
 
 
 def table(tries: Sequence[Try]) -> str:
-    """Return the table of faults and executors, in Markdown."""
+    """Return the table of faults and executors, in Markdown, without tries that have injected nothing."""
+    tries = [one for one in tries if one.injected]
     lines = [
         "| fault | executor | injected | tries, all ok | computed twice | weights equal |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for kind in KINDS:
         for executor in EXECUTORS:
-            of = [one for one in tries if (one.kind, one.executor) == (kind, executor) and one.injected]
+            of = [one for one in tries if (one.kind, one.executor) == (kind, executor)]
             if of:
                 ok, same = (sum(getattr(one, name) for one in of) for name in ("all_ok", "weights_equal"))
                 lines.append(

@@ -268,7 +268,7 @@ def main() -> int:
         for name in asked.executors:
             for made in strike_with_clock(name, whole, asked):
                 tries.append(made)
-                if asked.save:
+                if asked.save and made.injected:  # else it has tried nothing
                     keep(made)
     for why in filter(None, (jumping_clock.missing(), os.geteuid() and "no full disk: mounting needs root")):
         print(why)

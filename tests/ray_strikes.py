@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 
 from ray_cluster import LocalCluster, descendants
 from struck_runs import Driver
 
 CASE = "attnbench.stages.case"
-CUT_OFF_S = 45.0  # a node that three times has not answered within Ray's 10 s is lost
+CUT_OFF_S = 60.0  # three times Ray's 10 s and our 1 s to be taken for lost; then the driver counts nodes
 NOTICED_S = 60.0
 
 
@@ -59,18 +61,28 @@ def reclaim_node(cluster: LocalCluster, driver: Driver) -> None:
 
 
 def cut_off_node(cluster: LocalCluster, driver: Driver) -> None:
-    """A node's raylet answers nobody until the head takes it for lost; meanwhile its case goes on.
+    """A node answers nobody, neither its raylet nor its workers, while its case goes on; then it is back."""
+    _stop_for_a_while(cluster, lambda words: CASE not in words)
 
-    Then it is back, and Ray ends it, as it comes too late.
-    """
+
+def freeze_node(cluster: LocalCluster, driver: Driver) -> None:
+    """A node and its case stand still, as a virtual machine that is moved, and go on when nobody waits."""
+    _stop_for_a_while(cluster, lambda words: True)
+
+
+def _stop_for_a_while(cluster: LocalCluster, is_stopped: Callable[[str], bool]) -> None:
+    """Stop processes of a node until the head has taken it for lost; Ray ends what comes back so late."""
     busy = busy_node(cluster)
-    raylet = cluster.raylet(busy)
-    assert raylet is not None
-    os.kill(raylet, signal.SIGSTOP)
+    pids = [pid for pid, words in descendants(busy.pid).items() if is_stopped(words)]
+    assert cluster.raylet(busy) in pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         time.sleep(CUT_OFF_S)
     finally:
-        os.kill(raylet, signal.SIGCONT)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
     until = time.monotonic() + NOTICED_S
     while time.monotonic() < until:
         if cluster.raylet(busy) is None:

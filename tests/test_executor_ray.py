@@ -17,7 +17,7 @@ import pytest
 from command_line import ROOT, attnbench_here
 from process_cases import digits_case
 from ray_cluster import local_cluster, wait_for
-from ray_strikes import CASE, kill_case, kill_raylet, kill_worker, of_cluster
+from ray_strikes import CASE, cut_off_node, kill_case, kill_raylet, kill_worker, of_cluster
 from runner_cases import tiny_suite
 from struck_runs import Driver, assert_nothing_is_lost, command, kill_driver, python_path, run_whole
 
@@ -26,7 +26,7 @@ from attnbench.running.executors import make_executor, ray_cluster
 from attnbench.running.executors.asking import distinct, lacking, source_digest
 from attnbench.running.executors.cluster_shares import Node, Share, share_of_each
 from attnbench.running.executors.inline import run_inline
-from attnbench.running.executors.interface import Asked, Order
+from attnbench.running.executors.interface import Asked, Interrupted, Order
 from attnbench.running.executors.ray import Ray, _Task
 from attnbench.running.executors.ray_cluster import Cluster, _by_value
 from attnbench.running.executors.ray_node import KEPT, Mailbox
@@ -165,6 +165,39 @@ def test_a_run_whose_nodes_are_all_gone_says_that_it_waits(tmp_path, monkeypatch
     assert executor.at_once == 1
 
 
+def test_a_task_of_a_node_that_is_no_more_is_tried_again(tmp_path, monkeypatch):
+    """Without Ray's word, which comes minutes later; one whose node is alive or not known yet goes on."""
+    executor, told, again = Ray(Asked(jobs=0)), [], []
+    monkeypatch.setattr(executor, "_cluster", SimpleNamespace(nodes=lambda: nodes((1, 0))))
+    monkeypatch.setattr(executor, "_submit", again.append)
+    order = Order(case=digits_case(), store=tmp_path, device="cpu", log=tmp_path / "log")
+    for ref, node in {"alive": "0", "gone": "1", "not begun": ""}.items():
+        task = _Task(order=order, tell=lambda *words: told.append(words), key=ref, tries=1, node=node)
+        executor._tasks[ref] = task
+    executor._look_at_nodes()
+    assert executor._tasks.keys() == {"alive", "not begun"}
+    assert [(task.tries, task.node) for task in again] == [(2, "")]
+    assert [event.note for _, event in told] == [
+        f"{order.case.label}: its Ray worker or node died (its node is dead or cut off); try 2 of 4 goes on "
+        "from its checkpoint"
+    ]
+
+
+@pytest.mark.parametrize("signals", [[], [signal.SIGTERM]])
+def test_a_case_that_somebody_else_stopped_is_tried_again(tmp_path, monkeypatch, signals):
+    """As where a machine is taken back: every process there is told, the case's, too."""
+    pytest.importorskip("ray")
+    executor, told, again = Ray(Asked()), [], []
+    monkeypatch.setattr("ray.get", lambda ref: {"interrupted": "stopped at training step 50"})
+    monkeypatch.setattr(executor, "_submit", again.append)
+    order = Order(case=digits_case(), store=tmp_path, device="cpu", log=tmp_path / "log")
+    executor._tasks["ref"] = _Task(order=order, tell=lambda *words: told.append(words[1]), key="k", tries=1)
+    executor._signals.extend(signals)
+    executor._answer("ref")
+    assert [task.tries for task in again] == ([] if signals else [2])
+    assert [isinstance(event, Interrupted) for event in told] == [bool(signals)]
+
+
 def test_what_a_node_lacks_is_found(tmp_path):
     """Another attnbench, another folder, no locks, a plugin or data that are not there; and nothing else."""
     case = digits_case()
@@ -205,6 +238,21 @@ def test_what_a_node_lacks_is_found(tmp_path):
     assert "does not see the file locks (flock)" in unseen[0]
 
 
+@pytest.mark.parametrize("left", [1, 0])
+def test_a_node_that_is_lost_while_it_is_asked_is_left_out(monkeypatch, left):
+    """Neither waited for nor a reason to refuse the run, unless no other is there."""
+    pytest.importorskip("ray")
+    cluster, asked = Cluster(""), dict(zip("ab", nodes((1, 0), (1, 0)), strict=True))
+    monkeypatch.setattr(cluster, "nodes", lambda: list(asked.values())[:left])
+    monkeypatch.setattr("ray.wait", lambda refs, **words: (refs[:1], refs[1:]))
+    monkeypatch.setattr("ray.get", lambda ref: [f"{ref} lacks something"])
+    if left:
+        assert cluster._hear(asked) == [(asked["a"], ["a lacks something"])]
+        return
+    with pytest.raises(UserInputError, match="was lost while it was asked what it has"):
+        cluster._hear(asked)
+
+
 def test_another_version_on_a_node_is_named():
     """By the function that travels as code, since attnbench may not be there at all."""
     assert "it has attnbench" in _by_value()([], "/", "m", "c", "0.0.0")[0]
@@ -220,18 +268,18 @@ def test_cases_that_need_the_same_are_asked_for_once():
 def test_the_mailbox_is_bounded_and_lets_nothing_begin_after_a_signal():
     """Of progress the last, of notices the last KEPT; what was told once is not told again."""
     box = Mailbox()
-    assert box.begin("a")
+    assert box.begin("a", "node")
     for step in range(3 * KEPT):
         said = [(NOTICE, 0, 0, str(step))]
-        signals, _ = box.post("a", ("train", step, 600, ""), said)
+        signals, _ = box.post("a", "node", ("train", step, 600, ""), said)
     assert signals == []
     begun, news = box.fetch([15], [])
-    assert begun == {"a"}
+    assert begun == {"a": "node"}
     assert len(news["a"]) == KEPT + 1
     assert news["a"][-1] == ("train", 3 * KEPT - 1, 600, "")
-    assert not box.begin("b")
-    assert box.post("a", None, ())[0] == [15]
-    assert box.fetch([15], ["a"]) == (set(), {})
+    assert not box.begin("b", "node")
+    assert box.post("a", "node", None, ())[0] == [15]
+    assert box.fetch([15], ["a"]) == ({}, {})
 
 
 @pytest.fixture(scope="module")
@@ -262,12 +310,20 @@ def start(cluster, whole: Path, runs: Path) -> Driver:
         (kill_worker, {0}, "try 2 of 4 goes on from its checkpoint"),
         (kill_raylet, {0}, "try 2 of 4 goes on from its checkpoint"),
         (kill_driver, {-signal.SIGKILL}, ""),
+        (cut_off_node, {0}, "(its node is dead or cut off); try 2 of 4 goes on from its checkpoint"),
     ],
 )
-def test_what_is_killed_loses_nothing(cluster, whole, tmp_path, strike, codes, said):
+def test_what_is_struck_loses_nothing(cluster, whole, tmp_path, strike, codes, said):
     """The same command again ends with every case ok; what was finished or saved is not computed twice."""
+
+    def strike_beside_the_mailbox(driver: Driver) -> None:
+        assert not of_cluster(
+            cluster, "ray::Mailbox"
+        )  # it is beside the driver, not on a node that is struck
+        strike(cluster, driver)
+
     begin = partial(start, cluster, whole, tmp_path / "runs")
-    assert_nothing_is_lost(begin, partial(strike, cluster), whole, codes, said)
+    assert_nothing_is_lost(begin, strike_beside_the_mailbox, whole, codes, said)
 
 
 @real_ray

@@ -56,6 +56,8 @@ class _Task:
     tell: Tell
     key: str
     tries: int
+    node: str = ""
+    """Where it has begun, as Ray calls it."""
     begun: bool = False
     group: Group | None = None
     """Where it is on several nodes."""
@@ -138,7 +140,8 @@ class Ray(Executor):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=True)
+        # soft=True would be no affinity at all: Ray puts an actor that asks for no resources on any node
+        here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox = (
             ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox)
             .options(scheduling_strategy=here)
@@ -193,10 +196,23 @@ class Ray(Executor):
                     task.tell(task.order, Finished(self._failed(task, reason)))
 
     def _look_at_nodes(self) -> None:
-        """Count what the nodes hold, now and then; say so where that is nothing any more."""
+        """Count what the nodes hold, now and then; say so where that is nothing any more.
+
+        Tasks of nodes that are no more are lost: Ray says so by itself once the worker's connection breaks,
+        which for a node that is cut off takes seven minutes (its gRPC's keepalive, 300 s and 120 s).
+        """
         if time.monotonic() - self._counted_s < COUNT_S:
             return
-        self._count(self._cluster.nodes())
+        nodes = self._cluster.nodes()
+        self._count(nodes)
+        alive = {"", *(node.id for node in nodes)}
+        with self._lock:
+            cut_off = [ref for ref, task in self._tasks.items() if task.node not in alive]
+        for ref in cut_off:
+            task = self._forget(ref)
+            event = self._lost(task, "its node is dead or cut off")
+            if event is not None:
+                task.tell(task.order, event)
         for task in tuple(self._tasks.values())[: 1 if self._fits == 0 else 0]:
             several = self._asked.nodes > 1
             none = f"no {self._asked.nodes} nodes of" if several else "no node of"
@@ -236,8 +252,8 @@ class Ray(Executor):
         self._ended = []
         with self._lock:
             by_key = {task.key: task for task in self._tasks.values()}
-        for key in begun & by_key.keys():
-            by_key[key].begun = True
+        for key in begun.keys() & by_key.keys():
+            by_key[key].begun, by_key[key].node = True, begun[key]
         for key in news.keys() & by_key.keys():
             for words in news[key]:
                 by_key[key].tell(by_key[key].order, Progress(*words))
@@ -262,8 +278,10 @@ class Ray(Executor):
                 event = self._lost(task, said["lost"])
             elif "result" in said:
                 event = Finished(Result.model_validate(said["result"]))
-            else:
+            elif self._signals:
                 event = Interrupted(said["interrupted"] or f"{label}: not begun; {GO_ON}")
+            else:  # its node is being taken back, which told the case's process, too
+                event = self._lost(task, "the case was stopped by somebody else")
         if event is not None:
             task.tell(task.order, event)
 

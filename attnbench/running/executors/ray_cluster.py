@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ OBJECTS_BYTES = 80 * 2**20  # Ray's least: nothing large passes through its obje
 REACH_S = 10.0  # for a TCP connection
 CONNECT_S = 90.0  # for all of Ray's handshakes, which it tries for minutes by itself
 PROBE_S = 300.0  # for a node's imports and its look at the data
+LOOK_S = 5.0  # how often it is looked whether the nodes that are asked are alive
 LONGEST_TEMPORARY = 30  # characters: a socket's path below it may have 107 bytes
 LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # of one machine: it then listens on the loopback device alone
@@ -120,7 +122,10 @@ class Cluster:
         ]
 
     def check(self, nodes: Sequence[Node], cases: Sequence[Case], store: Path) -> None:
-        """Ask every node what it lacks for the cases; raises UserInputError that names it, within PROBE_S."""
+        """Ask every node what it lacks for the cases; raises UserInputError that names it, within PROBE_S.
+
+        A node that is lost meanwhile is none of the cluster any more.
+        """
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -128,19 +133,34 @@ class Cluster:
         probe = ray.remote(max_retries=0, max_calls=1, num_cpus=0)(_by_value())
         with held_mark(store / mark):
             asked = (distinct(cases), str(store), str(mark / LOCK), source_digest(), __version__)
-            refs = [
+            refs = {
                 probe.options(
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
-                ).remote(*asked)
+                ).remote(*asked): node
                 for node in nodes
-            ]
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=PROBE_S)
-            said = [_said(node, ref, ref in ready) for node, ref in zip(nodes, refs, strict=True)]
-        problems = [
-            f"node {node.address}: {text}" for node, texts in zip(nodes, said, strict=True) for text in texts
-        ]
+            }
+            said = self._hear(refs)
+        problems = [f"node {node.address}: {text}" for node, texts in said for text in texts]
         if problems:
             raise UserInputError("\n  ".join(dict.fromkeys(problems)))
+
+    def _hear(self, asked: Mapping[Any, Node]) -> list[tuple[Node, list[str]]]:
+        """Return what those nodes say that are alive when all have spoken; each is asked by a reference."""
+        import ray
+
+        until, waiting, answered, alive = time.monotonic() + PROBE_S, list(asked), set(), set()
+        while waiting and time.monotonic() < until:
+            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=LOOK_S)
+            answered |= set(ready)
+            alive = {node.id for node in self.nodes()}
+            waiting = [ref for ref in waiting if asked[ref].id in alive]
+        said = [(node, _said(node, ref, ref in answered)) for ref, node in asked.items() if node.id in alive]
+        if not said:
+            raise UserInputError(
+                "every node of the Ray cluster that holds a case was lost while it was asked what it has; "
+                "see `ray status`, and run the same command again"
+            )
+        return said
 
     def _check_reachable(self) -> None:
         """Raise UserInputError where nobody listens, or where connecting takes longer than CONNECT_S.

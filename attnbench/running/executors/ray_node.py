@@ -38,32 +38,38 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._signals: list[int] = []
-        self._begun: set[str] = set()
+        self._begun: dict[str, str] = {}
+        """The nodes of tasks."""
         self._progress: dict[str, Words] = {}
         self._said: dict[str, deque[Words]] = {}
 
-    def begin(self, key: str) -> bool:
-        """Note that a task begins, unless it has been told to stop: then it must not."""
+    def begin(self, key: str, node: str) -> bool:
+        """Note that a task begins on a node, unless it has been told to stop: then it must not."""
         if not self._signals:
-            self._begun.add(key)
+            self._begun[key] = node
         return not self._signals
 
-    def post(self, key: str, progress: Words | None, said: Sequence[Words]) -> tuple[list[int], float]:
+    def post(
+        self, key: str, node: str, progress: Words | None, said: Sequence[Words]
+    ) -> tuple[list[int], float]:
         """Keep what a case says; return the signals so far, and after how many seconds to post again."""
-        self._begun.add(key)  # a mailbox that was lost and made anew has not heard of it
+        self._begun[key] = node  # a mailbox that was lost and made anew has not heard of it
         if progress is not None:
             self._progress[key] = progress
         if said:
             self._said.setdefault(key, deque(maxlen=KEPT)).extend(said)
         return self._signals, max(LEAST_S, len(self._begun) / POSTS_A_SECOND)
 
-    def fetch(self, signals: Sequence[int], forget: Sequence[str]) -> tuple[set[str], dict[str, list[Words]]]:
-        """Take the driver's signals in; return which tasks have begun and what was said since the last time.
+    def fetch(
+        self, signals: Sequence[int], forget: Sequence[str]
+    ) -> tuple[dict[str, str], dict[str, list[Words]]]:
+        """Take the driver's signals in; return where tasks have begun and what was said since the last time.
 
         `forget` names tasks that have ended.
         """
         self._signals = list(signals)
-        self._begun -= set(forget)
+        for key in forget:
+            self._begun.pop(key, None)
         news = {key: list(said) for key, said in self._said.items()}
         for key, words in self._progress.items():
             news.setdefault(key, []).append(words)
@@ -102,7 +108,7 @@ class _Post:
     def _carry(self, talk: Conversation) -> None:
         import ray
 
-        pause_s, is_last = LEAST_S, False
+        node, pause_s, is_last = ray.get_runtime_context().get_node_id(), LEAST_S, False
         while not is_last:
             is_last = self._ended.wait(pause_s)
             with self._lock:
@@ -110,7 +116,7 @@ class _Post:
                 self._progress = None
                 self._said.clear()
             try:
-                posted = self._mailbox.post.remote(self._key, progress, said)
+                posted = self._mailbox.post.remote(self._key, node, progress, said)
                 signals, pause_s = ray.get(posted, timeout=ANSWER_S)
             except ray.exceptions.GetTimeoutError:
                 continue
@@ -130,7 +136,7 @@ def run_order(
     """
     import ray
 
-    if not ray.get(mailbox.begin.remote(key)):
+    if not ray.get(mailbox.begin.remote(key, ray.get_runtime_context().get_node_id())):
         return {"interrupted": ""}
     asked = Asking.model_validate(asking)
     # Ray sets OMP_NUM_THREADS in a worker to the CPUs of the first task that it runs there, where nobody has
