@@ -17,11 +17,11 @@ from typing import Any
 from attnbench.devices import chosen_device
 from attnbench.errors import DataError, StorageError, UserInputError, cannot_read
 from attnbench.report import ReportPaths
-from attnbench.report.run_report import write_run_report
 from attnbench.results import Result, append_result, latest, read_results
 from attnbench.running.executors import make_executor
 from attnbench.running.executors.inline import OneAtATime, RunCase
 from attnbench.running.executors.interface import Asked, Executor
+from attnbench.running.kept_report import write_report_where_needed
 from attnbench.running.listener import Listener, saying_once
 from attnbench.running.needs import refusals, source_of, taken_by_another
 from attnbench.running.plan import PlannedCase, plan, warnings
@@ -33,7 +33,7 @@ from attnbench.storage.atomic import atomic_write, remove_unfinished, storage_er
 from attnbench.storage.hashing import file_sha256
 from attnbench.storage.locks import alone_in, beside_others
 from attnbench.storage.names import DONE, PICTURES, RESULTS, STORE
-from attnbench.storage.run_folders import RunRecord, read_run, set_damaged_aside, write_run_record
+from attnbench.storage.run_folders import RunRecord, set_damaged_aside, write_run_record
 from attnbench.storage.store import read_output
 from attnbench.suite.loading import Suite
 
@@ -111,7 +111,7 @@ def run(
                     listener.notice(f"{result.label}: {result.status}: {result.reason}")
             _remember(run_dir / RESULTS, results)
             write_run_record(run_dir, _record_of(suite, asked))
-            report = write_run_report(read_run(run_dir, runs))  # as `attnbench report` does
+            report = write_report_where_needed(run_dir, runs)
     return SuiteRun(results=tuple(results), run_dir=run_dir, report=report, computed=computed)
 
 

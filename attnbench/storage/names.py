@@ -1,7 +1,7 @@
 """Every name of a file or folder below a runs folder: what lies where, in one place.
 
 runs/<suite>/             results.jsonl, results.damaged.jsonl, run.json, report.md, report.html,
-                          pictures/, paper-figures/, lock, logs/: what each case printed
+                          report.sha256, pictures/, paper-figures/, lock, logs/: what each case printed
 runs/store/prepare/<key>/ done.json, made_from.json, latents.json, checked.json, latents-00000.npy
 runs/store/train/<key>/   done.json, checkpoint.safetensors, ema.safetensors, train.jsonl, timing.jsonl
 runs/store/sample/<key>/  done.json, samples-00000.npz, samples-00000.json, grid.png
@@ -21,6 +21,7 @@ from __future__ import annotations
 RESULTS, DAMAGED_RESULTS = "results.jsonl", "results.damaged.jsonl"
 RUN = "run.json"  # what the last run of the suite was asked for
 REPORT_MARKDOWN, REPORT_HTML = "report.md", "report.html"
+REPORT_STATE = "report.sha256"  # of the report and all that it was made of, when it was written
 PROFILE_MARKDOWN = "profile.md"  # in the folder that `attnbench profile --report` names
 PICTURES = "pictures"
 LOGS = "logs"
