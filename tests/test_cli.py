@@ -45,6 +45,19 @@ def test_reading_a_suite_imports_no_compiler():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_what_is_registered_for_the_end_is_done():
+    """A command ends without Python's teardown, but not without its exit functions and what it has to say."""
+    code = (
+        "import atexit, sys; atexit.register(print, 'in the end', end='')\n"
+        "sys.argv = ['attnbench', 'show', 'nil']\n"
+        "from attnbench.cli import command\n"
+        "command()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "in the end")
+    assert done.stderr.startswith("error: ")
+
+
 IN_A_PROCESS = (["run", "quik"], ["frobnicate"])  # each takes seconds of imports
 
 

@@ -6,6 +6,7 @@ One module per group of commands, called after it; importing one registers its c
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import importlib
@@ -21,7 +22,7 @@ from attnbench.cli.streams import output_error, output_fault, take_any_text
 from attnbench.errors import AttnbenchError, UserInputError, next_step
 from attnbench.stages.interrupts import heard_at_once
 
-__all__ = ["app", "main"]
+__all__ = ["app", "command", "main"]
 
 INTERRUPTED = 130
 NOT_THE_USERS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT)
@@ -32,6 +33,22 @@ COMMANDS = (  # in the order of --help
 
 for _module in COMMANDS:
     importlib.import_module(f"attnbench.cli.{_module}")
+
+
+def command() -> NoReturn:
+    """Be the process of a command: `main`, and then what is registered for the end, but not Python's own.
+
+    That takes torch apart for half a second, and waits for threads in long steps.
+    """
+    try:
+        main()
+    except SystemExit as stop:
+        code = _tell(stop.code, 1) if isinstance(stop.code, str) else stop.code or 0
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def main() -> NoReturn:

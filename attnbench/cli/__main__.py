@@ -1,5 +1,5 @@
 """`python -m attnbench.cli`."""
 
-from attnbench.cli import main
+from attnbench.cli import command
 
-main()
+command()

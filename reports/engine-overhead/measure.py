@@ -30,7 +30,6 @@ ATTENTIONS = (
     *("differential", "polaformer", "rala", "mlla", "linfusion", "feature-fixation", "inline"),
     *("gated-softmax", "gated-conv", "dydila"),
 )
-COMMAND = "import sys; from attnbench.cli import main; main()"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ def attnbench(*words: object, checkout: Path = ROOT) -> Taken:
     with tempfile.TemporaryFile() as output:
         began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *map(str, words)],
+            [sys.executable, "-m", "attnbench.cli", *map(str, words)],
             env=environment,
             cwd=checkout,
             stdout=output,
