@@ -15,6 +15,7 @@ from scipy.stats import permutation_test, spearmanr
 from attnbench.backends.dydila import DyDiLAOptions
 from attnbench.models.published import TABLES, recipes_of
 from attnbench.models.recipes import load_recipes
+from attnbench.plugins import registry
 from attnbench.report.paper.filling import fill
 from attnbench.report.paper.layout import layout_table
 from attnbench.report.paper.published import METRICS, paper_table, published
@@ -141,7 +142,9 @@ def test_protocol_is_what_the_shipped_suites_run(name: str, suite: str) -> None:
 
 def test_defaults_that_tell_rows_apart_are_the_backends() -> None:
     """Reports read them without torch, so that they stand twice."""
-    assert {key: DyDiLAOptions.model_fields[key].default for key in DEFAULTS} == DEFAULTS
+    for name, options in DEFAULTS.items():
+        fields = registry().backend(name).options.model_fields
+        assert {key: fields[key].default for key in options} == options, name
 
 
 def test_published_file_is_shipped_and_names_its_source() -> None:
@@ -264,6 +267,18 @@ def test_another_attention_is_not_the_recipes_row() -> None:
     assert not rows_called(table, "difference")
 
 
+def test_sana_1_5_leaves_sanas_row_to_sana() -> None:
+    """Both are linear attention; the norms of queries and keys are in no recipe of the paper."""
+    run = []
+    for place, norm in enumerate((True, False)):
+        model = {**recipe_of("tiny-dit"), "attention": {"name": "linear", "options": {"qk_norm": norm}}}
+        one = paper_result("tiny-dit", "table1", "4.0", {"fid": 10.0 + place}, model=model)
+        run.append(one.model_copy(update={"label": "sana-1.5" if norm else "linear"}))
+    table = laid_out("table1", run)
+    assert cell(table, "Sana-S", "prepared 256 px", "CFG=4.0", "FID").value == 11
+    assert any("sana-1.5" in note and "more like that of Sana-S" in note for note in table.notes)
+
+
 def test_of_several_attentions_the_one_most_like_the_rows_recipe_stands_in_it() -> None:
     """Of three token-wise rungs Table 5 takes that of its recipe, whatever their order, and names the others.
 
@@ -271,7 +286,7 @@ def test_of_several_attentions_the_one_most_like_the_rows_recipe_stands_in_it() 
     """
     rungs = {"rung": {"dwc": "single"}, "increasing": {"dwc": "single", "lambda_init": 0.2},
              "reparameterised": {}, "map": {"mode": "map"}}  # fmt: skip
-    defaults = {key: DyDiLAOptions.model_fields[key].default for key in DEFAULTS}
+    defaults = {key: DyDiLAOptions.model_fields[key].default for key in DEFAULTS["dydila"]}
     for order in itertools.permutations(rungs):
         run = []
         for seed, (place, label) in itertools.product((0, 1), enumerate(order)):

@@ -11,15 +11,18 @@ from attnbench.specs import AttentionSpec, ModelConfig
 Settings = Mapping[str, Any]
 Recipes = Mapping[str, ModelConfig]
 
-DEFAULTS: dict[str, Any] = {
-    "mode": "token",
-    "query_key": "shared",
-    "kernel": "dynamic",
-    "dwc": "reparameterised",
-    "lambda_init": 0.01,
-    "lambda_init_last": None,
+DEFAULTS: Mapping[str, dict[str, Any]] = {
+    "dydila": {
+        "mode": "token",
+        "query_key": "shared",
+        "kernel": "dynamic",
+        "dwc": "reparameterised",
+        "lambda_init": 0.01,
+        "lambda_init_last": None,
+    },
+    "linear": {"qk_norm": False},
 }
-"""Defaults of the options of `dydila` that tell rows apart; backends themselves need torch."""
+"""Defaults of the options of an attention that tell rows apart; backends themselves need torch."""
 _SKELETON = (
     "depth", "dim", "num_heads", "patch_size", "input", "in_channels", "ffn", "position_embedding",
     "learned_variance", "class_dropout", "stream_conv",
@@ -73,8 +76,8 @@ def other_differences(model: Settings, row: PaperRow, recipes: Recipes) -> list[
     told = [spec for spec in theirs if spec.name != "softmax"] or theirs
     own = [spec for spec in ours if spec.get("name") != "softmax"] or ours
     apart = _options_that_differ(own[0], told[0], None)
-    if told[0].name == "dydila":  # what its recipe leaves at its default
-        apart |= _options_that_differ(own[0], told[0], tuple(DEFAULTS))
+    if told[0].name in DEFAULTS:  # what its recipe leaves at its default
+        apart |= _options_that_differ(own[0], told[0], tuple(DEFAULTS[told[0].name]))
     said = [
         f"{key} {_shown(got)} for {_shown(wanted)}"
         for key, (got, wanted) in apart.items()
@@ -123,7 +126,7 @@ def _options_that_differ(
     options = own.get("options", {})
     wanted = dict(stated.options)
     if told_by is not None:
-        wanted = {key: wanted.get(key, DEFAULTS[key]) for key in told_by}
+        wanted = {key: wanted.get(key, DEFAULTS[stated.name][key]) for key in told_by}
     return {
         key: (options[key], value)
         for key, value in wanted.items()
