@@ -137,7 +137,7 @@ def test_a_stopped_run_prints_the_cases_that_are_finished(tmp_path, monkeypatch,
     monkeypatch.setattr(runner, "run", run)
     with pytest.raises(Stopped) as stopped:
         suite_commands.run(
-            suite, tmp_path, device="cpu", engine="inline", address="", jobs=1, threads=0,
+            suite, tmp_path, device="cpu", engine="inline", nodes=1, address="", jobs=1, threads=0,
             share_gpus=False, quiet=True, launch=Launch(processes=1, here=1),
         )  # fmt: skip
     assert stopped.value.code == 143
