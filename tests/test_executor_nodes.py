@@ -231,7 +231,9 @@ def test_nodes_that_do_not_come_are_waited_for_no_longer_than_that(asking, folde
     monkeypatch.setattr(slurm_nodes, "GATHER_S", 0.02)
     with pytest.raises(lending.CannotJoinError) as raised:
         slurm_nodes.gather(asking, folder, lambda: False)
-    assert raised.value.answer == {"lost": "node 2 of 2 has not answered within 0.02 s"}
+    assert raised.value.answer["lost"].startswith(
+        "node 2 of 2 has not answered within 0.02 s; what it printed"
+    )
     lends = start(SlurmTask(asking, folder, source_digest()))
     lends.join(20)  # nobody ever watches it
     assert not lends.is_alive()

@@ -166,21 +166,43 @@ def test_a_run_whose_nodes_are_all_gone_says_that_it_waits(tmp_path, monkeypatch
 
 
 def test_a_task_of_a_node_that_is_no_more_is_tried_again(tmp_path, monkeypatch):
-    """Without Ray's word, which comes minutes later; one whose node is alive or not known yet goes on."""
+    """Without Ray's word, which comes minutes later; one whose node is alive or not known yet goes on.
+
+    So does one that has ended before its node went: its answer is there.
+    """
     executor, told, again = Ray(Asked(jobs=0)), [], []
+    monkeypatch.setattr(executor, "_unanswered", lambda refs: [ref for ref in refs if ref != "ended"])
     monkeypatch.setattr(executor, "_cluster", SimpleNamespace(nodes=lambda: nodes((1, 0))))
     monkeypatch.setattr(executor, "_submit", again.append)
     order = Order(case=digits_case(), store=tmp_path, device="cpu", log=tmp_path / "log")
-    for ref, node in {"alive": "0", "gone": "1", "not begun": ""}.items():
+    for ref, node in {"alive": "0", "gone": "1", "not begun": "", "ended": "1"}.items():
         task = _Task(order=order, tell=lambda *words: told.append(words), key=ref, tries=1, node=node)
         executor._tasks[ref] = task
     executor._look_at_nodes()
-    assert executor._tasks.keys() == {"alive", "not begun"}
+    assert executor._tasks.keys() == {"alive", "not begun", "ended"}
     assert [(task.tries, task.node) for task in again] == [(2, "")]
     assert [event.note for _, event in told] == [
-        f"{order.case.label}: its Ray worker or node died (its node is dead or cut off); try 2 of 4 goes on "
+        f"{order.case.label}: its Ray task was lost (its node is dead or cut off); try 2 of 4 goes on "
         "from its checkpoint"
     ]
+
+
+def test_a_case_that_cannot_be_submitted_again_is_answered(tmp_path, monkeypatch):
+    """Of a cluster that restarts, say: it fails with both reasons, and nobody waits for it."""
+    executor, told = Ray(Asked()), []
+
+    def refuse(task):
+        raise ConnectionError("no head")
+
+    monkeypatch.setattr(executor, "_submit", refuse)
+    order = Order(case=digits_case(), store=tmp_path, device="cpu", log=tmp_path / "log")
+    task = _Task(order=order, tell=lambda *words: told.append(words[1]), key="k", tries=1)
+    event = executor._lost(task, "its node is dead or cut off")
+    assert event.result.status == "failed"
+    assert (
+        "dead or cut off, and it could not be submitted again (ConnectionError: no head)"
+        in event.result.reason
+    )
 
 
 @pytest.mark.parametrize("signals", [[], [signal.SIGTERM]])

@@ -39,6 +39,15 @@ def test_a_value_goes_by_its_label(here: Path) -> None:
     assert "'agent' is not on that axis; its values: 'softmax', 'few'" in found
 
 
+def test_nothing_is_no_label(here: Path) -> None:
+    """`null` on an axis is the value null, and no mapping that has no label."""
+    text = "matrix: {model.decoupled: [null, {decoder_depth: 1}]}\n"
+    cases = load(here, SMALL + text + RULE % ("model.decoupled: null", "train.steps: 7"))
+    assert [case.train.steps == 7 for case in cases] == [True, False]
+    (found,) = errors(here, SMALL + text + RULE % ("model.decoupled: 5", "train.steps: 7"))
+    assert "None" not in found
+
+
 @pytest.mark.parametrize(
     ("when", "sets", "line"),
     [

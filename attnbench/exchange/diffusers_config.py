@@ -130,6 +130,7 @@ def _check_schedule(path: Path) -> None:
     """
     if not path.is_file():
         return
+    define_missing_ops()  # whatever class the file names may be one of those that import torchvision
     import diffusers
 
     try:

@@ -21,7 +21,7 @@ from attnbench.results import Result, append_result, latest, read_results
 from attnbench.running.executors import make_executor
 from attnbench.running.executors.inline import OneAtATime, RunCase
 from attnbench.running.executors.interface import Asked, Executor
-from attnbench.running.kept_report import write_report_where_needed
+from attnbench.running.kept_report import code_state, write_report_where_needed
 from attnbench.running.listener import Listener, saying_once
 from attnbench.running.needs import refusals, source_of, taken_by_another
 from attnbench.running.plan import PlannedCase, plan, warnings
@@ -36,6 +36,8 @@ from attnbench.storage.names import DONE, PICTURES, RESULTS, STORE
 from attnbench.storage.run_folders import RunRecord, set_damaged_aside, write_run_record
 from attnbench.storage.store import read_output
 from attnbench.suite.loading import Suite
+
+_CODE = code_state()  # of what was imported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ def run(
                     listener.notice(f"{result.label}: {result.status}: {result.reason}")
             _remember(run_dir / RESULTS, results)
             write_run_record(run_dir, _record_of(suite, asked))
-            report = write_report_where_needed(run_dir, runs)
+            report = write_report_where_needed(run_dir, runs, _CODE)
     return SuiteRun(results=tuple(results), run_dir=run_dir, report=report, computed=computed)
 
 

@@ -115,14 +115,18 @@ def _no_axis(key: str, axes: Sequence[Axis], settings: Settings) -> str:
 
 def _is_called(value: Any, wanted: Any) -> bool:
     """Tell whether `wanted` is a value of an axis, written again, or the label that it was given there."""
-    return same(value, wanted) or (isinstance(value, dict) and same(value.get("label"), wanted))
+    if isinstance(value, dict) and "label" in value and same(value["label"], wanted):
+        return True
+    return same(value, wanted)
 
 
 def _called(value: Any) -> str:
     """Show a value as `when` may write it."""
-    if not isinstance(value, dict):
-        return show_value(value)
-    return show_value(value["label"]) if "label" in value else f"{{name: {value.get('name')}, ...}} in full"
+    if isinstance(value, dict) and "label" in value:
+        return show_value(value["label"])
+    if isinstance(value, dict) and "name" in value:
+        return f"{{name: {value['name']}, ...}} in full"
+    return show_value(value)
 
 
 def same(a: Any, b: Any) -> bool:

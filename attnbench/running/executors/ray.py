@@ -208,7 +208,7 @@ class Ray(Executor):
         alive = {"", *(node.id for node in nodes)}
         with self._lock:
             cut_off = [ref for ref, task in self._tasks.items() if task.node not in alive]
-        for ref in cut_off:
+        for ref in self._unanswered(cut_off):
             task = self._forget(ref)
             event = self._lost(task, "its node is dead or cut off")
             if event is not None:
@@ -221,6 +221,16 @@ class Ray(Executor):
                 "Ctrl-C ends the waiting"
             )
             task.tell(task.order, Progress(NOTICE, 0, 0, note))
+
+    @staticmethod
+    def _unanswered(refs: Sequence[Any]) -> Sequence[Any]:
+        """Return those that have no answer yet: a task may have ended well before its node went."""
+        if not refs:
+            return refs
+        import ray
+
+        _, waiting = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        return list(waiting)
 
     def _hear_once(self) -> None:
         import ray
@@ -286,20 +296,22 @@ class Ray(Executor):
             task.tell(task.order, event)
 
     def _lost(self, task: _Task, how: str) -> Event | None:
-        """Go on with a task whose worker or node died, or say that it was one time too often."""
+        """Go on with a task that has ended without an answer, or say that it was one time too often."""
         label = task.order.case.label
         if self._signals:
             return Interrupted(f"{label}: its Ray worker is gone ({how}); {GO_ON}")
         if task.tries > RETRIES:
-            return Finished(
-                self._failed(task, f"its Ray worker or node died {task.tries} times, at last: {how}")
-            )
+            return Finished(self._failed(task, f"its Ray task was lost {task.tries} times, at last: {how}"))
         note = (
-            f"{label}: its Ray worker or node died ({how}); try {task.tries + 1} of {RETRIES + 1} goes on "
-            "from its checkpoint"
+            f"{label}: its Ray task was lost ({how}); try {task.tries + 1} of {RETRIES + 1} goes on from its "
+            "checkpoint"
         )
         task.tell(task.order, Progress(NOTICE, 0, 0, note))
-        self._submit(_Task(order=task.order, tell=task.tell, key=uuid4().hex, tries=task.tries + 1))
+        try:
+            self._submit(_Task(order=task.order, tell=task.tell, key=uuid4().hex, tries=task.tries + 1))
+        except Exception as error:  # noqa: BLE001 - a cluster that restarts, say: it costs this case alone
+            reason = f"{how}, and it could not be submitted again ({type(error).__name__}: {error})"
+            return Finished(self._failed(task, f"its Ray task was lost: {reason}"))
         return None
 
     def _give_up(self, is_heard: bool) -> None:

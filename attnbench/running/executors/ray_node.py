@@ -105,6 +105,19 @@ class _Post:
             self._ended.set()
             thread.join()
 
+    def is_stopped(self) -> bool:
+        """Tell whether the driver has heard a signal; a driver that cannot be asked has gone."""
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        try:
+            signals, _ = ray.get(self._mailbox.post.remote(self._key, node, None, []), timeout=ANSWER_S)
+        except ray.exceptions.GetTimeoutError:
+            return False
+        except ray.exceptions.RayError:
+            return True
+        return bool(signals)
+
     def _carry(self, talk: Conversation) -> None:
         import ray
 
@@ -144,7 +157,7 @@ def run_order(
     environment = {**KEEP_MEMORY_MAPPED, **os.environ, "OMP_NUM_THREADS": str(asked.threads)}
     post = _Post(mailbox, key)
     try:
-        with gather(asked, code, others) as crew:
+        with gather(asked, code, others, post.is_stopped) as crew:
             with ChildProcess(MODULE, NAME, environment=environment, log=asked.log) as child:
                 talk = Conversation(child, asked.request(crew.hosts), post.hear)
                 with post.carrying(talk):

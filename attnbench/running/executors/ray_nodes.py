@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attnbench.running.executors.asking import Asking
@@ -18,6 +19,8 @@ from attnbench.running.executors.lending import (
     new_key,
 )
 from attnbench.stages.distributed.machines import Lender
+
+LOOK_S = 1.0  # how often it is asked whether the case is still wanted
 
 
 class LendingNode:
@@ -69,20 +72,28 @@ class Group:
             remove_placement_group(self._group)
 
 
-def gather(asked: Asking, code: str, others: Sequence[Any]) -> Crew:
-    """Let the actors of a case's further nodes lend to it; raises CannotJoinError."""
+def gather(asked: Asking, code: str, others: Sequence[Any], is_stopped: Callable[[], bool]) -> Crew:
+    """Let the actors of a case's further nodes lend to it; raises CannotJoinError.
+
+    It is interrupted where `is_stopped`, which is asked now and then.
+    """
     import ray
 
     if not others:
         return Crew(asked, "", ())
     key, first = new_key(), ray.util.get_node_ip_address()
     told = [node.lend.remote(asked.model_dump(mode="json"), code, first, key) for node in others]
+    until = time.monotonic() + GATHER_S
+    while len(ray.wait(told, num_returns=len(told), timeout=LOOK_S)[0]) < len(told):
+        if is_stopped():
+            raise CannotJoinError({"interrupted": ""})
+        if time.monotonic() > until:
+            raise CannotJoinError(lost(f"a node of the case has not answered within {GATHER_S:g} s"))
     try:
-        lent = ray.get(told, timeout=GATHER_S)
-    except ray.exceptions.GetTimeoutError as error:
-        how = f"a node of the case has not answered within {GATHER_S:g} s"
-        raise CannotJoinError(lost(how)) from error
-    except ray.exceptions.RayActorError as error:
+        lent = ray.get(told)
+    except ray.exceptions.RayTaskError:  # our own code raised: it would again
+        raise
+    except ray.exceptions.RayError as error:
         how = f"a node of the case is gone ({' '.join(str(error).split())})"
         raise CannotJoinError(lost(how)) from error
     return Crew(asked, key, [Lent.model_validate(one) for one in lent])

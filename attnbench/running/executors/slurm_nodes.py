@@ -51,7 +51,10 @@ def gather(asked: Asking, folder: Path, is_over: Callable[[], bool]) -> Crew | N
             return None
         if time.monotonic() > until:
             number = paths.index(missing[0]) + 2
-            how = f"node {number} of {asked.nodes} has not answered within {GATHER_S:g} s"
+            how = (
+                f"node {number} of {asked.nodes} has not answered within {GATHER_S:g} s; what it printed is "
+                f"in {folder.parent}"
+            )
             raise CannotJoinError(lost(how))
         time.sleep(LOOK_S)
     lent = [Lent.model_validate_json(path.read_bytes()) for path in paths]
